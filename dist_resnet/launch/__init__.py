@@ -1,0 +1,1 @@
+"""Starting a run: in this process, or on Ray Train workers."""

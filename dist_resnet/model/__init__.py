@@ -1,0 +1,1 @@
+"""The residual networks of the paper: any shortcut, placement and depth."""
