@@ -1,1 +1,26 @@
-"""The residual networks of the paper: any shortcut, placement and depth."""
+"""The residual networks of the paper (arXiv:1603.05027): any shortcut, placement and depth.
+
+Importing this package does not import torch, so that a driver can ask `depths` about a recipe at no cost.
+"""
+
+from typing import TYPE_CHECKING
+
+from dist_resnet.recipe import Model
+
+if TYPE_CHECKING:
+    from dist_resnet.model.resnet import ResNet
+
+
+def build_model(model: Model) -> "ResNet":
+    """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialised.
+
+    The network is a `torch.nn.Module`. The initial weights follow torch's current seed. Under `torch.device("meta")` it only checks and counts.
+    Raises ValueError where no network of `model.depth` layers is defined.
+
+    >>> len(build_model(Model(depth=20, num_classes=10)).units)
+    9
+    """
+    # Late, so that importing the package stays free of torch.
+    from dist_resnet.model.resnet import ResNet
+
+    return ResNet(model)

@@ -1,0 +1,26 @@
+"""The initial weights: arXiv:1502.01852 as in KaimingHe/resnet-1k-layers and facebook/fb.resnet.torch."""
+
+import math
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, gate_bias: float) -> None:
+    """Sets every weight of a network anew, from torch's current seed.
+
+    Convolutions: N(0, sqrt(2 / (k * k * out))). BN: scale 1, shift 0, fresh running statistics. Gates, the only
+    convolutions with a bias: `gate_bias` (Sec. 3.1). Classifier: torch's uniform weights, bias 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            module.weight.normal_(0, math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                module.bias.fill_(gate_bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
+            module.bias.zero_()

@@ -1,0 +1,155 @@
+"""The six shortcuts h(x) of arXiv:1603.05027, Sec. 3 and Fig. 2, each with the addition that it changes.
+
+A shortcut is called as `shortcut(x, residual)` and returns y of Eqn. (1), y = h(x) + s(x) * F(x), for the residual
+branch's output F(x). x: float [N, in_width, H, W]; residual and y: float [N, width, H / stride, W / stride].
+
+Where width or resolution change, x first reaches the new shape by `widening`, a 1x1 convolution (option B of
+arXiv:1512.03385) or zero channels (option A), and the shortcut's own scale, gate or dropout acts on that. The
+published ResNet-110 is built with option A, ResNet-164 and deeper with B. Only `conv1x1` has a convolution on every
+shortcut (option C). Gates see x as it enters the shortcut, before the widening; their 1x1 convolution carries the
+stride and has as many outputs as the channels that it multiplies.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_resnet import recipe
+from dist_resnet.model.placements import PLACEMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """What a shortcut leads from and to."""
+
+    in_width: int
+    """Channels of the unit's input."""
+    width: int
+    """Channels of the unit's output."""
+    stride: int
+    """Pixels of the input per pixel of the output, on each side."""
+
+    @property
+    def changes_shape(self) -> bool:
+        """Whether the unit's output has another shape than its input."""
+        return self.in_width != self.width or self.stride != 1
+
+
+class ZeroPad(nn.Module):
+    """Option A: every stride-th pixel, and zeros in the further channels; without weights."""
+
+    def __init__(self, passage: Passage) -> None:
+        super().__init__()
+        self.stride = passage.stride
+        self.num_zeros = passage.width - passage.in_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.num_zeros))
+
+
+class Identity(nn.Module):
+    """h(x) = x, Fig. 2(a)."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.widening = _widening(passage, model)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.widening(x) + residual
+
+
+class ConstantScaling(nn.Module):
+    """h(x) = shortcut_scale * x, and the branch times residual_scale, Fig. 2(b)."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.widening = _widening(passage, model)
+        self.shortcut_scale = model.shortcut_scale
+        self.residual_scale = model.residual_scale
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return torch.add(residual * self.residual_scale, self.widening(x), alpha=self.shortcut_scale)
+
+
+class ExclusiveGating(nn.Module):
+    """h(x) = (1 - g(x)) * x, and the branch times g(x), Fig. 2(c); g(x) = sigmoid(W_g x + b_g)."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.widening = _widening(passage, model)
+        self.gate = _gate(passage)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        # lerp(a, b, g) = (1 - g) * a + g * b in one pass over memory.
+        return torch.lerp(self.widening(x), residual, torch.sigmoid(self.gate(x)))
+
+
+class ShortcutOnlyGating(nn.Module):
+    """h(x) = (1 - g(x)) * x, and the branch as it is, Fig. 2(d); g(x) = sigmoid(W_g x + b_g)."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.widening = _widening(passage, model)
+        self.gate = _gate(passage)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        # 1 - sigmoid(z) = sigmoid(-z), which keeps small values exact.
+        return torch.addcmul(residual, torch.sigmoid(-self.gate(x)), self.widening(x))
+
+
+class Conv1x1(nn.Module):
+    """h(x) = W x, a 1x1 convolution on every shortcut, Fig. 2(e)."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.projection = _projection(passage, model)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.projection(x) + residual
+
+
+class Dropout(nn.Module):
+    """h(x) = dropout(x) at dropout_rate, Fig. 2(f); the identity in evaluation."""
+
+    def __init__(self, passage: Passage, model: recipe.Model) -> None:
+        super().__init__()
+        self.widening = _widening(passage, model)
+        self.rate = model.dropout_rate
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return F.dropout(self.widening(x), self.rate, self.training) + residual
+
+
+SHORTCUTS: dict[recipe.Shortcut, type[nn.Module]] = {
+    "identity": Identity,
+    "constant_scaling": ConstantScaling,
+    "exclusive_gating": ExclusiveGating,
+    "shortcut_only_gating": ShortcutOnlyGating,
+    "conv1x1": Conv1x1,
+    "dropout": Dropout,
+}
+
+
+def build_shortcut(passage: Passage, model: recipe.Model) -> nn.Module:
+    """The shortcut of one residual unit, of the kind that the recipe names."""
+    return SHORTCUTS[model.shortcut](passage, model)
+
+
+def _widening(passage: Passage, model: recipe.Model) -> nn.Module:
+    if not passage.changes_shape:
+        return nn.Identity()
+    return ZeroPad(passage) if model.widening == "zero_pad" else _projection(passage, model)
+
+
+def _projection(passage: Passage, model: recipe.Model) -> nn.Module:
+    projection = nn.Sequential()
+    projection.add_module("conv", nn.Conv2d(passage.in_width, passage.width, 1, passage.stride, bias=False))
+    if PLACEMENTS[model.placement].norm_on_shortcut:
+        projection.add_module("norm", nn.BatchNorm2d(passage.width))
+    return projection
+
+
+def _gate(passage: Passage) -> nn.Conv2d:
+    return nn.Conv2d(passage.in_width, passage.width, 1, passage.stride, bias=True)
