@@ -287,6 +287,8 @@ class Execution:
     """Whether activations lie in memory as NHWC."""
     compile: bool = False
     """Whether the model goes through torch.compile."""
+    deterministic: bool = True
+    """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
     decode: Literal["auto", "gpu", "cpu"] = "auto"
     """Where DALI decodes JPEGs; auto: where the model trains."""
     prefetch: int = 2

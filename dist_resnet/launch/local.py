@@ -1,0 +1,72 @@
+"""Runs without Ray: in this process, or in a few processes of this machine."""
+
+import dataclasses
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.supervision import supervise
+from dist_resnet.launch.worker import run_worker
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.precision import check_precision
+
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
+    """Checks a run for `execution.workers` processes of this machine.
+
+    Raises ValueError or FileNotFoundError, before anything starts, as `prepare` does.
+    """
+    execution = dataclasses.replace(execution, device=_device(execution))
+    check_precision(execution)
+    return prepare(recipe, execution, job=job)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Trains a prepared run to its end and returns its summary."""
+    return supervise(plan, lambda: start_workers(plan))
+
+
+def start_workers(plan: Plan) -> None:
+    """Runs the workers of a plan and returns once all have: one in this process, several as processes of their own."""
+    world_size = plan.execution.workers
+    if world_size == 1:
+        run_worker(plan, Worker(rank=0, world_size=1, device=_torch_device(plan, 0)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = Path(folder, "rendezvous").as_uri()
+        torch.multiprocessing.spawn(_run, args=(plan, rendezvous), nprocs=world_size)
+
+
+def _run(rank: int, plan: Plan, rendezvous: str) -> None:
+    world_size = plan.execution.workers
+    device = _torch_device(plan, rank)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    try:
+        run_worker(plan, Worker(rank=rank, world_size=world_size, device=device))
+    finally:
+        dist.destroy_process_group()
+
+
+def _torch_device(plan: Plan, rank: int) -> torch.device:
+    return torch.device("cuda", rank) if plan.execution.device == "gpu" else torch.device("cpu")
+
+
+def _device(execution: Execution) -> Literal["gpu", "cpu"]:
+    """What the workers train on. Raises ValueError where GPUs were asked for and there are too few."""
+    available = torch.cuda.device_count()
+    if execution.device == "gpu" and available < execution.workers:
+        raise ValueError(
+            f"execution.device gpu needs a GPU for each of the {execution.workers} workers, this machine has "
+            f"{available}; use fewer workers or --execution.device cpu"
+        )
+    return "gpu" if execution.device != "cpu" and available >= execution.workers else "cpu"

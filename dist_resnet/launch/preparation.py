@@ -1,0 +1,111 @@
+"""The driver's part before any worker starts: every check that can be made, and the plan that workers get."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist_resnet.data.order import steps_per_epoch
+from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.model import build_model
+from dist_resnet.recipe import Execution, Recipe, check_pair
+from dist_resnet.tracking.storage import RunDirectory, absolute_uri
+from dist_resnet.train.schedule import num_steps
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE, SUMMARY_FILE = "recipe.json", "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has passed every check: the recipe with its data digests, the opened splits, the run's directory."""
+
+    recipe: Recipe
+    execution: Execution
+    train: Split
+    validation: Split
+    directory: RunDirectory
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        assert self.execution.name is not None
+        return self.execution.name
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return num_steps(self.recipe.epochs, steps_per_epoch(self.train.num_images, self.recipe.global_batch))
+
+    def claim(self) -> None:
+        """Makes the directory this run's, by its `recipe.json`."""
+        if self.directory.read_json(RECIPE_FILE) is None:
+            recipe = self.recipe
+            self.directory.write_json(RECIPE_FILE, {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()})
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `summary.json` says if the run is finished, else None."""
+        return self.directory.read_json(SUMMARY_FILE)
+
+
+def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
+    """Checks a run against its data and its storage.
+
+    `job` begins the run's name where none is given. Raises ValueError or FileNotFoundError with one line that says
+    what was got, what is allowed and what to do.
+    """
+    check_pair(recipe, execution)
+    with torch.device("meta"):
+        build_model(recipe.model)
+    data = dataclasses.replace(
+        recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
+    )
+    train, validation = (open_split(uri) for uri in (data.train, data.validation))
+    for split in (train, validation):
+        split.check_labels(recipe.model.num_classes)
+    steps_per_epoch(train.num_images, recipe.global_batch)
+    data = dataclasses.replace(
+        data,
+        train_digest=_digest("train", data.train_digest, train),
+        validation_digest=_digest("validation", data.validation_digest, validation),
+    )
+    recipe = dataclasses.replace(recipe, data=data)
+    execution = dataclasses.replace(
+        execution,
+        storage=absolute_uri(execution.storage),
+        name=execution.name or f"{job}-{recipe.fingerprint()[:8]}",
+    )
+    storage = RunDirectory(execution.storage)
+    storage.check_writable()
+    directory = RunDirectory(storage.child(execution.name or ""))
+    _check_unused(directory, recipe, execution)
+    return Plan(recipe=recipe, execution=execution, train=train, validation=validation, directory=directory)
+
+
+def _digest(split: str, insisted: str | None, found: Split) -> str:
+    if insisted is not None and insisted != found.digest:
+        raise ValueError(
+            f"data.{split}_digest {insisted[:12]}... was asked for, but the shards at {found.uri} have "
+            f"{found.digest[:12]}...; give the shards it was made of, or leave the digest out"
+        )
+    return found.digest
+
+
+def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> None:
+    """Raises ValueError where the run of another recipe lives in the directory."""
+    try:
+        known = directory.read_json(RECIPE_FILE)
+        earlier = None if known is None else Recipe.from_dict(known["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{directory.child(RECIPE_FILE)} cannot be read ({error}); use another --execution.name"
+        ) from error
+    if earlier is not None and earlier.fingerprint() != recipe.fingerprint():
+        fields = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in earlier.differences(recipe).items())
+        raise ValueError(
+            f"the name {execution.name} under {execution.storage} is used by a run with another recipe: {fields}; "
+            "use another --execution.name, or the same recipe to continue that run"
+        )

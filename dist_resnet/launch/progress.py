@@ -1,0 +1,92 @@
+"""The progress of a run in the terminal, drawn from its journal: a bar, or plain lines where it is not a terminal."""
+
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+# Throughput and time left are those of the newest steps.
+_STEPS_AVERAGED = 50
+
+
+class Progress:
+    """Shows images done, loss, error, images/s and time left as records come in."""
+
+    def __init__(self, name: str, total_steps: int, global_batch: int, *, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._name, self._total, self._batch = name, total_steps, global_batch
+        self._recent: deque[float] = deque(maxlen=_STEPS_AVERAGED)
+        self._step = 0
+        self._line_at = 0.0
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps * global_batch,
+                unit="img",
+                desc=name,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images {elapsed} {postfix}",
+            )
+
+    def show(self, records: list[dict[str, Any]]) -> None:
+        """Takes in journal records and redraws."""
+        latest: dict[str, float] = {}
+        for record in records:
+            if record["kind"] == "session":
+                self._step = record["start_step"]
+                self._say(_session_line(record))
+            elif record["kind"] == "evaluating":
+                self._say(f"step {record['step']}: evaluating")
+            elif record["kind"] == "metrics" and "val/loss" in record["values"]:
+                self._say(_evaluation_line(record))
+            elif record["kind"] == "metrics":
+                self._step, latest = record["step"], record["values"]
+                self._recent.append(latest["time/step_seconds"])
+        if latest:
+            self._draw(latest)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _draw(self, values: dict[str, float]) -> None:
+        seconds = sum(self._recent) / len(self._recent)
+        left = tqdm.format_interval((self._total - self._step) * seconds)
+        text = (
+            f"loss {values['train/loss']:.3f}, error {values['train/top1_error']:.1%}, "
+            f"{self._batch / seconds:.1f} images/s, {left} left"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.n = self._step * self._batch
+            self._bar.refresh()
+        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or self._step == self._total:
+            self._line_at = time.monotonic()
+            self._say(f"step {self._step}/{self._total}, {self._step * self._batch} images, {text}")
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            tqdm.write(line, file=self._stream)
+        else:
+            self._stream.write(f"{self._name}: {line}\n")
+            self._stream.flush()
+
+
+def _session_line(record: dict[str, Any]) -> str:
+    workers = f"{record['world_size']} worker{'s' * (record['world_size'] > 1)}"
+    start = f"going on after step {record['start_step']}" if record["start_step"] else "starting"
+    return f"{start} of {record['total_steps']} steps on {workers} ({record['device']})"
+
+
+def _evaluation_line(record: dict[str, Any]) -> str:
+    errors = ", ".join(
+        f"{key.removeprefix('val/').replace('_', ' ')} {value:.2%}"
+        for key, value in record["values"].items()
+        if "error" in key
+    )
+    return f"step {record['step']}: validation {errors}"

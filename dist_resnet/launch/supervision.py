@@ -1,0 +1,120 @@
+"""The driver's part while workers train: progress in the terminal, delivery to MLflow, the summary at the end."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
+from dist_resnet.launch.progress import Progress
+from dist_resnet.recipe import flatten
+from dist_resnet.tracking import provenance
+from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
+from dist_resnet.tracking.outbox import Tail, history, read_journal
+from dist_resnet.tracking.plots import training_curve
+from dist_resnet.tracking.storage import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+CURVE_FILE = "training_curve.png"
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
+    """Runs the workers of a planned run, shows and delivers its journal meanwhile, and writes `summary.json`.
+
+    `run_workers` returns once all workers have. Returns the summary; a run that was finished before is not run again.
+    """
+    finished = plan.summary()
+    if finished is not None:
+        logger.info("the run at %s is %s already: %s", plan.directory.uri, finished["status"], _result(finished))
+        return finished
+    plan.claim()
+    uri = plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
+    sink = MlflowSink(uri, plan.directory, _run_card(plan))
+    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
+    status, wait_seconds = "FAILED", 60.0
+    over = threading.Event()
+    follower = threading.Thread(target=_follow, args=(plan, over), name="progress", daemon=True)
+    follower.start()
+    try:
+        run_workers()
+        summary = _read_outcome(plan)
+        status = "FINISHED" if summary["status"] == "finished" else "FAILED"
+    except KeyboardInterrupt:
+        status, wait_seconds = "KILLED", 5.0
+        raise
+    finally:
+        over.set()
+        follower.join()
+        sink.close(status, _pictures(plan), wait_seconds=wait_seconds)
+    summary["mlflow_run_id"] = sink.run_id
+    plan.directory.write_json(SUMMARY_FILE, summary)
+    logger.info("%s: %s", summary["status"], _result(summary))
+    logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
+    return summary
+
+
+def _follow(plan: Plan, over: threading.Event) -> None:
+    """Draws the journal's records from now on until `over`; what an earlier driver saw is not shown again."""
+    progress = Progress(plan.name, plan.num_steps, plan.recipe.global_batch)
+    tail = Tail(plan.directory)
+    tail.poll()
+    last = False
+    while not last:
+        last = over.wait(_SECONDS_BETWEEN_LOOKS)
+        try:
+            progress.show(tail.poll())
+        except OSError as error:
+            logger.debug("the journal could not be read just now: %s", error)
+    progress.close()
+
+
+def _read_outcome(plan: Plan) -> dict[str, Any]:
+    """The summary, from the journal's last record. Raises RuntimeError where that ends no run."""
+    last = read_journal(plan.directory)[-1]
+    if last["kind"] not in ("finished", "diverged"):
+        raise RuntimeError(f"the workers returned, but the journal of {plan.directory.uri} has no end")
+    outcome = {"status": last["kind"], "steps": last.get("steps", last.get("step"))}
+    outcome |= {
+        key: last.get(key) for key in ("epochs", "top1_error", "top5_error", "images_per_second", "weights_sha256")
+    }
+    model = last.get("model")
+    return outcome | {
+        "fingerprint": plan.recipe.fingerprint(),
+        "mlflow_run_id": None,
+        "model_uri": plan.directory.child(model) if model else None,
+    }
+
+
+def _run_card(plan: Plan) -> RunCard:
+    recipe = plan.recipe
+    return RunCard(
+        experiment=plan.execution.experiment,
+        name=plan.name,
+        params=recipe.flat() | flatten({"execution": {"workers": plan.execution.workers}}),
+        tags=provenance.collect() | {"fingerprint": recipe.fingerprint(), "run_directory": plan.directory.uri},
+        texts={
+            "recipe.json": plan.directory.read("recipe.json").decode(),
+            "environment.txt": provenance.environment(),
+        },
+    )
+
+
+def _pictures(plan: Plan) -> dict[str, bytes]:
+    """The training curve's file name and PNG, also kept in the run's directory; nothing before the first point."""
+    points = history(read_journal(plan.directory))
+    if not points:
+        return {}
+    picture = training_curve(points, plan.name)
+    plan.directory.write(CURVE_FILE, picture)
+    return {CURVE_FILE: picture}
+
+
+def _result(summary: dict[str, Any]) -> str:
+    if summary["status"] == "diverged":
+        return f"the training loss was no longer finite at step {summary['steps']}; lower --schedule.learning-rate"
+    return (
+        f"{summary['steps']} steps, top-1 error {summary['top1_error']:.2%}, top-5 error {summary['top5_error']:.2%}, "
+        f"{summary['images_per_second']:.1f} images/s, weights in {summary['model_uri']}"
+    )

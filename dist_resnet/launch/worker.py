@@ -1,0 +1,29 @@
+"""What every worker process does, however it was started."""
+
+import torch
+
+from dist_resnet import logs
+from dist_resnet.data.loader import open_loader
+from dist_resnet.launch.preparation import Plan
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import train
+
+
+def run_worker(plan: Plan, worker: Worker) -> None:
+    """Trains this worker's share of a planned run to its end."""
+    logs.configure(worker.rank)
+    if plan.execution.cpus_per_worker is not None:
+        torch.set_num_threads(plan.execution.cpus_per_worker)
+    loader = open_loader(
+        plan.recipe,
+        plan.execution,
+        plan.train,
+        plan.validation,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        device=worker.device,
+    )
+    try:
+        train(plan.recipe, plan.execution, worker, loader, plan.directory)
+    finally:
+        loader.close()

@@ -1,0 +1,227 @@
+"""Delivers a run's journal to MLflow, on the driver, beside the training and never in its way.
+
+The journal is the truth; this reads it as it grows. How many of its records have arrived is kept in a tag of the
+MLflow run, written with each batch. A batch that is sent again after a doubtful answer makes no second point, because
+MLflow drops points equal in key, step, value and time, and times are the journal's own.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from dist_resnet.tracking.outbox import Tail
+from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.storage import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+POSITION_TAG = "dist_resnet.journal_position"
+_RUN_FILE = "mlflow.json"
+_METRICS_PER_BATCH = 900
+_PARAMS_PER_BATCH = 90
+_SECONDS_BETWEEN_POLLS = 2.0
+# MLflow's own defaults repeat a failed call for minutes; here the next poll repeats it.
+_CLIENT_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """What an MLflow run is told at its start: its name, parameters, tags, and text artifacts by file name."""
+
+    experiment: str
+    name: str
+    params: dict[str, Any]
+    tags: dict[str, str]
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def embedded_store(storage: RunDirectory) -> str:
+    """The tracking URI where none is given: a sqlite file beside the runs, or in the home directory where the runs
+    are on an object store."""
+    folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
+    os.makedirs(folder, exist_ok=True)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+class MlflowSink:
+    """A background thread that keeps one MLflow run level with one journal.
+
+    `card` describes the run when it is new; a run whose directory already names an MLflow run continues that one.
+    `run_id` is None until the server has answered once.
+    """
+
+    def __init__(self, tracking_uri: str, directory: RunDirectory, card: RunCard) -> None:
+        for name, value in _CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self.run_id: str | None = None
+        self._uri, self._directory, self._card = tracking_uri, directory, card
+        self._client: MlflowClient | None = None
+        self._tail = Tail(directory)
+        self._records: list[dict[str, Any]] = []
+        self._position = 0
+        self._steps: dict[str, int] = {}
+        self._down = False
+        self._closing = threading.Event()
+        self._ending: tuple[str, dict[str, bytes]] = ("FAILED", {})
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="mlflow-sink", daemon=True)
+        self._thread.start()
+
+    def close(self, status: str, files: dict[str, bytes], *, wait_seconds: float = 60.0) -> None:
+        """Delivers what is left, attaches the files and ends the MLflow run with `status` (FINISHED, FAILED, KILLED).
+
+        Waits no longer than `wait_seconds`; what could not be delivered stays in the journal, with a warning.
+        """
+        self._ending = (status, files)
+        self._closing.set()
+        self._thread.join(wait_seconds)
+        if not self._ended:
+            self._records += self._tail.poll()
+            waiting = sum(len(record["values"]) for record in self._records if record["kind"] == "metrics")
+            logger.warning(
+                "MLflow at %s did not take the end of the run; %d points stay in %s alone",
+                without_credentials(self._uri),
+                waiting,
+                self._directory.child("journal"),
+            )
+
+    def _work(self) -> None:
+        while not self._ended:
+            closing = self._closing.is_set()
+            try:
+                self._level()
+                if closing:
+                    self._end()
+            except (MlflowException, OSError) as error:
+                self._report_down(error)
+            else:
+                self._report_up()
+            if not self._ended:
+                # While closing, the event is set and no longer waits: only a failure gets here then.
+                time.sleep(_SECONDS_BETWEEN_POLLS) if closing else self._closing.wait(_SECONDS_BETWEEN_POLLS)
+
+    def _level(self) -> None:
+        """Starts or finds the MLflow run, then sends every record that has not arrived."""
+        if self.run_id is None:
+            self.run_id = self._start_run()
+        self._records += self._tail.poll()
+        while self._records:
+            batch, metrics = self._next_batch()
+            position = self._position + len(batch)
+            assert self._client is not None
+            self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(POSITION_TAG, str(position))])
+            self._note(batch)
+
+    def _next_batch(self) -> tuple[list[dict[str, Any]], list[Metric]]:
+        """The records of one call, from the front of those that wait, and their metrics.
+
+        A step that a restarted session did again is left out where the server has it from before.
+        """
+        batch: list[dict[str, Any]] = []
+        metrics: list[Metric] = []
+        for record in self._records:
+            values = record["values"] if record["kind"] == "metrics" else {}
+            if batch and len(metrics) + len(values) > _METRICS_PER_BATCH:
+                break
+            batch.append(record)
+            for key, value in values.items():
+                if record["step"] > self._steps.get(key, -1):
+                    metrics.append(Metric(key, value, int(record["time"] * 1000), record["step"]))
+        return batch, metrics
+
+    def _note(self, batch: list[dict[str, Any]]) -> None:
+        """Counts the records at the front as arrived."""
+        self._position += len(batch)
+        del self._records[: len(batch)]
+        for record in batch:
+            if record["kind"] == "metrics":
+                for key in record["values"]:
+                    self._steps[key] = max(record["step"], self._steps.get(key, -1))
+
+    def _start_run(self) -> str:
+        """The id of this run's MLflow run, made if need be; reads how far an earlier driver came."""
+        self._client = _open_client(self._uri)
+        known = self._directory.read_json(_RUN_FILE)
+        if known is not None:
+            run = self._client.get_run(known["run_id"])
+            self._client.update_run(known["run_id"], status="RUNNING")
+            self._records += self._tail.poll()
+            self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
+            return known["run_id"]
+        card = self._card
+        run_id = self._client.create_run(self._experiment(), tags=card.tags, run_name=card.name).info.run_id
+        params = [Param(key, str(value)) for key, value in card.params.items()]
+        for first in range(0, len(params), _PARAMS_PER_BATCH):
+            self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_BATCH])
+        for name, text in card.texts.items():
+            self._client.log_text(run_id, text, name)
+        self._directory.write_json(_RUN_FILE, {"run_id": run_id})
+        return run_id
+
+    def _experiment(self) -> str:
+        assert self._client is not None
+        found = self._client.get_experiment_by_name(self._card.experiment)
+        if found is not None:
+            return found.experiment_id
+        location = None
+        if self._uri.startswith("sqlite:///"):
+            location = f"file://{os.path.dirname(self._uri.removeprefix('sqlite:///'))}/mlartifacts"
+        try:
+            return self._client.create_experiment(self._card.experiment, artifact_location=location)
+        except MlflowException:
+            # Another run made it in the meantime.
+            found = self._client.get_experiment_by_name(self._card.experiment)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _end(self) -> None:
+        assert self._client is not None
+        assert self.run_id is not None
+        status, files = self._ending
+        for name, content in files.items():
+            _log_bytes(self._client, self.run_id, name, content)
+        self._client.set_terminated(self.run_id, status)
+        self._ended = True
+
+    def _report_down(self, error: Exception) -> None:
+        if not self._down:
+            reason = str(error).splitlines()[0][:200]
+            logger.warning(
+                "MLflow at %s does not answer; training goes on, the journal keeps the metrics (%s)",
+                without_credentials(self._uri),
+                without_credentials(reason),
+            )
+        self._down = True
+
+    def _report_up(self) -> None:
+        if self._down:
+            logger.warning("MLflow at %s answers again; the journal has been delivered", without_credentials(self._uri))
+        self._down = False
+
+
+def _open_client(uri: str) -> MlflowClient:
+    """A client; a sqlite store gets its schema here, by one process at a time (several at once ruin the file)."""
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+def _log_bytes(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, name)
+        with open(path, "wb") as file:
+            file.write(content)
+        client.log_artifact(run_id, path)

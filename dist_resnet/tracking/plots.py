@@ -1,0 +1,44 @@
+"""Pictures of a run's metrics."""
+
+import io
+
+from matplotlib.figure import Figure
+
+History = dict[str, list[tuple[int, float, float]]]
+
+
+def training_curve(history: History, title: str) -> bytes:
+    """A PNG of training and validation loss and error over the steps.
+
+    `history` maps keys such as `train/loss` to (step, time, value); keys it lacks are left out of the picture.
+    """
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    loss, error = figure.subplots(1, 2)
+    for axes, name in ((loss, "loss"), (error, "top1_error")):
+        _draw(axes, history.get(f"train/{name}", []), "training", "#0072B2", ".3")
+        _draw(axes, history.get(f"val/{name}", []), "validation", "#D55E00", None)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    loss.set_ylabel("cross-entropy")
+    error.set_ylabel("top-1 error")
+    error.set_ylim(0, 1)
+    if error.get_legend_handles_labels()[0]:
+        error.legend(frameon=False)
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def _draw(axes, points: list[tuple[int, float, float]], label: str, color: str, faint: str | None) -> None:
+    """Many points become a faint line with a running mean over 2 % of them; few are joined markers."""
+    if not points:
+        return
+    steps, values = [point[0] for point in points], [point[2] for point in points]
+    window = max(1, len(values) // 50)
+    if faint is None:
+        axes.plot(steps, values, "o-", color=color, label=label, markersize=4)
+        return
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    means = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+    axes.plot(steps, means, color=color, label=label)

@@ -1,0 +1,53 @@
+"""Where a run's numbers came from: commit, versions, hardware."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy", "safetensors")
+
+
+def collect() -> dict[str, str]:
+    """Tags that say what ran: commit, Python, the packages of `PACKAGES` that are installed, machine.
+
+    The commit is that of the checkout this file lies in; where there is none, as in an image or a working directory
+    shipped to a cluster, the environment variable DIST_RESNET_COMMIT, else `unknown`.
+    """
+    tags = {
+        "commit": os.environ.get("DIST_RESNET_COMMIT") or _commit(),
+        "command": without_credentials(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "version.python": platform.python_version(),
+        "hardware.machine": platform.machine(),
+        "hardware.cpu_cores": str(os.cpu_count()),
+    }
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tags
+
+
+def environment() -> str:
+    """Every installed distribution with its version, one `name==version` a line, sorted."""
+    found = {(item.metadata["Name"], item.version) for item in importlib.metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found, key=str))
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user and password of every URI masked."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _commit() -> str:
+    folder = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        state = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")

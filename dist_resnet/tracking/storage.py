@@ -1,0 +1,117 @@
+"""A run's directory, `STORAGE/NAME/`, on a local disk or an object store."""
+
+import json
+import os
+from typing import Any
+
+import pyarrow.fs as pafs
+
+_LOCAL = ("file", "local")
+
+
+def absolute_uri(uri: str) -> str:
+    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+class RunDirectory:
+    """Files below one local path or s3:// or gs:// URI, written whole or not at all.
+
+    Raises ValueError where the URI names no file system that is known here. Picklable: it holds no connection until
+    it is used.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = absolute_uri(uri).rstrip("/")
+        self._opened: tuple[pafs.FileSystem, str] | None = None
+        self.open()
+
+    def open(self) -> tuple[pafs.FileSystem, str]:
+        """The file system and the path within it."""
+        if self._opened is None:
+            try:
+                self._opened = pafs.FileSystem.from_uri(self.uri)
+            except (pafs.pa.ArrowInvalid, NotImplementedError, OSError) as error:
+                raise ValueError(
+                    f"storage {self.uri} cannot be opened ({error}); give a local path, s3://bucket/path or "
+                    "gs://bucket/path"
+                ) from error
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "_opened": None}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on a file system that can append and rename."""
+        return self.open()[0].type_name in _LOCAL
+
+    def path(self, name: str) -> str:
+        """The path of `name` within the file system."""
+        return f"{self.open()[1]}/{name}" if name else self.open()[1]
+
+    def child(self, name: str) -> str:
+        """The URI of `name`."""
+        return f"{self.uri}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
+        filesystem, path = self.open()[0], self.path(name)
+        if self.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{os.getpid()}.partial"
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(os.path.dirname(path))
+        else:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+        with self.open()[0].open_input_stream(self.path(name)) as stream:
+            return stream.read()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a value as indented JSON."""
+        self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """The value in a JSON file, or None where there is no such file."""
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def list(self, name: str) -> list[tuple[str, int]]:
+        """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""
+        selector = pafs.FileSelector(self.path(name), recursive=False, allow_not_found=True)
+        found = self.open()[0].get_file_info(selector)
+        return sorted((info.base_name, info.size if info.is_file else -1) for info in found)
+
+    def delete(self, name: str) -> None:
+        """Deletes a folder and all in it."""
+        self.open()[0].delete_dir(self.path(name))
+
+    def check_writable(self) -> None:
+        """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
+        marker = f".writable-{os.getpid()}"
+        try:
+            self.write(marker, b"")
+            self.open()[0].delete_file(self.path(marker))
+        except OSError as error:
+            raise ValueError(
+                f"storage {self.uri} cannot be written ({error}); give a writable path or URI: --execution.storage URI"
+            ) from error
+
+
+def _sync_folder(path: str) -> None:
+    """Makes a rename in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,58 @@
+"""The workers of a run: who does which ghost batches, and the sums over all of them.
+
+Works alike under Ray Train, under processes of our own and, with one worker, without a process group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """This process's place among the workers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The elementwise sum over all workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Returns once every worker has called it."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast_buffers(self, model: torch.nn.Module) -> None:
+        """Gives every worker rank 0's buffers: BN's running statistics, which follow ghost batch 0."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def data_parallel(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
+    """The model in DDP, reducing gradients to their sum over the workers; the model itself with one worker.
+
+    DDP's own average would weigh workers equally, whatever their share of the ghost batches.
+    """
+    if worker.world_size == 1:
+        return model
+    ddp = torch.nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[worker.device] if worker.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    ddp.register_comm_hook(None, _sum_gradients)
+    return ddp
+
+
+def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])

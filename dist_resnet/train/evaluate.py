@@ -1,0 +1,52 @@
+"""Classification error and loss over a whole split, every picture exactly once on any number of workers."""
+
+import torch
+import torch.nn.functional as F
+
+from dist_resnet.data.loader import Loader
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.precision import autocast
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, loader: Loader, execution: Execution, worker: Worker, *, crop: int, shorter_side: int
+) -> dict[str, float]:
+    """Classifies the centre crops of the validation pictures with BN's running statistics.
+
+    Every worker calls it and gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5
+    is top-k of all classes where there are fewer) and `images`.
+    """
+    model.eval()
+    totals = torch.zeros(4, dtype=torch.float64, device=worker.device)
+    for batch in loader.evaluate(crop, shorter_side):
+        with autocast(execution, worker.device):
+            logits = model(batch.images).float()
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = best == batch.labels[:, None]
+        totals += torch.stack(
+            (
+                loss.double(),
+                (~hits[:, 0]).sum().double(),
+                (~hits.any(dim=1)).sum().double(),
+                hits.new_tensor(len(hits), dtype=torch.float64),
+            )
+        )
+    loss, top1, top5, images = worker.sum(totals).tolist()
+    return {"loss": loss / images, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
+
+
+def evaluate_crops(
+    recipe: Recipe, model: torch.nn.Module, loader: Loader, execution: Execution, worker: Worker
+) -> dict[str, float]:
+    """Evaluates at every crop of the recipe: `val/loss`, `val/top1_error`, `val/top5_error` at the first, the same
+    keys with the crop appended, as in `val/top1_error_320px`, at the others."""
+    metrics = {}
+    evaluation = recipe.evaluation
+    for number, (crop, side) in enumerate(zip(evaluation.crops, evaluation.shorter_sides, strict=True)):
+        found = evaluate(model, loader, execution, worker, crop=crop, shorter_side=side)
+        suffix = "" if number == 0 else f"_{crop}px"
+        metrics |= {f"val/{key}{suffix}": found[key] for key in ("loss", "top1_error", "top5_error")}
+    return metrics

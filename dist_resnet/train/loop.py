@@ -1,0 +1,181 @@
+"""The training loop: from a recipe and a loader to a trained model on storage, resuming wherever it was stopped.
+
+It knows neither Ray nor MLflow. Every worker runs it; rank 0 also writes the journal and the checkpoints.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dist_resnet.data.loader import Loader
+from dist_resnet.model import build_model
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.evaluate import evaluate_crops
+from dist_resnet.train.metrics import DivergedError, StepMeter
+from dist_resnet.train.optimizer import build_optimizer
+from dist_resnet.train.precision import loss_scaler
+from dist_resnet.train.schedule import learning_rate, num_steps
+from dist_resnet.train.state import TrainState
+from dist_resnet.train.step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, execution: Execution, worker: Worker, loader: Loader, directory: RunDirectory) -> None:
+    """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
+
+    The journal ends with a `finished` record of the errors and the weights' sha256, or with `diverged`.
+    """
+    session = Session(recipe, execution, worker, loader, directory)
+    try:
+        session.run()
+    except DivergedError as error:
+        logger.error("stopped: %s", error)
+        session.journal.event("diverged", step=error.step)
+
+
+class Session:
+    """One start of the training loop on one worker, from where the run stands to its end."""
+
+    def __init__(
+        self, recipe: Recipe, execution: Execution, worker: Worker, loader: Loader, directory: RunDirectory
+    ) -> None:
+        self._recipe, self._execution, self._worker = recipe, execution, worker
+        self._loader, self._directory = loader, directory
+        self._total = num_steps(recipe.epochs, loader.steps_per_epoch)
+        self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
+        self._metrics: dict[str, float] = {}
+
+        _configure_backend(execution)
+        self._state = create_state(recipe, execution, worker)
+        self._step = TrainStep(recipe, execution, worker, self._state)
+        resumed = checkpoint.latest(directory)
+        if resumed is not None:
+            self._state.load(resumed.weights, resumed.momenta, resumed.counters)
+        self.journal = Run.of_rank(worker.rank, directory)
+        self._meter = StepMeter(worker, self.journal)
+
+    def run(self) -> None:
+        """Takes every step that is left. Raises DivergedError."""
+        self.journal.event("session", start_step=self._state.step, **self._facts())
+        # A run stopped in the middle of an evaluation left the checkpoint from just before it.
+        if self._is_evaluated():
+            self._evaluate()
+        for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._loader.steps_per_epoch):
+            self._train_epoch(epoch, first_step, last_step)
+        self.journal.event("finished", **self._outcome())
+
+    def _train_epoch(self, epoch: int, first_step: int, last_step: int) -> None:
+        """Takes the steps from `first_step` up to `last_step` of an epoch, with their checkpoints and evaluations."""
+        recipe, execution, state = self._recipe, self._execution, self._state
+        batches = self._loader.train(epoch, first_step)
+        self._meter.start()
+        for ghost_batches, data_seconds in _timed(itertools.islice(batches, last_step - first_step)):
+            # Forward and backward over this worker's ghost batches, one reduction, one update.
+            rate = learning_rate(recipe.schedule, state.step, self._total)
+            totals = self._step(ghost_batches, rate)
+            self._meter.add(
+                state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
+            )
+
+            # Record every step's numbers, a block at a time, and all of them before a checkpoint.
+            saved = self._is_evaluated() or state.step % execution.checkpoint_every == 0
+            if saved or state.step % execution.log_every == 0:
+                self._meter.flush(now=saved)
+
+            # Save before evaluating: an evaluation can be repeated, steps should not be.
+            if saved:
+                self._save()
+            if self._is_evaluated():
+                self._evaluate()
+            if saved:
+                self._meter.start()
+        batches.close()
+
+    def _is_evaluated(self) -> bool:
+        """Whether the step just taken is followed by an evaluation."""
+        step = self._state.step
+        return step == self._total or (step > 0 and step % self._evaluate_every == 0)
+
+    def _save(self) -> None:
+        if self._worker.rank == 0:
+            checkpoint.save(self._directory, self._state, keep=self._execution.keep_checkpoints)
+            self.journal.event("checkpoint", step=self._state.step)
+
+    def _evaluate(self) -> None:
+        """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
+        self.journal.event("evaluating", step=self._state.step)
+        self._worker.broadcast_buffers(self._state.model)
+        self._metrics = evaluate_crops(self._recipe, self._state.model, self._loader, self._execution, self._worker)
+        self.journal.metrics(self._state.step, self._metrics)
+        self.journal.flush(now=True)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the journal says of this session: its length, workers and hardware."""
+        device = self._worker.device
+        cuda = device.type == "cuda"
+        return {
+            "total_steps": self._total,
+            "steps_per_epoch": self._loader.steps_per_epoch,
+            "global_batch": self._recipe.global_batch,
+            "world_size": self._worker.world_size,
+            "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
+        }
+
+    def _outcome(self) -> dict[str, Any]:
+        """What the journal says of the finished run."""
+        folder = f"{checkpoint.FOLDER}/step_{self._state.step:08d}"
+        self._worker.barrier()
+        manifest = self._directory.read_json(f"{folder}/{checkpoint.MANIFEST}")
+        return {
+            "steps": self._state.step,
+            "epochs": self._state.step / self._loader.steps_per_epoch,
+            "top1_error": self._metrics["val/top1_error"],
+            "top5_error": self._metrics["val/top5_error"],
+            "images_per_second": self._meter.images_per_second,
+            "model": f"{folder}/{checkpoint.WEIGHTS}",
+            "weights_sha256": manifest[checkpoint.WEIGHTS]["sha256"],
+        }
+
+
+def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:
+    """The state before the first step: weights drawn from the recipe's seed, the same on every worker."""
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model).to(worker.device)
+    if execution.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(recipe.optimizer, model)
+    if execution.compile:
+        model.compile()
+    return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))
+
+
+def _epochs(step: int, total: int, steps_per_epoch: int) -> Iterator[tuple[int, int, int]]:
+    """(epoch, first step, last step + 1), the steps counted within the epoch, for every epoch with steps left."""
+    while step < total:
+        epoch, first = divmod(step, steps_per_epoch)
+        last = min(steps_per_epoch, total - epoch * steps_per_epoch)
+        yield epoch, first, last
+        step = epoch * steps_per_epoch + last
+
+
+def _timed(batches: Iterator) -> Iterator[tuple[list, float]]:
+    """Each item with the seconds that were spent waiting for it."""
+    asked = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+def _configure_backend(execution: Execution) -> None:
+    """Chooses cuDNN's algorithms: the same every time, or the fastest measured."""
+    torch.backends.cudnn.deterministic = execution.deterministic
+    torch.backends.cudnn.benchmark = not execution.deterministic

@@ -1,0 +1,97 @@
+"""One optimizer step over this worker's ghost batches."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dist_resnet.data.loader import Batch
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.train.distributed import Worker, data_parallel
+from dist_resnet.train.optimizer import set_learning_rate
+from dist_resnet.train.precision import autocast
+from dist_resnet.train.state import TrainState
+
+
+class TrainStep:
+    """Takes optimizer steps: BN per ghost batch, gradients reduced over the workers once a step.
+
+    The loss is the mean over the global batch, so a step does not depend on how many workers share it, up to the
+    order of floating-point sums. BN's running statistics follow ghost batch 0, which is rank 0's.
+    """
+
+    def __init__(self, recipe: Recipe, execution: Execution, worker: Worker, state: TrainState) -> None:
+        self._recipe, self._execution, self._worker, self._state = recipe, execution, worker, state
+        self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        self._parallel = data_parallel(state.model, worker)
+        self._settle_buckets()
+
+    def __call__(self, batches: Sequence[Batch], learning_rate: float) -> torch.Tensor:
+        """Takes the step numbered `state.step` and counts it.
+
+        `batches` are this worker's ghost batches in rising order. Returns this worker's float64 [3] on the device:
+        the sum of the losses, the number of top-1 errors, the number of pictures.
+        """
+        state = self._state
+        state.model.train()
+        set_learning_rate(state.optimizer, learning_rate)
+        totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with self._running_statistics(batch.ghost == 0), self._reduction(last):
+                totals += self._forward_backward(batch.images, batch.labels, batch.ghost)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        state.step += 1
+        return totals
+
+    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor, ghost: int) -> torch.Tensor:
+        recipe = self._recipe
+        if recipe.model.shortcut == "dropout":
+            torch.manual_seed(_dropout_seed(recipe.seed, self._state.step, ghost))
+        with autocast(self._execution, self._worker.device):
+            logits = self._parallel(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        self._state.scaler.scale(loss / recipe.num_ghost_batches).backward()
+        errors = (logits.argmax(dim=1) != labels).sum()
+        return torch.stack((loss.detach().double() * len(labels), errors.double(), errors.new_tensor(len(labels))))
+
+    def _settle_buckets(self) -> None:
+        """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank pictures
+        lets every step, also the first after a resume, add gradients up in the same order."""
+        if self._worker.world_size == 1:
+            return
+        recipe, device = self._recipe, self._worker.device
+        size = recipe.augment.size
+        images = torch.zeros(recipe.ghost_batch, 3, size, size, device=device)
+        if self._execution.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        self._state.model.train()
+        with self._running_statistics(False):
+            self._forward_backward(images, torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device), ghost=0)
+        self._state.optimizer.zero_grad()
+
+    @contextlib.contextmanager
+    def _running_statistics(self, kept: bool) -> Iterator[None]:
+        """BN's running statistics take in the pictures of the block only if `kept`."""
+        for norm in self._norms:
+            norm.track_running_stats = kept
+        try:
+            yield
+        finally:
+            for norm in self._norms:
+                norm.track_running_stats = True
+
+    def _reduction(self, reduce: bool) -> contextlib.AbstractContextManager:
+        """Gradients are reduced over the workers at the end of the block only if `reduce`."""
+        if reduce or self._worker.world_size == 1:
+            return contextlib.nullcontext()
+        return self._parallel.no_sync()  # pyrefly: ignore
+
+
+def _dropout_seed(seed: int, step: int, ghost: int) -> int:
+    """Dropout masks are a pure function of (seed, step, ghost batch), like everything random."""
+    return int(np.random.SeedSequence((seed, step, ghost)).generate_state(1, np.uint64)[0] >> np.uint64(1))

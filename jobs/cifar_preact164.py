@@ -1,0 +1,40 @@
+"""CIFAR-10, pre-activation ResNet-164 with bottleneck units: Table 3 of arXiv:1603.05027.
+
+    python jobs/cifar_preact164.py --demo
+    python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
+    python jobs/cifar_preact164.py --data.train "cifar10/train-*.parquet" --data.validation "cifar10/test-*.parquet"
+
+Expected after 64k steps: 5.46 % error (median of 5 runs; 5.93 % with --model.placement original).
+"""
+
+from dist_resnet.cli import run_job
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+
+# The paper counts iterations of 128 pictures; 50,000 pictures hold 390 whole ones.
+ITERATIONS, STEPS_PER_EPOCH = 64_000, 50_000 // 128
+
+RECIPE = Recipe(
+    # As in KaimingHe/resnet-1k-layers: stride on the first 1x1 convolution.
+    model=Model(depth=164, num_classes=10, placement="full_preactivation", stride_on="conv1x1"),
+    data=Data(train="cifar10/train-*.parquet", validation="cifar10/test-*.parquet", dataset="cifar10"),
+    augment=Augment(kind="pad", size=32, padding=4, flip=True),
+    optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
+    # 0.01 for the first 400 iterations, then 0.1, divided by 10 at 32k and 48k.
+    schedule=Schedule(
+        kind="step",
+        learning_rate=0.1,
+        drops=(32_000 / ITERATIONS, 48_000 / ITERATIONS),
+        warmup=400 / ITERATIONS,
+        warmup_kind="constant",
+        warmup_factor=0.1,
+    ),
+    evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
+    epochs=ITERATIONS / STEPS_PER_EPOCH,
+    # 2 GPUs of 64 pictures each in the paper.
+    global_batch=128,
+    ghost_batch=128 // 2,
+)
+EXECUTION = Execution(checkpoint_every=1000, evaluation_batch=500)
+
+if __name__ == "__main__":
+    run_job(RECIPE, EXECUTION, doc=__doc__)
