@@ -1,0 +1,156 @@
+"""Crop windows, flips and colour factors as pure functions of (seed, epoch, picture index).
+
+Each draw hashes (seed, epoch, index, purpose, number of the draw) with the finaliser of SplitMix64, so no generator
+state exists and any picture's draws can be made alone, in any order, on any machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_resnet.recipe import Augment
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_CROP, _FLIP, _COLOR, _LIGHTING = range(4)
+_TRIES = 10
+_JITTER = 0.4
+_LIGHTING_DEVIATION = 0.1
+
+
+@dataclass(frozen=True)
+class ColorFactors:
+    """The colour draws of N pictures, as in facebook/fb.resnet.torch."""
+
+    order: np.ndarray
+    """int64 [N, 3]: the permutation in which 0 brightness, 1 contrast, 2 saturation are applied."""
+    strengths: np.ndarray
+    """float32 [N, 3] in [0.6, 1.4]: factors of brightness, contrast, saturation."""
+    lighting: np.ndarray
+    """float32 [N, 3]: normal with deviation 0.1, one factor per principal component of colour."""
+
+
+def crop_windows(
+    augment: Augment, seed: int, epoch: int, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """Draws a window (top, left, height, width) in source pixels for each picture: int64 [N, 4].
+
+    `indices`, `heights`, `widths`: int64 [N]. scale and inception windows lie within the picture and are resized to
+    size x size. A pad window is size x size within the padded picture: its top and left count from the padding's
+    corner. Raises ValueError for a picture that is too small for a pad window.
+    """
+    draws = _uniforms(seed, epoch, indices, _CROP, 4 * _TRIES if augment.kind == "inception" else 3)
+    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+    windows = {"scale": _scale_windows, "inception": _inception_windows, "pad": _pad_windows}[augment.kind]
+    return windows(augment, draws, heights, widths)
+
+
+def flips(augment: Augment, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """Draws whether each picture is mirrored: bool [N]."""
+    return (_uniforms(seed, epoch, indices, _FLIP, 1)[:, 0] < 0.5) & augment.flip
+
+
+def color_factors(seed: int, epoch: int, indices: np.ndarray) -> ColorFactors:
+    """Draws the colour factors of each picture of `indices`: int64 [N]."""
+    draws = _uniforms(seed, epoch, indices, _COLOR, 6)
+    strengths = 1 + _JITTER * (2 * draws[:, 3:] - 1)
+    first, second = np.split(_uniforms(seed, epoch, indices, _LIGHTING, 6), 2, axis=1)
+    normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box-Muller
+    lighting = _LIGHTING_DEVIATION * normal
+    order = np.argsort(draws[:, :3], axis=1, kind="stable")
+    return ColorFactors(order, strengths.astype(np.float32), lighting.astype(np.float32))
+
+
+def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, shorter_side: int) -> np.ndarray:
+    """Centre windows (top, left, height, width) in source pixels: int64 [N, 4].
+
+    A window is the source of the centre crop x crop pixels of the picture resized to `shorter_side`, rounded to whole
+    source pixels; resized to crop x crop it is that crop up to this rounding and the filter at its border.
+    """
+    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+    side = _scaled_side(np.minimum(heights, widths), crop, np.full(len(heights), shorter_side))
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+
+
+def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """A crop of the picture whose shorter side is resized to s ~ U{shorter_side}, Table 5 "scale".
+
+    Departs from the paper: the crop is made in the source picture, as a square of size * short / s pixels, rounded,
+    and then resized, instead of a crop of the resized picture. The same region is shown, up to half a source pixel,
+    and the filter sees no pixel outside of it.
+    """
+    low, high = augment.shorter_side
+    target = low + np.floor(draws[:, 0] * (high - low + 1)).astype(np.int64)
+    side = _scaled_side(np.minimum(heights, widths), augment.size, target)
+    return _placed(side, side, heights, widths, draws[:, 1], draws[:, 2])
+
+
+def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest centre window."""
+    tries = draws.reshape(-1, 4, _TRIES)
+    area = (heights * widths)[:, None] * _between(tries[:, 0], *augment.area)
+    low, high = np.log(augment.aspect)
+    aspect = np.exp(_between(tries[:, 1], low, high))
+    tried_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    tried_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (tried_widths > 0) & (tried_widths <= widths[:, None])
+    fits &= (tried_heights > 0) & (tried_heights <= heights[:, None])
+    pick = (np.arange(len(draws)), np.argmax(fits, axis=1))
+    drawn = _placed(tried_heights[pick], tried_widths[pick], heights, widths, tries[:, 2][pick], tries[:, 3][pick])
+    return np.where(fits[pick][:, None], drawn, _centre_windows(augment, heights, widths))
+
+
+def _centre_windows(augment: Augment, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The largest centre window whose aspect is within the range."""
+    least, greatest = augment.aspect
+    height = np.where(widths < heights * least, np.rint(widths / least).astype(np.int64), heights)
+    width = np.where(widths > heights * greatest, np.rint(heights * greatest).astype(np.int64), widths)
+    height, width = np.clip(height, 1, heights), np.clip(width, 1, widths)
+    return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
+
+
+def _pad_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    heights, widths = heights + 2 * augment.padding, widths + 2 * augment.padding
+    small = np.flatnonzero(np.minimum(heights, widths) < augment.size)
+    if len(small):
+        raise ValueError(
+            f"a picture of {widths[small[0]] - 2 * augment.padding} x {heights[small[0]] - 2 * augment.padding} with "
+            f"{augment.padding} pixels of padding holds no crop of {augment.size}; lower --augment.size"
+        )
+    size = np.full(len(draws), augment.size)
+    return _placed(size, size, heights, widths, draws[:, 0], draws[:, 1])
+
+
+def _placed(
+    height: np.ndarray, width: np.ndarray, heights: np.ndarray, widths: np.ndarray, down: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Windows at uniform places: `down` and `right` are uniform on [0, 1)."""
+    top = np.floor(down * (heights - height + 1)).astype(np.int64)
+    left = np.floor(right * (widths - width + 1)).astype(np.int64)
+    return np.stack([top, left, height, width], axis=1)
+
+
+def _scaled_side(short: np.ndarray, size: int, shorter_side: np.ndarray) -> np.ndarray:
+    """size * short / shorter_side, rounded half up in integers, at least 1."""
+    return np.maximum((2 * size * short + shorter_side) // (2 * shorter_side), 1)
+
+
+def _between(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + uniform * (high - low)
+
+
+def _uniforms(seed: int, epoch: int, indices: np.ndarray, purpose: int, count: int) -> np.ndarray:
+    """Uniform numbers on [0, 1) with 53 bits: float64 [N, count]."""
+    key = np.array([seed & _MASK], np.uint64)
+    for word in (epoch, purpose):
+        key = _mix(key + np.array([(word + 1) * _GOLDEN & _MASK], np.uint64))
+    pictures = _mix(key + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return (_mix(pictures[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(words: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 on uint64 arrays."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

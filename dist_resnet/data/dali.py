@@ -1,0 +1,148 @@
+"""DALI as a decoder that draws nothing: it cuts exactly the given windows and resizes them, on the CPU or the GPU."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.plugin.pytorch import feed_ndarray
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch of N encoded pictures and what to make of them."""
+
+    images: list[np.ndarray]
+    """Encoded pictures: uint8 [num_bytes] each."""
+    windows: np.ndarray
+    """int [N, 4]: top, left, height, width in source pixels, within the picture."""
+    flips: np.ndarray
+    """bool [N]: which pictures are mirrored."""
+    size: int
+    """Side of the output in pixels."""
+    indices: np.ndarray
+    """int64 [N]: the pictures' indices in the split."""
+    labels: np.ndarray
+    """int64 [N]"""
+    ghost: int
+    """Which ghost batch of the step it is, -1 in evaluation."""
+
+
+class UndecodableError(ValueError):
+    """One picture of a request cannot be decoded."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        """`index`: the picture's index in the split; `reason`: the decoder's words."""
+        super().__init__(f"picture {index} cannot be decoded ({reason})")
+        self.index = index
+        self.reason = reason
+
+
+class Decoder:
+    """Decodes requests in order, several ahead of the one that is asked for."""
+
+    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device, ahead: int) -> None:
+        """`device`: where the pixels come to lie; a GPU decodes JPEGs too. `ahead`: requests in flight."""
+        self._device = device
+        self._ahead = ahead
+        self._arguments = (max_batch, num_threads, device, ahead)
+        self._requests: Iterator[Request] = iter(())
+        self._in_flight: deque[tuple[Request, tuple]] = deque()
+        self._pipeline = _build(*self._arguments, source=self._next)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
+        """Yields each request with its pixels, uint8 [N, size, size, 3], in memory of their own.
+
+        Raises UndecodableError for the first picture that cannot be decoded. A Decoder serves one call at a time,
+        and no further one after a call that did not reach its end.
+        """
+        self._requests = requests
+        self._in_flight.clear()
+        try:
+            while True:
+                try:
+                    (output,) = self._pipeline.run()
+                except StopIteration:
+                    break
+                except RuntimeError as error:
+                    raise self._explain(error) from error
+                pixels = self._own(output)
+                # DALI reads the bytes of a request without a copy until its output is there.
+                yield self._in_flight.popleft()[0], pixels
+            self._pipeline.reset()
+        finally:
+            requests.close()
+
+    def _next(self) -> tuple:
+        """The inputs of the next request, as the pipeline asks for them."""
+        request = next(self._requests)
+        windows = request.windows.astype(np.int32)
+        sizes = np.full((len(windows), 2), request.size, np.float32)
+        sizes[request.flips, 1] *= -1  # a negative extent mirrors, at no cost
+        inputs = (request.images, np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:]), sizes)
+        self._in_flight.append((request, inputs))
+        return inputs
+
+    def _own(self, output) -> torch.Tensor:
+        tensor = output.as_tensor()
+        if self._stream is None:
+            return torch.from_numpy(np.array(tensor, copy=True))
+        pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self._device)
+        with torch.cuda.stream(self._stream):
+            feed_ndarray(tensor, pixels, cuda_stream=self._stream)
+        return pixels
+
+    def _explain(self, error: RuntimeError) -> Exception:
+        """The error that names the picture, found by decoding those in flight one by one."""
+        _, _, device, _ = self._arguments
+        for request, (images, corners, extents, sizes) in self._in_flight:
+            for row, image in enumerate(images):
+                inputs = iter([([image], corners[row, None], extents[row, None], sizes[row, None])])
+                try:
+                    _build(1, 1, device, 1, source=lambda inputs=inputs: next(inputs)).run()
+                except RuntimeError as reason:
+                    return UndecodableError(int(request.indices[row]), _reason(reason))
+        return RuntimeError(f"DALI stopped ({_reason(error)})")
+
+
+def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, source) -> Pipeline:
+    gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=max_batch,
+        num_threads=num_threads,
+        device_id=(device.index or 0) if gpu else None,
+        prefetch_queue_depth=ahead,
+    )
+    with pipeline:
+        encoded, corners, extents, sizes = fn.external_source(
+            source=source,
+            num_outputs=4,
+            no_copy=True,
+            dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
+            ndim=1,
+        )
+        pixels = fn.decoders.image_slice(
+            encoded,
+            corners,
+            extents,
+            axes=(0, 1),
+            device="mixed" if gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,  # windows count in stored pixels
+            jpeg_fancy_upsampling=True,
+        )
+        pixels = fn.resize(pixels, size=sizes, interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(pixels)
+    pipeline.build()
+    return pipeline
+
+
+def _reason(error: BaseException) -> str:
+    """The telling line of one of DALI's long messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "ailed" in line or "nvalid" in line or "nvImageCodec" in line]
+    return (telling or lines or ["no reason given"])[0][:200]

@@ -1,0 +1,224 @@
+"""Batches of normalised pictures for a worker, from shards or from pictures that live on the device.
+
+Which pictures, crops, flips and colours make ghost batch k of step s depends on the recipe and the split alone; the
+execution and the rank decide which worker makes them, where and how far ahead.
+"""
+
+import os
+import weakref
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dist_resnet.data import augment as augmentation
+from dist_resnet.data.cifar import centre_crop, crop_pictures, load_pictures
+from dist_resnet.data.dali import Decoder, Request, UndecodableError
+from dist_resnet.data.normalize import Normalizer
+from dist_resnet.data.order import FullOrder, steps_per_epoch
+from dist_resnet.data.parquet import Split
+from dist_resnet.data.prefetch import Prefetched
+from dist_resnet.data.streams import damaged, evaluation_requests, training_requests
+from dist_resnet.recipe import Execution, Recipe
+
+
+@dataclass
+class Batch:
+    """N pictures, ready for the network."""
+
+    images: torch.Tensor
+    """float32 [N, 3, S, S], normalised, on the loader's device."""
+    labels: torch.Tensor
+    """int64 [N], on the loader's device."""
+    indices: np.ndarray
+    """int64 [N]: the pictures' indices in the split."""
+    ghost: int
+    """Which ghost batch of the step it is; -1 in evaluation."""
+
+
+class Loader:
+    """Pictures from Parquet shards, decoded by DALI ahead of their use."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        execution: Execution,
+        train: Split,
+        validation: Split,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        """`rank` of `world_size` workers. Raises ValueError for too few pictures or labels past the classes."""
+        if not 0 <= rank < world_size <= recipe.num_ghost_batches:
+            raise ValueError(
+                f"rank {rank} of {world_size} workers is impossible with {recipe.num_ghost_batches} ghost batches"
+            )
+        for split in (train, validation):
+            split.check_labels(recipe.model.num_classes)
+        self.steps_per_epoch = steps_per_epoch(train.num_images, recipe.global_batch)
+        """Steps in an epoch: whole global batches."""
+        self._recipe, self._execution = recipe, execution
+        self._train, self._validation = train, validation
+        self._rank, self._world_size, self._device = rank, world_size, device
+        self._ghosts = list(range(rank, recipe.num_ghost_batches, world_size))
+        self._normalize = Normalizer(recipe.data.dataset, device, channels_last=execution.channels_last)
+        # torch's count is the process's share of the machine where a launcher has set it.
+        self._num_threads = execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1)
+        self._running: weakref.WeakSet[Prefetched] = weakref.WeakSet()
+
+    def train(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
+        """Yields the worker's ghost batches (k % world_size == rank, ascending) of each step from `start_step` on.
+
+        Raises ValueError, naming file and row, for a picture that cannot be decoded.
+        """
+        requests = training_requests(self._recipe, self._train, epoch, start_step, self._ghosts)
+        step: list[Batch] = []
+        for request, pixels in self._decoded(requests, self._train, self._recipe.ghost_batch):
+            step.append(self._batch(request.indices, request.labels, request.ghost, pixels, epoch))
+            if len(step) == len(self._ghosts):
+                yield step
+                step = []
+
+    def evaluate(self, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the worker's share of the validation pictures, cut at the centre; together the workers' shares hold
+        each picture once.
+
+        Raises ValueError, naming file and row, for a picture that cannot be decoded.
+        """
+        start, stop = self._share()
+        batch = self._execution.evaluation_batch
+        requests = evaluation_requests(self._validation, start, stop, crop, shorter_side, batch)
+        for request, pixels in self._decoded(requests, self._validation, batch):
+            yield self._batch(request.indices, request.labels, -1, pixels, None)
+
+    def close(self) -> None:
+        """Stops what the loader still runs in the background; iterators of it end."""
+        for running in list(self._running):
+            running.close()
+
+    def _share(self) -> tuple[int, int]:
+        """The span of validation pictures that is this worker's."""
+        num = self._validation.num_images
+        return num * self._rank // self._world_size, num * (self._rank + 1) // self._world_size
+
+    def _decoded(
+        self, requests: Generator[Request], split: Split, max_batch: int
+    ) -> Iterator[tuple[Request, torch.Tensor]]:
+        """The requests with their pixels, decoded ahead by a background thread that ends with the iteration."""
+        gpu = self._device.type == "cuda" and self._execution.decode != "cpu"
+        running = Prefetched(
+            _decode(requests, split, max_batch, self._num_threads, self._device if gpu else torch.device("cpu")),
+            self._execution.prefetch,
+        )
+        self._running.add(running)
+        try:
+            yield from running
+        finally:
+            running.close()
+
+    def _batch(
+        self, indices: np.ndarray, labels: np.ndarray, ghost: int, pixels: torch.Tensor, epoch: int | None
+    ) -> Batch:
+        if pixels.is_cuda:
+            pixels.record_stream(torch.cuda.current_stream(pixels.device))  # made on the decoder's stream
+        images = self._normalize(pixels.to(self._device), self._colors(indices, epoch))
+        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost)
+
+    def _colors(self, indices: np.ndarray, epoch: int | None) -> augmentation.ColorFactors | None:
+        if epoch is None or not self._recipe.augment.color:
+            return None
+        return augmentation.color_factors(self._recipe.seed, epoch, indices)
+
+
+class DeviceResidentLoader(Loader):
+    """Pictures of the CIFAR kind: decoded once, kept on the device, cut there; in a fully shuffled order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        execution: Execution,
+        train: Split,
+        validation: Split,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        """As `Loader`; the pictures of a split are decoded when they are first asked for."""
+        super().__init__(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device)
+        self._pictures: dict[str, tuple[torch.Tensor, np.ndarray]] = {}
+
+    def train(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
+        """Yields the worker's ghost batches (k % world_size == rank, ascending) of each step from `start_step` on."""
+        recipe = self._recipe
+        order = FullOrder(
+            self._train.num_images,
+            global_batch=recipe.global_batch,
+            ghost_batch=recipe.ghost_batch,
+            seed=recipe.seed,
+            epoch=epoch,
+        )
+        for step in range(start_step, order.steps_per_epoch):
+            yield [self._ghost_batch(order.indices(step, ghost), ghost, epoch) for ghost in self._ghosts]
+
+    def evaluate(self, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the worker's share of the validation pictures, cut at the centre; together the workers' shares hold
+        each picture once."""
+        pictures, labels = self._resident("validation", self._validation)
+        start, stop = self._share()
+        window = augmentation.evaluation_windows(*np.array(pictures.shape[1:3])[:, None], crop, shorter_side)[0]
+        for first in range(start, stop, self._execution.evaluation_batch):
+            indices = np.arange(first, min(first + self._execution.evaluation_batch, stop))
+            pixels = centre_crop(pictures[first : int(indices[-1]) + 1], window, crop)
+            yield self._batch(indices, labels[indices], -1, pixels, None)
+
+    def close(self) -> None:
+        """Lets go of the pictures."""
+        self._pictures.clear()
+
+    def _ghost_batch(self, indices: np.ndarray, ghost: int, epoch: int) -> Batch:
+        recipe = self._recipe
+        pictures, labels = self._resident("train", self._train)
+        heights, widths = (np.full(len(indices), side) for side in pictures.shape[1:3])
+        windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
+        flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
+        pixels, inside = crop_pictures(pictures, indices, windows, flips, recipe.augment.padding)
+        batch = self._batch(indices, labels[indices], ghost, pixels, epoch)
+        # The padding is zero after normalisation, as in facebook/fb.resnet.torch: the colour of the mean, not black.
+        batch.images.mul_(inside.permute(0, 3, 1, 2))
+        return batch
+
+    def _resident(self, name: str, split: Split) -> tuple[torch.Tensor, np.ndarray]:
+        if name not in self._pictures:
+            size = self._recipe.augment.size
+            self._pictures[name] = load_pictures(split, size, device=self._device, num_threads=self._num_threads)
+        return self._pictures[name]
+
+
+def open_loader(
+    recipe: Recipe,
+    execution: Execution,
+    train: Split,
+    validation: Split,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+) -> Loader:
+    """The loader that a recipe asks for: augment.kind pad keeps its pictures on the device, the others read shards."""
+    kind = DeviceResidentLoader if recipe.augment.kind == "pad" else Loader
+    return kind(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device)
+
+
+def _decode(
+    requests: Generator[Request], split: Split, max_batch: int, num_threads: int, device: torch.device
+) -> Generator[tuple[Request, torch.Tensor]]:
+    """The requests with their pixels. The decoder is made in the thread that runs it and goes with it."""
+    decoder = Decoder(max_batch=max_batch, num_threads=num_threads, device=device, ahead=2)
+    try:
+        yield from decoder.decode(requests)
+    except UndecodableError as error:
+        raise damaged(split, error.index, error.reason) from error

@@ -1,0 +1,58 @@
+"""From uint8 pixels to the network's input: colour jitter, lighting, mean and deviation, in batches on the device."""
+
+import torch
+
+from dist_resnet.data.augment import ColorFactors
+from dist_resnet.data.datasets import DATASETS
+
+# Weights of luminance, and principal components of ImageNet's colours: facebook/fb.resnet.torch.
+_GRAY = (0.299, 0.587, 0.114)
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+class Normalizer:
+    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
+
+    def __init__(self, dataset: str, device: torch.device, *, channels_last: bool) -> None:
+        """`dataset`: a key of `DATASETS`."""
+        self._mean = torch.tensor(DATASETS[dataset].mean, device=device)
+        self._std = torch.tensor(DATASETS[dataset].std, device=device)
+        self._channels_last = channels_last
+        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:
+        """The input of the network, on the pixels' device; `factors` jitter the colours first."""
+        num, height, width, _ = pixels.shape
+        if factors is not None:
+            values = (jitter(pixels / 255, factors) - self._mean) / self._std
+        else:
+            # Rows of width * 3 numbers, so that the innermost loop is long.
+            scale, shift = self._row(width)
+            values = torch.mul(pixels.reshape(num, height, width * 3), scale).sub_(shift)
+        values = values.view(num, height, width, 3).permute(0, 3, 1, 2)
+        return values if self._channels_last else values.contiguous()
+
+    def _row(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if width not in self._rows:
+            self._rows[width] = (1 / (255 * self._std)).repeat(width), (self._mean / self._std).repeat(width)
+        return self._rows[width]
+
+
+def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
+    """Applies brightness, contrast, saturation, in each picture's own order, then lighting.
+
+    `values`: float32 [N, H, W, 3] in [0, 1]; the result may leave that range, as in facebook/fb.resnet.torch.
+    """
+    device = values.device
+    order = torch.from_numpy(factors.order).to(device)
+    strengths = torch.from_numpy(factors.strengths).to(device).gather(1, order)
+    weights = torch.tensor(_GRAY, device=device)
+    for place in range(3):
+        kind, strength = (column[:, place, None, None, None] for column in (order, strengths))
+        gray = (values * weights).sum(dim=3, keepdim=True)
+        # Each kind blends with another picture: black, its mean grey, its greys.
+        other = torch.where(kind == 1, gray.mean(dim=(1, 2), keepdim=True), gray * (kind == 2))
+        values = values * strength + other * (1 - strength)
+    components = torch.from_numpy(factors.lighting).to(device) * torch.tensor(_EIGENVALUES, device=device)
+    return values + (components @ torch.tensor(_EIGENVECTORS, device=device).T)[:, None, None, :]

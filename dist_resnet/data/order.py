@@ -1,0 +1,164 @@
+"""Which pictures make ghost batch k of step s: a pure function of (seed, epoch, s, k), whatever the world size.
+
+Every permutation sorts the raw 64-bit output of a Philox generator, which NumPy keeps the same in all versions and
+on all machines.
+"""
+
+import bisect
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+WINDOW_ROW_GROUPS = 8
+_MASK = (1 << 64) - 1
+_ROW_GROUPS, _ROTATION, _WINDOW, _FULL = range(4)
+
+
+class Order(Protocol):
+    """The order of an epoch."""
+
+    steps_per_epoch: int
+
+    def indices(self, step: int, ghost: int) -> np.ndarray:
+        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A few row groups of a stream, shuffled together."""
+
+    row_groups: np.ndarray
+    """int64 [pieces]: the row groups that it needs, at most `WINDOW_ROW_GROUPS`."""
+    pieces: np.ndarray
+    """int64 [pictures]: which of `row_groups` each picture lies in, in the shuffled order."""
+    rows: np.ndarray
+    """int64 [pictures]: its row there."""
+
+
+def steps_per_epoch(num_images: int, global_batch: int) -> int:
+    """Whole global batches among the pictures. Raises ValueError where there is none."""
+    if num_images < global_batch:
+        raise ValueError(
+            f"{num_images} training pictures do not fill one global batch of {global_batch}; "
+            "lower --global-batch or give more pictures"
+        )
+    return num_images // global_batch
+
+
+class WindowedOrder:
+    """The order for shards: near-sequential reading, with each ghost batch on its own stream of row groups.
+
+    The row groups are permuted and the sequence of their pictures is rotated by a random offset, so that few,
+    large row groups mix too and each epoch drops another tail. The sequence is cut into one equal span (stream) per
+    ghost batch, and each stream is shuffled inside windows of `WINDOW_ROW_GROUPS` row groups.
+    """
+
+    def __init__(self, group_rows: np.ndarray, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
+        """`group_rows`: int64 [R], pictures of each row group. Raises ValueError for too few pictures."""
+        self.num_images = int(group_rows.sum())
+        self.steps_per_epoch = steps_per_epoch(self.num_images, global_batch)
+        self.num_streams = global_batch // ghost_batch
+        self._ghost_batch = ghost_batch
+        self._key = (seed, epoch)
+        self._first = np.cumsum(group_rows) - group_rows
+        order = _permutation(len(group_rows), self._key, _ROW_GROUPS)
+        offset = int(_generator(self._key, _ROTATION).random_raw()) % self.num_images
+        self._groups, self._rows, self._lengths = _rotate(order, group_rows[order], offset)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._bounds: dict[int, list[int]] = {}
+
+    def indices(self, step: int, ghost: int) -> np.ndarray:
+        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+        parts = []
+        for number, start, stop in self.spans(step, ghost):
+            window = self.window(ghost, number)
+            groups = window.row_groups[window.pieces[start:stop]]
+            parts.append(self._first[groups] + window.rows[start:stop])
+        return np.concatenate(parts)
+
+    def spans(self, step: int, ghost: int) -> list[tuple[int, int, int]]:
+        """What makes a ghost batch: (window of its stream, first place, last place + 1) of each window it touches."""
+        bounds = self._window_bounds(ghost)
+        begin, end = step * self._ghost_batch, (step + 1) * self._ghost_batch
+        spans = []
+        number = bisect.bisect_right(bounds, begin) - 1
+        while begin < end:
+            stop = min(end, bounds[number + 1])
+            spans.append((number, begin - bounds[number], stop - bounds[number]))
+            begin, number = stop, number + 1
+        return spans
+
+    def num_windows(self, stream: int) -> int:
+        """Windows of a stream."""
+        return len(self._window_bounds(stream)) - 1
+
+    def window(self, stream: int, number: int) -> Window:
+        """Window `number` of a stream."""
+        groups, firsts, lengths = self._pieces(stream)
+        here = slice(number * WINDOW_ROW_GROUPS, (number + 1) * WINDOW_ROW_GROUPS)
+        groups, firsts, lengths = groups[here], firsts[here], lengths[here]
+        pieces = np.repeat(np.arange(len(groups)), lengths)
+        rows = np.arange(len(pieces)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + firsts[pieces]
+        shuffle = _permutation(len(pieces), self._key, _WINDOW, stream, number)
+        return Window(groups, pieces[shuffle], rows[shuffle])
+
+    def _window_bounds(self, stream: int) -> list[int]:
+        """Places in the stream where its windows begin, and its end."""
+        if stream not in self._bounds:
+            lengths = self._pieces(stream)[2]
+            sums = np.add.reduceat(lengths, np.arange(0, len(lengths), WINDOW_ROW_GROUPS))
+            self._bounds[stream] = [0, *np.cumsum(sums).tolist()]
+        return self._bounds[stream]
+
+    def _pieces(self, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The parts of row groups that make a stream: (row groups, first rows, lengths), each int64 [pieces]."""
+        span = self.steps_per_epoch * self._ghost_batch
+        begin, end = stream * span, (stream + 1) * span
+        low = int(np.searchsorted(self._starts, begin, side="right")) - 1
+        high = int(np.searchsorted(self._starts, end, side="left"))
+        starts, lengths = self._starts[low:high], self._lengths[low:high]
+        cut = np.maximum(begin - starts, 0)
+        return self._groups[low:high], self._rows[low:high] + cut, np.minimum(starts + lengths, end) - starts - cut
+
+
+class FullOrder:
+    """The order for device-resident pictures: one permutation of them all."""
+
+    def __init__(self, num_images: int, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
+        """Raises ValueError for too few pictures."""
+        self.steps_per_epoch = steps_per_epoch(num_images, global_batch)
+        self._batches = _permutation(num_images, (seed, epoch), _FULL)[: self.steps_per_epoch * global_batch].reshape(
+            self.steps_per_epoch, global_batch // ghost_batch, ghost_batch
+        )
+
+    def indices(self, step: int, ghost: int) -> np.ndarray:
+        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+        return self._batches[step, ghost]
+
+
+def _rotate(groups: np.ndarray, lengths: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sequence of row groups from its picture `offset` on: (row groups, first rows, lengths)."""
+    ends = np.cumsum(lengths)
+    turn = int(np.searchsorted(ends, offset, side="right"))
+    inside = offset - int(ends[turn] - lengths[turn])
+    rows = np.zeros(len(groups) + (inside > 0), np.int64)
+    rows[0] = inside
+    lengths = np.roll(lengths, -turn)
+    groups = np.roll(groups, -turn)
+    if inside:
+        groups = np.append(groups, groups[0])
+        lengths = np.append(lengths, inside)
+        lengths[0] -= inside
+    return groups, rows, lengths
+
+
+def _generator(key: tuple[int, int], purpose: int, first: int = 0, second: int = 0) -> np.random.Philox:
+    # The first counter word counts the generator's own blocks.
+    words = np.array([0, purpose, first, second], dtype=np.uint64)
+    return np.random.Philox(key=np.array([key[0] & _MASK, key[1] & _MASK], dtype=np.uint64), counter=words)
+
+
+def _permutation(length: int, key: tuple[int, int], purpose: int, first: int = 0, second: int = 0) -> np.ndarray:
+    return np.argsort(_generator(key, purpose, first, second).random_raw(length), kind="stable")

@@ -1,0 +1,330 @@
+"""Parquet shards in the Hugging Face layout as one indexed split, on local storage, S3 or GCS.
+
+A split is described by plain values (`Split`), so it can be pickled to workers; files are opened where row groups
+are read. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
+"""
+
+import fnmatch
+import functools
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+_IMAGE_COLUMNS = ("image", "img")
+_TAIL_BYTES = 1 << 16
+_OPEN_FILES_PER_THREAD = 8
+_open_files = threading.local()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The index of a split: what lies where, without any open handle."""
+
+    uri: str
+    """The glob or folder that was opened."""
+    shards: tuple[str, ...]
+    """Paths of the shards within their file system, sorted."""
+    group_shard: np.ndarray
+    """int64 [R]: which shard row group r lies in."""
+    group_number: np.ndarray
+    """int64 [R]: its number within that shard."""
+    group_rows: np.ndarray
+    """int64 [R]: its pictures."""
+    group_first: np.ndarray
+    """int64 [R]: the index of its first picture."""
+    class_names: tuple[str, ...] | None
+    """Names of the classes from the schema's `huggingface` metadata; they may hold duplicates."""
+    image_column: str
+    """`image` or `img`."""
+    digest: str
+    """sha256 (hex) over the shards' footers in listing order; names and places of files take no part."""
+    label_range: tuple[int, int]
+    """Least and greatest label."""
+    shard_labels: tuple[tuple[int, int], ...]
+    """Least and greatest label of each shard."""
+
+    @property
+    def num_images(self) -> int:
+        """Pictures in the split."""
+        return int(self.group_rows.sum())
+
+    @property
+    def num_row_groups(self) -> int:
+        """Row groups in the split."""
+        return len(self.group_rows)
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """The shard that picture `index` lies in, and its row there. Raises IndexError outside the split."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"picture {index} is outside of 0 .. {self.num_images - 1}")
+        group = int(np.searchsorted(self.group_first, index, side="right")) - 1
+        first_of_shard = self.group_first[np.searchsorted(self.group_shard, self.group_shard[group])]
+        return self.shards[self.group_shard[group]], int(index - first_of_shard)
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises ValueError, naming file and row, where a label is outside of 0 .. num_classes - 1."""
+        for shard, (least, greatest) in enumerate(self.shard_labels):
+            if least >= 0 and greatest < num_classes:
+                continue
+            filesystem, _ = filesystem_of(self.uri)
+            labels = _read_labels(filesystem, self.shards[shard])
+            row = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
+            raise ValueError(
+                f"label {labels[row]} in {self.shards[shard]} row {row} is outside of 0 .. {num_classes - 1}; "
+                f"set --model.num-classes to the data's classes (the labels of the split run from "
+                f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
+            )
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group in memory."""
+
+    first_index: int
+    """Index in the split of its first picture."""
+    images: list[np.ndarray]
+    """Encoded pictures, each uint8 [num_bytes]: views of the column that was read."""
+    labels: np.ndarray
+    """int64 [rows]"""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What a shard's footer says."""
+
+    footer: bytes
+    rows: tuple[int, ...]
+    image_column: str
+    class_names: tuple[str, ...] | None
+    labels: tuple[int, int]
+
+
+def open_split(uri: str) -> Split:
+    """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
+
+    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read, has other columns or
+    where the split holds no picture.
+    """
+    filesystem, path = filesystem_of(uri)
+    shards = _list_shards(filesystem, path, uri)
+    with ThreadPoolExecutor(min(32, len(shards))) as pool:
+        heads = list(pool.map(functools.partial(_read_head, filesystem), shards))
+    for shard, head in zip(shards, heads, strict=True):
+        if head.image_column != heads[0].image_column:
+            raise ValueError(
+                f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
+                "the shards of a split need the same columns"
+            )
+    places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
+    if not places:
+        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
+    shard_of, number, rows = np.array(places, dtype=np.int64).T
+    digest = hashlib.sha256()
+    for head in heads:
+        digest.update(len(head.footer).to_bytes(8, "little") + head.footer)
+    filled = [head.labels for head in heads if sum(head.rows)]
+    return Split(
+        uri=uri,
+        shards=tuple(shards),
+        group_shard=shard_of,
+        group_number=number,
+        group_rows=rows,
+        group_first=np.cumsum(rows) - rows,
+        class_names=heads[0].class_names,
+        image_column=heads[0].image_column,
+        digest=digest.hexdigest(),
+        label_range=(min(low for low, _ in filled), max(high for _, high in filled)),
+        shard_labels=tuple(head.labels for head in heads),
+    )
+
+
+def read_row_group(split: Split, number: int) -> RowGroup:
+    """Reads row group `number` of the split. Raises ValueError, naming the file, where it cannot be read."""
+    shard = split.shards[split.group_shard[number]]
+    try:
+        table = _open_shard(split.uri, shard).read_row_group(
+            int(split.group_number[number]), columns=[f"{split.image_column}.bytes", "label"], use_threads=False
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"row group {split.group_number[number]} of {shard} cannot be read ({_one_line(error)}); "
+            "replace the file by an intact copy"
+        ) from error
+    first = int(split.group_first[number])
+    images = [view for chunk in table.column(0).chunks for view in _views(chunk)]
+    labels = table.column(1)
+    if missing := [row for row, image in enumerate(images) if image is None]:
+        file, row = split.locate(first + missing[0])
+        raise ValueError(f"{file} row {row} has no picture bytes; write the shards with the bytes embedded")
+    if labels.null_count:
+        raise ValueError(f"row group {split.group_number[number]} of {shard} has rows without a label")
+    return RowGroup(first, images, labels.to_numpy().astype(np.int64, copy=False))  # pyrefly: ignore
+
+
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a local path or URI, and the path in it, wildcards included."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(uri).rstrip("/") or "/"
+    location, question, options = uri.partition("?")
+    plain = location
+    if "*" in location or "[" in location:
+        plain = location[: min(location.find(mark) for mark in "*[" if mark in location)].rpartition("/")[0]
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(plain + question + options)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{uri} is not a local path, s3:// or gs:// URI ({_one_line(error)})") from error
+    return filesystem, (path + location[len(plain) :]).rstrip("/")
+
+
+def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
+    marks = [path.find(mark) for mark in "*?[" if mark in path]
+    base = path[: min(marks)].rpartition("/")[0] if marks else path
+    pattern = path if marks else f"{path}/*.parquet"
+    info = filesystem.get_file_info(base or ".") if not marks else None
+    if info is not None and info.type == pafs.FileType.File:
+        return [path]
+    try:
+        selector = pafs.FileSelector(base or ".", recursive="/" in pattern[len(base) + 1 :])
+        entries = filesystem.get_file_info(selector)
+    except FileNotFoundError:
+        entries = []
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{uri} cannot be listed ({_one_line(error)}); check the address and the access") from error
+    files = [entry.path for entry in entries if entry.type == pafs.FileType.File]
+    depth = pattern.count("/")
+    pattern = pattern if base else f"./{pattern}"
+    shards = sorted(
+        file
+        for file in files
+        if fnmatch.fnmatchcase(file, pattern) and ("**" in pattern or file.removeprefix("./").count("/") == depth)
+    )
+    if not shards:
+        raise FileNotFoundError(
+            f"no Parquet shards match {uri}; run jobs/prepare_imagenet.py or give --data.train and --data.validation"
+        )
+    return shards
+
+
+def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
+    """Reads and checks one shard's footer."""
+    try:
+        footer = _read_footer(filesystem, shard)
+        # The footer alone makes a valid empty file, so one read of the tail is enough, on S3 too.
+        length = len(footer).to_bytes(4, "little")
+        metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
+        schema = metadata.schema.to_arrow_schema()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{shard} cannot be read as Parquet ({_one_line(error)}); replace it by an intact copy"
+        ) from error
+    column = _check_schema(shard, schema)
+    rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    labels = _label_statistics(metadata)
+    if labels is None:
+        values = _read_labels(filesystem, shard)
+        labels = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    return _Shard(footer, rows, column, _class_names(schema), labels)
+
+
+def _read_footer(filesystem: pafs.FileSystem, shard: str) -> bytes:
+    with filesystem.open_input_file(shard) as file:
+        size = file.size()
+        tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        if len(tail) < 12 or tail[-4:] != b"PAR1":
+            raise pa.ArrowInvalid(f"no Parquet footer in its {size} bytes")
+        length = int.from_bytes(tail[-8:-4], "little")
+        if length + 12 > size:
+            raise pa.ArrowInvalid(f"a footer of {length} bytes in a file of {size} bytes")
+        if length + 8 > len(tail):
+            tail = file.read_at(length + 8, size - length - 8)
+        return tail[-8 - length : -8]
+
+
+def _check_schema(shard: str, schema: pa.Schema) -> str:
+    """The name of the image column. Raises ValueError where the columns are not those of the layout."""
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for name in _IMAGE_COLUMNS:
+        if name in schema.names and schema.field(name).type == image:
+            if "label" in schema.names and schema.field("label").type == pa.int64():
+                return name
+            break
+    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    raise ValueError(
+        f"{shard} has the columns ({found}); needed are image or img: {image} and label: int64; "
+        "write the shards with jobs/prepare_imagenet.py or jobs/prepare_cifar.py"
+    )
+
+
+def _label_statistics(metadata: pq.FileMetaData) -> tuple[int, int] | None:
+    """Least and greatest label by the statistics of the row groups, or None where one has none."""
+    bounds: list[tuple[int, int]] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not group.num_rows:
+            continue
+        columns = (group.column(place) for place in range(group.num_columns))
+        statistics = next(column.statistics for column in columns if column.path_in_schema == "label")
+        if statistics is None or not statistics.has_min_max:
+            return None
+        bounds.append((statistics.min, statistics.max))
+    return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else (0, 0)
+
+
+def _read_labels(filesystem: pafs.FileSystem, shard: str) -> np.ndarray:
+    with filesystem.open_input_file(shard) as file:
+        return pq.ParquetFile(file).read(columns=["label"]).column(0).to_numpy()
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    """Class names of the `huggingface` metadata, or None where it has none that can be read."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if isinstance(names, dict):  # older writers number the names
+        names = [names[key] for key in sorted(names, key=int)]
+    return tuple(str(name) for name in names)
+
+
+def _open_shard(uri: str, shard: str) -> pq.ParquetFile:
+    """The shard as an open file of this thread; the least recently used one is closed past a small number."""
+    files: OrderedDict[tuple[str, str], pq.ParquetFile] = _open_files.__dict__.setdefault("files", OrderedDict())
+    key = (uri, shard)
+    if key not in files:
+        filesystem, _ = filesystem_of(uri)
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        source: Any = pa.memory_map(shard) if local else filesystem.open_input_file(shard)
+        files[key] = pq.ParquetFile(source, pre_buffer=not local)
+        while len(files) > _OPEN_FILES_PER_THREAD:
+            files.popitem(last=False)[1].close(force=True)
+    files.move_to_end(key)
+    return files[key]
+
+
+def _views(chunk: pa.StructArray) -> list[np.ndarray | None]:
+    """The values of the struct's `bytes` as uint8 views without a copy; None where a value is missing."""
+    values = chunk.field(0)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    _, offsets_buffer, data_buffer = values.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    views: list[np.ndarray | None] = [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    if chunk.null_count or values.null_count:
+        valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
+        views = [view if ok else None for view, ok in zip(views, valid, strict=True)]
+    return views
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

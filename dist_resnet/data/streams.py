@@ -1,0 +1,201 @@
+"""Row groups read ahead of their use, and the requests for the decoder that are cut from them.
+
+Memory: a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
+the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded pictures per stream of the worker.
+Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from dist_resnet.data import augment as augmentation
+from dist_resnet.data.dali import Request
+from dist_resnet.data.headers import picture_size
+from dist_resnet.data.order import WindowedOrder
+from dist_resnet.data.parquet import RowGroup, Split, read_row_group
+from dist_resnet.recipe import Recipe
+
+_READERS = 8
+_EVALUATION_AHEAD = 4
+
+
+class _Window:
+    """A window of a stream: its shuffled order, and its row groups as far as they have been asked for."""
+
+    def __init__(self, pool: ThreadPoolExecutor, split: Split, order: WindowedOrder, stream: int, number: int) -> None:
+        self.number = number
+        self._pool, self._split = pool, split
+        self._content = order.window(stream, number)
+        self._groups: list[Future[RowGroup]] = []
+
+    def read_ahead(self, share: float) -> None:
+        """Asks for this share of the row groups, rounded up."""
+        groups = self._content.row_groups
+        for place in range(len(self._groups), int(np.ceil(share * len(groups)))):
+            self._groups.append(self._pool.submit(read_row_group, self._split, int(groups[place])))
+
+    def pictures(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """(index, encoded bytes, label) of the pictures at places start .. stop - 1; waits for their row groups."""
+        self.read_ahead(1.0)
+        pieces, rows = self._content.pieces[start:stop].tolist(), self._content.rows[start:stop].tolist()
+        for piece, row in zip(pieces, rows, strict=True):
+            group = self._groups[piece].result()
+            yield group.first_index + row, group.images[row], int(group.labels[row])
+
+    def __len__(self) -> int:
+        return len(self._content.rows)
+
+
+class _Stream:
+    """The pictures of one ghost batch of every step, from a given step on."""
+
+    def __init__(self, pool: ThreadPoolExecutor, split: Split, order: WindowedOrder, ghost: int) -> None:
+        self._source = (pool, split, order, ghost)
+        self._order, self._ghost = order, ghost
+        self._window: _Window | None = None
+        self._following: _Window | None = None
+
+    def ghost_batch(self, step: int) -> list[tuple[int, np.ndarray, int]]:
+        """(index, encoded bytes, label) of each picture of the stream's ghost batch in `step`."""
+        pictures = []
+        for number, start, stop in self._order.spans(step, self._ghost):
+            window = self._at(number)
+            pictures += window.pictures(start, stop)
+            if self._following is not None:
+                self._following.read_ahead(stop / len(window))
+        return pictures
+
+    def start(self, step: int) -> None:
+        """Asks for the row groups of `step`, without waiting for them."""
+        self._at(self._order.spans(step, self._ghost)[0][0]).read_ahead(1.0)
+
+    def _at(self, number: int) -> _Window:
+        if self._window is None or self._window.number != number:
+            moved = self._following is not None and self._following.number == number
+            self._window = self._following if moved else _Window(*self._source, number)
+            last = number + 1 == self._order.num_windows(self._ghost)
+            self._following = None if last else _Window(*self._source, number + 1)
+        assert self._window is not None
+        return self._window
+
+
+def training_requests(
+    recipe: Recipe, split: Split, epoch: int, start_step: int, ghosts: list[int]
+) -> Generator[Request]:
+    """Yields the requests of the given ghost batches of each step from `start_step` on, step by step."""
+    order = WindowedOrder(
+        split.group_rows,
+        global_batch=recipe.global_batch,
+        ghost_batch=recipe.ghost_batch,
+        seed=recipe.seed,
+        epoch=epoch,
+    )
+    if start_step >= order.steps_per_epoch:
+        return
+    with _readers() as pool:
+        streams = {ghost: _Stream(pool, split, order, ghost) for ghost in ghosts}
+        for stream in streams.values():
+            stream.start(start_step)
+        for step in range(start_step, order.steps_per_epoch):
+            for ghost, stream in streams.items():
+                yield _training_request(recipe, split, epoch, ghost, stream.ghost_batch(step))
+
+
+def evaluation_requests(
+    split: Split, start: int, stop: int, crop: int, shorter_side: int, batch: int
+) -> Generator[Request]:
+    """Yields requests for the pictures start .. stop - 1 of the split, in order, at most `batch` in each."""
+    for pictures in _batches(split, start, stop, batch):
+        indices, images, labels = _columns(pictures)
+        heights, widths = picture_sizes(split, images, indices)
+        windows = augmentation.evaluation_windows(heights, widths, crop, shorter_side)
+        yield Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
+
+
+def whole_requests(split: Split, size: int, batch: int) -> Generator[Request]:
+    """Yields requests for every picture as it is. Raises ValueError where one is not size x size."""
+    for pictures in _batches(split, 0, split.num_images, batch):
+        indices, images, labels = _columns(pictures)
+        heights, widths = picture_sizes(split, images, indices)
+        if len(other := np.flatnonzero((heights != size) | (widths != size))):
+            file, row = split.locate(int(indices[other[0]]))
+            raise ValueError(
+                f"the picture in {file} row {row} is {widths[other[0]]} x {heights[other[0]]}; augment.kind pad "
+                f"needs pictures of {size} x {size} (augment.size): change --augment.size or --augment.kind"
+            )
+        windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
+        yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1)
+
+
+def picture_sizes(split: Split, images: list[np.ndarray], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Heights and widths, int64 [N] each. Raises ValueError, naming file and row, for bytes that are no picture."""
+    sizes = np.empty((len(images), 2), np.int64)
+    for place, image in enumerate(images):
+        try:
+            sizes[place] = picture_size(image)
+        except ValueError as error:
+            raise damaged(split, int(indices[place]), str(error)) from None
+    return sizes[:, 0], sizes[:, 1]
+
+
+def damaged(split: Split, index: int, reason: str) -> ValueError:
+    """The error for a picture that cannot be decoded."""
+    file, row = split.locate(index)
+    return ValueError(
+        f"the picture in {file} row {row} cannot be decoded ({reason}); repair or remove that row and write the shard anew"
+    )
+
+
+def _batches(split: Split, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
+    """(index, encoded bytes, label) of the pictures start .. stop - 1, in lists of at most `batch`."""
+    with _readers() as pool:
+        waiting: list[tuple[int, np.ndarray, int]] = []
+        for group in _sequential(pool, split, start, stop):
+            low, high = max(start - group.first_index, 0), min(stop - group.first_index, len(group.labels))
+            for row in range(low, high):
+                waiting.append((group.first_index + row, group.images[row], int(group.labels[row])))
+                if len(waiting) == batch:
+                    yield waiting
+                    waiting = []
+        if waiting:
+            yield waiting
+
+
+def _sequential(pool: ThreadPoolExecutor, split: Split, start: int, stop: int) -> Iterator[RowGroup]:
+    """The row groups that hold pictures start .. stop - 1, a few of them read ahead."""
+    ends = split.group_first + split.group_rows
+    wanted = deque(np.flatnonzero((ends > start) & (split.group_first < stop)).tolist())
+    reading: deque[Future[RowGroup]] = deque()
+    while wanted or reading:
+        while wanted and len(reading) <= _EVALUATION_AHEAD:
+            reading.append(pool.submit(read_row_group, split, wanted.popleft()))
+        yield reading.popleft().result()
+
+
+@contextlib.contextmanager
+def _readers() -> Iterator[ThreadPoolExecutor]:
+    """A pool of reading threads that leaves no thread and starts no read once it is left."""
+    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="dist_resnet-read")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _training_request(
+    recipe: Recipe, split: Split, epoch: int, ghost: int, pictures: list[tuple[int, np.ndarray, int]]
+) -> Request:
+    indices, images, labels = _columns(pictures)
+    heights, widths = picture_sizes(split, images, indices)
+    windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
+    flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
+    return Request(images, windows, flips, recipe.augment.size, indices, labels, ghost)
+
+
+def _columns(pictures: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    indices, images, labels = zip(*pictures, strict=True)
+    return np.array(indices, np.int64), list(images), np.array(labels, np.int64)
