@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def build_model(model: Model) -> "ResNet":
     """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialised.
 
-    The network is a `torch.nn.Module`. The initial weights follow torch's current seed. Under `torch.device("meta")` it only checks and counts.
-    Raises ValueError where no network of `model.depth` layers is defined.
+    The network is a `torch.nn.Module` whose initial weights follow torch's current seed. Built under
+    `torch.device("meta")` it only checks and counts. Raises ValueError where no network has `model.depth` layers.
 
     >>> len(build_model(Model(depth=20, num_classes=10)).units)
     9

@@ -1,0 +1,1 @@
+"""Slow re-implementations, written from the papers alone, that tests compare the package with."""
