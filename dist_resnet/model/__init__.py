@@ -14,13 +14,23 @@ if TYPE_CHECKING:
 def build_model(model: Model) -> "ResNet":
     """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialised.
 
-    The network is a `torch.nn.Module` whose initial weights follow torch's current seed. Built under
-    `torch.device("meta")` it only checks and counts. Raises ValueError where no network has `model.depth` layers.
+    The network is a `torch.nn.Module` on torch's default device, with initial weights that follow torch's current
+    seed. Under `torch.device("meta")` it only checks and counts. Raises ValueError where no network has `model.depth`
+    layers.
 
     >>> len(build_model(Model(depth=20, num_classes=10)).units)
     9
     """
     # Late, so that importing the package stays free of torch.
+    import torch
+
+    from dist_resnet.model.initialize import initialize
     from dist_resnet.model.resnet import ResNet
 
-    return ResNet(model)
+    # Put together without numbers first, so that modules do not draw initial weights that nobody uses.
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        network = ResNet(model)
+    network.to_empty(device=device)
+    initialize(network, model.gate_bias)
+    return network

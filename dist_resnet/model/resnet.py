@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from dist_resnet import recipe
 from dist_resnet.model.depths import layout_of
 from dist_resnet.model.head import Head
-from dist_resnet.model.initialize import initialize
 from dist_resnet.model.placements import PLACEMENTS
 from dist_resnet.model.shortcuts import Passage
 from dist_resnet.model.stem import build_cifar_stem, build_imagenet_stem
@@ -24,7 +23,10 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network: float images [N, 3, H, W] -> logits [N, num_classes]."""
+    """A residual network: float images [N, 3, H, W] -> logits [N, num_classes].
+
+    `dist_resnet.model.build_model` makes one with its initial weights; here they are torch's own.
+    """
 
     def __init__(self, model: recipe.Model) -> None:
         super().__init__()
@@ -43,7 +45,6 @@ class ResNet(nn.Module):
                 in_width = width
             self.stages.append(Stage(units))
         self.head = Head(in_width, model.num_classes, PLACEMENTS[model.placement])
-        initialize(self, model.gate_bias)
 
     @property
     def units(self) -> list[ResidualUnit]:

@@ -4,10 +4,10 @@ A shortcut is called as `shortcut(x, residual)` and returns y of Eqn. (1), y = h
 branch's output F(x). x: float [N, in_width, H, W]; residual and y: float [N, width, H / stride, W / stride].
 
 Where width or resolution change, x first reaches the new shape by `widening`, a 1x1 convolution (option B of
-arXiv:1512.03385) or zero channels (option A), and the shortcut's own scale, gate or dropout acts on that. The
-published ResNet-110 is built with option A, ResNet-164 and deeper with B. Only `conv1x1` has a convolution on every
-shortcut (option C). Gates see x as it enters the shortcut, before the widening; their 1x1 convolution carries the
-stride and has as many outputs as the channels that it multiplies.
+arXiv:1512.03385) or zero channels (option A), and the shortcut's own scale, gate or dropout acts on that; the paper
+does not say. ResNet-110 of arXiv:1512.03385 has option A, KaimingHe/resnet-1k-layers (164, 1001) and the ImageNet
+networks have B. Only `conv1x1` has a convolution on every shortcut (option C). Gates see x as it enters the shortcut,
+before the widening; their 1x1 convolution carries the stride and has as many outputs as the channels it multiplies.
 """
 
 from dataclasses import dataclass
