@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from nvidia.dali import fn, types
+from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
@@ -55,10 +56,12 @@ class Decoder:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
-        """Yields each request with its pixels, uint8 [N, size, size, 3], in memory of their own.
+        """Yields each request with its pixels, uint8 [N, size, size, 3].
 
-        Raises UndecodableError for the first picture that cannot be decoded. A Decoder serves one call at a time,
-        and no further one after a call that did not reach its end.
+        On the CPU the pixels are DALI's own memory, to be used or copied before the next request is asked for; on a
+        GPU they have memory of their own, filled on another stream than the caller's and ready. Raises
+        UndecodableError for the first picture that cannot be decoded. A Decoder serves one call at a time, and no
+        further one after a call that did not reach its end.
         """
         self._requests = requests
         self._in_flight.clear()
@@ -70,9 +73,8 @@ class Decoder:
                     break
                 except RuntimeError as error:
                     raise self._explain(error) from error
-                pixels = self._own(output)
-                # DALI reads the bytes of a request without a copy until its output is there.
-                yield self._in_flight.popleft()[0], pixels
+                # DALI reads the bytes of a request without a copy, so they are kept until its output is there.
+                yield self._in_flight.popleft()[0], self._pixels(output)
             self._pipeline.reset()
         finally:
             requests.close()
@@ -87,13 +89,15 @@ class Decoder:
         self._in_flight.append((request, inputs))
         return inputs
 
-    def _own(self, output) -> torch.Tensor:
+    def _pixels(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
         tensor = output.as_tensor()
         if self._stream is None:
-            return torch.from_numpy(np.array(tensor, copy=True))
-        pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self._device)
+            return torch.from_numpy(np.asarray(tensor))
+        # Allocated on the stream that fills it, or the caching allocator could give out memory still in use.
         with torch.cuda.stream(self._stream):
+            pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(tensor, pixels, cuda_stream=self._stream)
+        self._stream.synchronize()
         return pixels
 
     def _explain(self, error: RuntimeError) -> Exception:

@@ -6,7 +6,7 @@ execution and the rank decide which worker makes them, where and how far ahead.
 
 import os
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +76,8 @@ class Loader:
         """
         requests = training_requests(self._recipe, self._train, epoch, start_step, self._ghosts)
         step: list[Batch] = []
-        for request, pixels in self._decoded(requests, self._train, self._recipe.ghost_batch):
-            step.append(self._batch(request.indices, request.labels, request.ghost, pixels, epoch))
+        for batch in self._batches(requests, self._train, self._recipe.ghost_batch, epoch):
+            step.append(batch)
             if len(step) == len(self._ghosts):
                 yield step
                 step = []
@@ -91,8 +91,7 @@ class Loader:
         start, stop = self._share()
         batch = self._execution.evaluation_batch
         requests = evaluation_requests(self._validation, start, stop, crop, shorter_side, batch)
-        for request, pixels in self._decoded(requests, self._validation, batch):
-            yield self._batch(request.indices, request.labels, -1, pixels, None)
+        yield from self._batches(requests, self._validation, batch, None)
 
     def close(self) -> None:
         """Stops what the loader still runs in the background; iterators of it end."""
@@ -104,28 +103,42 @@ class Loader:
         num = self._validation.num_images
         return num * self._rank // self._world_size, num * (self._rank + 1) // self._world_size
 
-    def _decoded(
-        self, requests: Generator[Request], split: Split, max_batch: int
-    ) -> Iterator[tuple[Request, torch.Tensor]]:
-        """The requests with their pixels, decoded ahead by a background thread that ends with the iteration."""
-        gpu = self._device.type == "cuda" and self._execution.decode != "cpu"
-        running = Prefetched(
-            _decode(requests, split, max_batch, self._num_threads, self._device if gpu else torch.device("cpu")),
-            self._execution.prefetch,
-        )
+    def _batches(
+        self, requests: Generator[Request], split: Split, max_batch: int, epoch: int | None
+    ) -> Generator[Batch]:
+        """The requests as batches, made ahead by a background thread that ends with the iteration."""
+        running = Prefetched(self._decode(requests, split, max_batch, epoch), self._execution.prefetch)
         self._running.add(running)
         try:
-            yield from running
+            for request, made in running:
+                images = made
+                if self._device.type == "cuda":
+                    if made.is_cuda:
+                        made.record_stream(torch.cuda.current_stream(self._device))  # made on the decoder's stream
+                    pixels = made.to(self._device, non_blocking=True)
+                    images = self._normalize(pixels, self._colors(request.indices, epoch))
+                yield Batch(images, torch.from_numpy(request.labels).to(self._device), request.indices, request.ghost)
         finally:
             running.close()
 
-    def _batch(
-        self, indices: np.ndarray, labels: np.ndarray, ghost: int, pixels: torch.Tensor, epoch: int | None
-    ) -> Batch:
-        if pixels.is_cuda:
-            pixels.record_stream(torch.cuda.current_stream(pixels.device))  # made on the decoder's stream
-        images = self._normalize(pixels.to(self._device), self._colors(indices, epoch))
-        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost)
+    def _decode(
+        self, requests: Generator[Request], split: Split, max_batch: int, epoch: int | None
+    ) -> Generator[tuple[Request, torch.Tensor]]:
+        """The requests with their pixels, for a GPU; with the network's input, where that lies on the CPU.
+
+        The decoder is made in the thread that runs this and goes with it.
+        """
+        gpu = self._device.type == "cuda"
+        place = self._device if gpu and self._execution.decode != "cpu" else torch.device("cpu")
+        decoder = Decoder(max_batch=max_batch, num_threads=self._num_threads, device=place, ahead=2)
+        try:
+            for request, pixels in decoder.decode(requests):
+                if not gpu:
+                    yield request, self._normalize(pixels, self._colors(request.indices, epoch))
+                else:
+                    yield request, pixels if pixels.is_cuda else pixels.pin_memory()
+        except UndecodableError as error:
+            raise damaged(split, error.index, error.reason) from error
 
     def _colors(self, indices: np.ndarray, epoch: int | None) -> augmentation.ColorFactors | None:
         if epoch is None or not self._recipe.augment.color:
@@ -173,7 +186,7 @@ class DeviceResidentLoader(Loader):
         for first in range(start, stop, self._execution.evaluation_batch):
             indices = np.arange(first, min(first + self._execution.evaluation_batch, stop))
             pixels = centre_crop(pictures[first : int(indices[-1]) + 1], window, crop)
-            yield self._batch(indices, labels[indices], -1, pixels, None)
+            yield self._resident_batch(pixels, indices, labels, -1, None)
 
     def close(self) -> None:
         """Lets go of the pictures."""
@@ -186,10 +199,16 @@ class DeviceResidentLoader(Loader):
         windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
         flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
         pixels, inside = crop_pictures(pictures, indices, windows, flips, recipe.augment.padding)
-        batch = self._batch(indices, labels[indices], ghost, pixels, epoch)
+        batch = self._resident_batch(pixels, indices, labels, ghost, epoch)
         # The padding is zero after normalisation, as in facebook/fb.resnet.torch: the colour of the mean, not black.
         batch.images.mul_(inside.permute(0, 3, 1, 2))
         return batch
+
+    def _resident_batch(
+        self, pixels: torch.Tensor, indices: np.ndarray, labels: np.ndarray, ghost: int, epoch: int | None
+    ) -> Batch:
+        images = self._normalize(pixels, self._colors(indices, epoch))
+        return Batch(images, torch.from_numpy(labels[indices]).to(self._device), indices, ghost)
 
     def _resident(self, name: str, split: Split) -> tuple[torch.Tensor, np.ndarray]:
         if name not in self._pictures:
@@ -211,14 +230,3 @@ def open_loader(
     """The loader that a recipe asks for: augment.kind pad keeps its pictures on the device, the others read shards."""
     kind = DeviceResidentLoader if recipe.augment.kind == "pad" else Loader
     return kind(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device)
-
-
-def _decode(
-    requests: Generator[Request], split: Split, max_batch: int, num_threads: int, device: torch.device
-) -> Generator[tuple[Request, torch.Tensor]]:
-    """The requests with their pixels. The decoder is made in the thread that runs it and goes with it."""
-    decoder = Decoder(max_batch=max_batch, num_threads=num_threads, device=device, ahead=2)
-    try:
-        yield from decoder.decode(requests)
-    except UndecodableError as error:
-        raise damaged(split, error.index, error.reason) from error

@@ -1,5 +1,6 @@
 """From uint8 pixels to the network's input: colour jitter, lighting, mean and deviation, in batches on the device."""
 
+import numpy as np
 import torch
 
 from dist_resnet.data.augment import ColorFactors
@@ -15,28 +16,37 @@ class Normalizer:
     """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
 
     def __init__(self, dataset: str, device: torch.device, *, channels_last: bool) -> None:
-        """`dataset`: a key of `DATASETS`."""
+        """`dataset`: a key of `DATASETS`; `device`: where the pixels lie."""
         self._mean = torch.tensor(DATASETS[dataset].mean, device=device)
         self._std = torch.tensor(DATASETS[dataset].std, device=device)
         self._channels_last = channels_last
-        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:
-        """The input of the network, on the pixels' device; `factors` jitter the colours first."""
-        num, height, width, _ = pixels.shape
+        """The input of the network, in new memory on the pixels' device; `factors` jitter the colours first."""
         if factors is not None:
             values = (jitter(pixels / 255, factors) - self._mean) / self._std
         else:
-            # Rows of width * 3 numbers, so that the innermost loop is long.
-            scale, shift = self._row(width)
-            values = torch.mul(pixels.reshape(num, height, width * 3), scale).sub_(shift)
-        values = values.view(num, height, width, 3).permute(0, 3, 1, 2)
+            scale, shift = 1 / (255 * self._std), self._mean / self._std
+            values = _scaled_on_cpu(pixels, scale, shift) if pixels.device.type == "cpu" else pixels * scale - shift
+        values = values.permute(0, 3, 1, 2)
         return values if self._channels_last else values.contiguous()
 
-    def _row(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if width not in self._rows:
-            self._rows[width] = (1 / (255 * self._std)).repeat(width), (self._mean / self._std).repeat(width)
-        return self._rows[width]
+
+def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """pixels * scale - shift by NumPy, picture by picture in cache, and without torch's threads.
+
+    Those are the model's: called from another thread they would be started twice, and they cost ten times as much
+    where the cores are busy (benchmarks/loader.py).
+    """
+    num, height, width, _ = pixels.shape
+    # Rows of width * 3 numbers, so that the innermost loop is long.
+    scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
+    values = np.empty((num, height, width * 3), np.float32)
+    for picture, target in zip(pixels.numpy().reshape(values.shape), values, strict=True):
+        target[...] = picture
+        target *= scales
+        target -= shifts
+    return torch.from_numpy(values.reshape(pixels.shape))
 
 
 def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:

@@ -7,6 +7,7 @@ are read. Pictures are numbered 0 .. num_images - 1 through the shards in listin
 import fnmatch
 import functools
 import hashlib
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -319,7 +320,7 @@ def _views(chunk: pa.StructArray) -> list[np.ndarray | None]:
     _, offsets_buffer, data_buffer = values.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
-    views: list[np.ndarray | None] = [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    views: list[np.ndarray | None] = [data[a:b] for a, b in itertools.pairwise(offsets)]
     if chunk.null_count or values.null_count:
         valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
         views = [view if ok else None for view, ok in zip(views, valid, strict=True)]

@@ -146,7 +146,8 @@ def damaged(split: Split, index: int, reason: str) -> ValueError:
     """The error for a picture that cannot be decoded."""
     file, row = split.locate(index)
     return ValueError(
-        f"the picture in {file} row {row} cannot be decoded ({reason}); repair or remove that row and write the shard anew"
+        f"the picture in {file} row {row} cannot be decoded ({reason}); "
+        "repair or remove that row and write the shard anew"
     )
 
 
