@@ -1,10 +1,14 @@
-"""Whole networks, forward and gradient; oracle: the paper's formulas spelled out in tests/oracle/resnet.py."""
+"""Whole networks, forward and gradient.
+
+Oracles: the paper's formulas spelled out in tests/oracle/resnet.py, and torchvision's ResNet-50.
+"""
 
 import itertools
 from typing import Any, get_args
 
 import pytest
 import torch
+import torchvision
 from oracle.resnet import Network
 from torch import Tensor, nn
 
@@ -93,6 +97,26 @@ def test_bottleneck_units_of_one_width_follow_the_formulas(placement: Placement)
 @pytest.mark.parametrize("placement", ["original", "full_preactivation", "relu_only_preactivation"])
 def test_the_imagenet_network_follows_the_formulas(placement: Placement):
     check_against_formulas(depth=50, placement=placement, size=64, training=placement != "full_preactivation")
+
+
+def test_the_original_resnet_50_is_torchvisions_with_other_names():
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet50(num_classes=10)
+    theirs.to_empty(device="cpu").eval()
+    names = {"conv1": "stem.conv", "bn1": "stem.norm", "fc": "head.classifier"}
+    for stage, num_units in enumerate((3, 4, 6, 3)):
+        for unit in range(num_units):
+            old, new = f"layer{stage + 1}.{unit}", f"stages.{stage}.units.{unit}"
+            names |= {f"{old}.conv{i}": f"{new}.branch.conv{i}" for i in (1, 2, 3)}
+            names |= {f"{old}.bn{i}": f"{new}.branch.norm{i}" for i in (1, 2, 3)}
+            names |= {f"{old}.downsample.{i}": f"{new}.shortcut.widening.{n}" for i, n in enumerate(("conv", "norm"))}
+    ours = build_model(Model(depth=50, num_classes=10, placement="original")).eval()
+    weights = ours.state_dict()
+    keys = [key.rpartition(".") for key in theirs.state_dict()]
+    theirs.load_state_dict({f"{old}.{part}": weights.pop(f"{names[old]}.{part}") for old, _, part in keys})
+    assert not weights
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize("widening", ["projection", "zero_pad"])
