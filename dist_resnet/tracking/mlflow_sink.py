@@ -23,6 +23,9 @@ from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.storage import RunDirectory
 
 logger = logging.getLogger(__name__)
+# MLflow tells of its schema migrations line by line.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 POSITION_TAG = "dist_resnet.journal_position"
 _RUN_FILE = "mlflow.json"

@@ -3,10 +3,17 @@
 Works alike under Ray Train, under processes of our own and, with one worker, without a process group.
 """
 
+import inspect
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+_DDP = torch.nn.parallel.DistributedDataParallel
+# Rank 0's buffers are given out before evaluations, not before every forward pass; newer torch renamed the option.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(_DDP).parameters else "broadcast_buffers"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +49,11 @@ def data_parallel(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
     """
     if worker.world_size == 1:
         return model
-    ddp = torch.nn.parallel.DistributedDataParallel(
+    ddp = _DDP(
         model,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{_SYNC_BUFFERS: False},
     )
     ddp.register_comm_hook(None, _sum_gradients)
     return ddp

@@ -20,15 +20,17 @@ def learning_rate(schedule: Schedule, step: int, total: int) -> float:
     >>> [learning_rate(Schedule(drops=(0.5, 0.75)), step, 64_000) for step in (0, 32_000, 48_000)]
     [0.1, 0.01, 0.001]
     """
+    # To 12 digits, so that a tenth of 0.1 is 0.01 and not 0.010000000000000002.
+    return float(f"{schedule.learning_rate * _share(schedule, step, total):.12g}")
+
+
+def _share(schedule: Schedule, step: int, total: int) -> float:
+    """The learning rate over the full one."""
     warmup_steps = round(schedule.warmup * total)
     if step < warmup_steps:
         ramp = step / warmup_steps if schedule.warmup_kind == "linear" else 0.0
-        return schedule.learning_rate * (schedule.warmup_factor + (1 - schedule.warmup_factor) * ramp)
+        return schedule.warmup_factor + (1 - schedule.warmup_factor) * ramp
     if schedule.kind == "step":
-        passed = sum(step >= round(drop * total) for drop in schedule.drops)
-        # Rounded so that 0.1 * 0.1**1 is 0.01 and not 0.010000000000000002.
-        return float(f"{schedule.learning_rate * schedule.drop_factor**passed:.12g}")
-    remaining = (step - warmup_steps) / (total - warmup_steps)
-    if schedule.kind == "cosine":
-        return schedule.learning_rate * (1 + math.cos(math.pi * remaining)) / 2
-    return schedule.learning_rate * (1 - remaining)
+        return schedule.drop_factor ** sum(step >= round(drop * total) for drop in schedule.drops)
+    passed = (step - warmup_steps) / (total - warmup_steps)
+    return (1 + math.cos(math.pi * passed)) / 2 if schedule.kind == "cosine" else 1 - passed

@@ -1,0 +1,85 @@
+"""Pictures, recipes and the one Ray cluster that tests share."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before Ray is imported anywhere: no `uv run` per worker, no token written to the home directory by tests.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+os.environ.pop("RAY_ADDRESS", None)
+
+import pytest
+import torch
+
+from dist_resnet.data.demo import write_demo
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_PICTURES = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_pytest() -> Iterator[None]:
+    """Undoes what `logs.configure` set, so that caplog sees every test's log."""
+    package = logging.getLogger("dist_resnet")
+    yield
+    package.handlers.clear()
+    package.propagate = True
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Globs of 96 training and 40 validation pictures of 32 x 32 pixels in four classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return write_demo(str(folder), size=32, num_classes=4, train_images=96, validation_images=40, seed=0)
+
+
+@pytest.fixture
+def recipe(pictures: tuple[str, str]) -> Recipe:
+    """ResNet-8 on the pictures above: 2 epochs of 3 steps of 4 ghost batches of 8, pictures held on the device."""
+    train, validation = pictures
+    return Recipe(
+        model=Model(depth=8, num_classes=4),
+        data=Data(train=train, validation=validation, dataset="cifar10"),
+        augment=Augment(kind="pad", size=32),
+        schedule=Schedule(learning_rate=0.05, kind="cosine"),
+        evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
+        epochs=2,
+        global_batch=32,
+        ghost_batch=8,
+    )
+
+
+@pytest.fixture
+def shard_recipe(recipe: Recipe) -> Recipe:
+    """The same read from shards and decoded by DALI, with the scale augmentation."""
+    return dataclasses.replace(
+        recipe,
+        augment=Augment(kind="scale", size=24, shorter_side=(26, 40)),
+        evaluation=Evaluation(crops=(24, 32), shorter_sides=(28, 32)),
+    )
+
+
+@pytest.fixture
+def execution(tmp_path: Path) -> Execution:
+    """fp32 on one CPU worker, kept in the test's own folder, every step written down."""
+    return Execution(
+        device="cpu", storage=str(tmp_path / "runs"), name="run", precision="fp32", log_every=1, checkpoint_every=2
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray of 4 cores for the whole session: starting one takes half a minute."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, logging_level="WARNING")
+    yield
+    ray.shutdown()

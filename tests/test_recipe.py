@@ -1,0 +1,117 @@
+"""Recipes and executions. Oracle: the values written in the tests, and hashlib over JSON written by hand."""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+import pytest
+
+from dist_resnet.recipe import (
+    Augment,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Optimizer,
+    Recipe,
+    Schedule,
+    check_pair,
+)
+
+
+def _recipe(**changes) -> Recipe:
+    return dataclasses.replace(
+        Recipe(model=Model(depth=20, num_classes=10), data=Data(train="a", validation="b"), augment=Augment()), **changes
+    )
+
+
+def test_a_recipe_survives_json():
+    recipe = _recipe(epochs=1.5, schedule=Schedule(drops=(0.25, 0.5)))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_the_fingerprint_is_the_sha256_of_the_sorted_compact_json_without_locations():
+    recipe = _recipe()
+    values = recipe.to_dict()
+    del values["data"]["train"], values["data"]["validation"]
+    expected = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    assert recipe.fingerprint() == expected
+
+
+def test_the_fingerprint_does_not_change_when_the_data_moves():
+    moved = _recipe(data=Data(train="s3://bucket/train", validation="s3://bucket/validation"))
+    assert moved.fingerprint() == _recipe().fingerprint()
+
+
+def test_the_fingerprint_changes_with_any_number():
+    changed = [
+        _recipe(seed=1),
+        _recipe(epochs=91),
+        _recipe(ghost_batch=64),
+        _recipe(model=Model(depth=56, num_classes=10)),
+        _recipe(data=Data(train="a", validation="b", train_digest="0" * 64)),
+        _recipe(optimizer=Optimizer(nesterov=True)),
+    ]
+    assert len({recipe.fingerprint() for recipe in [_recipe(), *changed]}) == len(changed) + 1
+
+
+def test_a_whole_number_of_epochs_has_one_fingerprint_however_it_is_written():
+    assert _recipe(epochs=90).fingerprint() == _recipe(epochs=90.0).fingerprint()
+
+
+def test_differences_name_the_fields():
+    assert _recipe(seed=3).differences(_recipe()) == {"seed": (3, 0)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda values: values.update(colour=1), "unknown entries ['colour']"),
+        (lambda values: values.pop("seed"), "lacks the entries ['seed']"),
+        (lambda values: values.update(seed="1"), "recipe.seed must be int, got '1'"),
+        (lambda values: values.update(seed=True), "recipe.seed must be int, got True"),
+        (lambda values: values["model"].update(shortcut="gate"), "recipe.model.shortcut must be"),
+        (lambda values: values["schedule"].update(drops=[0.1, "x"]), "recipe.schedule.drops must be float"),
+        (lambda values: values.update(data=3), "recipe.data must be an object, got 3"),
+    ],
+)
+def test_reading_a_recipe_is_strict(damage, complaint):
+    values = _recipe().to_dict()
+    damage(values)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: _recipe(global_batch=100), "global_batch 100 is not a multiple of ghost_batch 32"),
+        (lambda: _recipe(epochs=0), "epochs must be above 0, got 0"),
+        (lambda: _recipe(label_smoothing=1.0), "label_smoothing must lie in [0, 1), got 1.0"),
+        (lambda: Model(depth=20, num_classes=1), "model.num_classes must be at least 2, got 1"),
+        (lambda: Model(depth=20, num_classes=2, shortcut="highway"), "shortcut must be one of identity, constant"),
+        (lambda: Model(depth=20, num_classes=2, gate_bias=float("nan")), "model.gate_bias must be a finite number"),
+        (lambda: Data(train="", validation="b"), "data.train is empty"),
+        (lambda: Augment(size=300), "augment.shorter_side starts at 256, below the crop of 300 pixels"),
+        (lambda: Augment(area=(0.5, 0.2)), "augment.area must be a rising pair"),
+        (lambda: Optimizer(momentum=0.0, nesterov=True), "optimizer.nesterov needs a momentum above 0"),
+        (lambda: Schedule(drops=(0.5, 0.25)), "schedule.drops must rise within (0, 1)"),
+        (lambda: Schedule(learning_rate=0.0), "schedule.learning_rate must be positive"),
+        (lambda: Evaluation(crops=(224,), shorter_sides=(256, 320)), "evaluation.shorter_sides needs one entry"),
+        (lambda: Evaluation(crops=(320,), shorter_sides=(256,)), "has 256, below its crop of 320 pixels"),
+        (lambda: Execution(workers=0), "execution.workers must be at least 1, got 0"),
+        (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
+        (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
+        (lambda: Execution(precision="fp8"), "precision must be one of bf16, fp16, fp32; got 'fp8'"),
+    ],
+)
+def test_impossible_values_are_named(make, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        make()
+
+
+def test_more_workers_than_ghost_batches_are_refused():
+    with pytest.raises(ValueError, match="execution.workers 9 exceeds the 8 ghost batches of a step"):
+        check_pair(_recipe(), Execution(workers=9))
+    check_pair(_recipe(), Execution(workers=8))

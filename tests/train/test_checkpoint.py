@@ -1,0 +1,122 @@
+"""Checkpoints. Oracle: the state that was saved, and damage done to files by hand."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_resnet.data.loader import Batch
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.state import TrainState
+from dist_resnet.train.step import TrainStep
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def _trained(recipe: Recipe, execution: Execution, steps: int = 1) -> TrainState:
+    state = create_state(recipe, execution, WORKER)
+    step = TrainStep(recipe, execution, WORKER, state)
+    torch.manual_seed(0)
+    for _ in range(steps):
+        images = torch.randn(8, 3, 32, 32)
+        step([Batch(images, torch.arange(8) % 4, np.arange(8), ghost) for ghost in range(4)], 0.1)
+    return state
+
+
+def _saved(tmp_path: Path, state: TrainState, steps: tuple[int, ...] = (1,), keep: int = 5) -> RunDirectory:
+    directory = RunDirectory(str(tmp_path / "run"))
+    for step in steps:
+        state.step = step
+        checkpoint.save(directory, state, keep=keep)
+    return directory
+
+
+def test_a_loaded_checkpoint_continues_bit_for_bit(recipe: Recipe, execution: Execution, tmp_path: Path):
+    state = _trained(recipe, execution)
+    found = checkpoint.latest(_saved(tmp_path, state))
+    other = create_state(recipe, execution, WORKER)
+    other.load(found.weights, found.momenta, found.counters)
+    assert other.step == state.step
+    images = [Batch(torch.randn(8, 3, 32, 32), torch.arange(8) % 4, np.arange(8), ghost) for ghost in range(4)]
+    for each in (state, other):
+        TrainStep(recipe, execution, WORKER, each)(images, 0.1)
+    for name, tensor in state.weights().items():
+        assert torch.equal(tensor, other.weights()[name]), name
+    for name, tensor in state.momenta().items():
+        assert torch.equal(tensor, other.momenta()[name]), name
+
+
+def test_the_same_state_gives_the_same_sha256(recipe: Recipe, execution: Execution, tmp_path: Path):
+    state = _trained(recipe, execution)
+    hashes = [checkpoint.latest(_saved(tmp_path / name, state)).weights_sha256 for name in "ab"]
+    assert hashes[0] == hashes[1]
+    content = (tmp_path / "a/run/checkpoints/step_00000001/model.safetensors").read_bytes()
+    assert hashes[0] == hashlib.sha256(content).hexdigest()
+
+
+def test_only_the_newest_are_kept(recipe: Recipe, execution: Execution, tmp_path: Path):
+    directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 4), keep=2)
+    assert [name for name, _ in directory.list("checkpoints")] == ["step_00000003", "step_00000004"]
+
+
+def test_no_checkpoint_is_none(tmp_path: Path):
+    assert checkpoint.latest(RunDirectory(str(tmp_path))) is None
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, execution, tmp_path, caplog, name, damage):
+    directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
+    file = tmp_path / "run/checkpoints/step_00000002" / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with caplog.at_level("WARNING", logger="dist_resnet"):
+        found = checkpoint.latest(directory)
+    assert found.counters["step"] == 1
+    assert f"{name}" in caplog.text
+    assert "step_00000002 is damaged" in caplog.text
+
+
+def test_a_checkpoint_without_its_manifest_is_invisible(recipe: Recipe, execution: Execution, tmp_path: Path):
+    directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
+    (tmp_path / "run/checkpoints/step_00000002/manifest.json").unlink()
+    assert checkpoint.latest(directory).counters["step"] == 1
+
+
+def test_all_damaged_is_an_error_and_not_a_fresh_start(recipe: Recipe, execution: Execution, tmp_path: Path):
+    directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
+    for file in tmp_path.glob("run/checkpoints/*/model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="all checkpoints under .* are damaged"):
+        checkpoint.latest(directory)
+
+
+def test_the_checkpoint_of_another_model_is_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
+    found = checkpoint.latest(_saved(tmp_path, _trained(recipe, execution)))
+    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=5))
+    with pytest.raises(ValueError, match="the checkpoint holds another model"):
+        create_state(other, execution, WORKER).load(found.weights, found.momenta, found.counters)
+
+
+def test_the_manifest_records_sizes_and_hashes(recipe: Recipe, execution: Execution, tmp_path: Path):
+    _saved(tmp_path, _trained(recipe, execution))
+    folder = tmp_path / "run/checkpoints/step_00000001"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest.items():
+        content = (folder / name).read_bytes()
+        assert entry == {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert set(manifest) == {"model.safetensors", "optimizer.safetensors", "state.json"}

@@ -1,0 +1,49 @@
+"""Evaluation. Oracle: errors and loss counted in NumPy over all logits at once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from dist_resnet.data.loader import Batch
+from dist_resnet.recipe import Execution
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.evaluate import evaluate
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+class _Pictures:
+    """Twenty-three pictures whose means are their logits, in batches of five."""
+
+    def __init__(self, num_classes: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.logits = torch.randn(23, num_classes, generator=generator)
+        self.labels = torch.randint(0, num_classes, (23,), generator=generator)
+
+    def evaluate(self, crop: int, shorter_side: int) -> Iterator[Batch]:
+        for first in range(0, 23, 5):
+            part = slice(first, first + 5)
+            yield Batch(self.logits[part], self.labels[part], np.arange(23)[part], -1)
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_errors_and_loss_are_counted_over_every_picture(execution: Execution, num_classes):
+    pictures = _Pictures(num_classes)
+    found = evaluate(torch.nn.Identity(), pictures, execution, WORKER, crop=1, shorter_side=1)
+    logits, labels = pictures.logits.numpy().astype(np.float64), pictures.labels.numpy()
+    ranks = np.argsort(-logits, axis=1)
+    top1 = np.mean(ranks[:, 0] != labels)
+    top5 = np.mean([label not in row for row, label in zip(ranks[:, :5], labels, strict=True)])
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    loss = -np.mean(log_p[np.arange(23), labels])
+    assert found == pytest.approx({"loss": loss, "top1_error": top1, "top5_error": top5, "images": 23}, rel=1e-6)
+
+
+def test_evaluation_leaves_the_running_statistics_alone(execution: Execution):
+    pictures = _Pictures(4)
+    pictures.logits = pictures.logits[:, :, None, None]
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    evaluate(model, pictures, execution, WORKER, crop=1, shorter_side=1)
+    assert int(model[0].num_batches_tracked) == 0

@@ -1,0 +1,147 @@
+"""The training loop. Oracle: an uninterrupted run of the same recipe, and one worker beside two and three."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_resnet.data.loader import open_loader
+from dist_resnet.launch import local
+from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.worker import run_worker
+from dist_resnet.recipe import Execution, Recipe, Schedule
+from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import train
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _plan(recipe: Recipe, execution: Execution, **changes) -> Plan:
+    return prepare(recipe, dataclasses.replace(execution, **changes), job="test")
+
+
+def _train_until(plan: Plan, step: int) -> None:
+    """Trains and dies before the step numbered `step` of the run, without any warning."""
+    loader = open_loader(
+        plan.recipe, plan.execution, plan.train, plan.validation, rank=0, world_size=1, device=WORKER.device
+    )
+    whole, left = loader.train, [step]
+
+    def dying(epoch: int, start_step: int = 0):
+        left[0] -= start_step if epoch == 0 else 0
+        for batches in whole(epoch, start_step):
+            if left[0] == 0:
+                raise _StoppedError
+            left[0] -= 1
+            yield batches
+
+    loader.train = dying
+    with pytest.raises(_StoppedError):
+        train(plan.recipe, plan.execution, WORKER, loader, plan.directory)
+    loader.close()
+
+
+def _last(plan: Plan) -> dict:
+    return read_journal(plan.directory)[-1]
+
+
+@pytest.mark.parametrize("kind", ["pad", "scale"])
+def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
+    recipe: Recipe, shard_recipe: Recipe, execution: Execution, kind
+):
+    recipe = recipe if kind == "pad" else shard_recipe
+    whole, broken = (_plan(recipe, execution, name=name) for name in ("whole", "broken"))
+    run_worker(whole, WORKER)
+    _train_until(broken, 5)
+    run_worker(broken, WORKER)
+    assert _last(whole)["kind"] == "finished"
+    assert _last(broken)["weights_sha256"] == _last(whole)["weights_sha256"]
+    assert [record["start_step"] for record in read_journal(broken.directory) if record["kind"] == "session"] == [0, 4]
+    losses = [[(step, value) for step, _, value in history(read_journal(plan.directory))["train/loss"]] for plan in (whole, broken)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execution: Execution):
+    plan = _plan(recipe, execution, checkpoint_every=100)
+    loader = open_loader(
+        plan.recipe, plan.execution, plan.train, plan.validation, rank=0, world_size=1, device=WORKER.device
+    )
+
+    def dying(crop: int, shorter_side: int):
+        raise _StoppedError
+        yield
+
+    loader.evaluate = dying
+    with pytest.raises(_StoppedError):
+        train(plan.recipe, plan.execution, WORKER, loader, plan.directory)
+    loader.close()
+    run_worker(plan, WORKER)
+    assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 6]
+
+
+def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(shard_recipe, epochs=20 / 3, schedule=Schedule(learning_rate=0.01))
+    losses, errors = {}, {}
+    for workers in (1, 2, 3):
+        plan = _plan(recipe, execution, name=f"on-{workers}", workers=workers)
+        local.start_workers(plan)
+        points = history(read_journal(plan.directory))
+        losses[workers] = torch.tensor([value for _, _, value in points["train/loss"]])
+        errors[workers] = [value for _, _, value in points["val/top1_error"]]
+    assert len(losses[1]) == 20
+    # The same sums in another order: relative differences grow from 1e-7 with the steps, and stay far below 1 %.
+    torch.testing.assert_close(losses[2], losses[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(losses[3], losses[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(losses[3][:3], losses[1][:3], rtol=1e-5, atol=1e-6)
+    assert errors[2][0] == pytest.approx(errors[1][0], abs=0.051)
+
+
+def test_the_journal_tells_every_steps_numbers(recipe: Recipe, execution: Execution):
+    plan = _plan(recipe, execution)
+    run_worker(plan, WORKER)
+    points = history(read_journal(plan.directory))
+    for key in (
+        "train/loss",
+        "train/top1_error",
+        "schedule/learning_rate",
+        "time/data_seconds",
+        "time/step_seconds",
+        "throughput/images_per_second",
+    ):
+        assert [step for step, _, _ in points[key]] == [1, 2, 3, 4, 5, 6], key
+    for key in ("val/loss", "val/top1_error", "val/top5_error"):
+        assert [step for step, _, _ in points[key]] == [3, 6], key
+    rates = [value for _, _, value in points["schedule/learning_rate"]]
+    assert rates == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+
+
+def test_a_part_of_an_epoch_is_a_run(recipe: Recipe, execution: Execution):
+    plan = _plan(dataclasses.replace(recipe, epochs=4 / 3), execution)
+    run_worker(plan, WORKER)
+    assert _last(plan)["steps"] == 4
+    assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 4]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(recipe, schedule=Schedule(learning_rate=1e30))
+    plan = _plan(recipe, execution)
+    run_worker(plan, WORKER)
+    assert _last(plan)["kind"] == "diverged"
+    assert not math.isfinite(history(read_journal(plan.directory))["train/loss"][-1][2])
+
+
+def test_the_loop_imports_neither_ray_nor_mlflow():
+    import subprocess
+    import sys
+
+    code = "import sys, dist_resnet.train.loop; print([name for name in ('ray', 'mlflow', 'tyro') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,52 @@
+"""The step meter. Oracle: means worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.metrics import DivergedError, StepMeter
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def _meter(tmp_path) -> tuple[StepMeter, RunDirectory]:
+    directory = RunDirectory(str(tmp_path))
+    return StepMeter(WORKER, Run.of_rank(0, directory)), directory
+
+
+def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
+    totals = torch.tensor([loss, errors, 8.0], dtype=torch.float64)
+    meter.add(step, totals, images=8, learning_rate=0.1, data_seconds=0.0)
+
+
+def test_means_are_sums_over_pictures(tmp_path):
+    meter, directory = _meter(tmp_path)
+    _add(meter, 1, 16.0, 2)
+    _add(meter, 2, 4.0, 8)
+    meter.flush()
+    points = history(read_journal(directory))
+    assert [value for _, _, value in points["train/loss"]] == [2.0, 0.5]
+    assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
+
+
+def test_nothing_is_recorded_twice(tmp_path):
+    meter, directory = _meter(tmp_path)
+    _add(meter, 1, 1.0, 0)
+    meter.flush()
+    meter.flush()
+    assert len(read_journal(directory)) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
+    meter, directory = _meter(tmp_path)
+    _add(meter, 1, 1.0, 0)
+    _add(meter, 2, loss, 0)
+    with pytest.raises(DivergedError, match="after step 2"):
+        meter.flush()
+    assert [step for step, _, _ in history(read_journal(directory))["train/loss"]] == [1, 2]

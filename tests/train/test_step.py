@@ -1,0 +1,103 @@
+"""One optimizer step. Oracle: a plain loop over ghost batches with torch's own modules and the loss's formula."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dist_resnet.data.loader import Batch
+from dist_resnet.recipe import Execution, Model, Recipe
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.step import TrainStep
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def _batches(recipe: Recipe) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Batch(
+            images=torch.randn(recipe.ghost_batch, 3, 32, 32, generator=generator),
+            labels=torch.randint(0, recipe.model.num_classes, (recipe.ghost_batch,), generator=generator),
+            indices=np.arange(recipe.ghost_batch),
+            ghost=ghost,
+        )
+        for ghost in range(recipe.num_ghost_batches)
+    ]
+
+
+def test_a_step_is_one_update_by_the_mean_loss_with_statistics_per_ghost_batch(recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(recipe, label_smoothing=0.1)
+    batches = _batches(recipe)
+    state = create_state(recipe, execution, WORKER)
+    oracle = copy.deepcopy(state.model).train()
+    step = TrainStep(recipe, execution, WORKER, state)
+    totals = step(batches, 0.1)
+
+    losses, errors = [], 0
+    for batch in batches:
+        logits = oracle(batch.images)
+        log_p = F.log_softmax(logits, dim=1)
+        target = F.one_hot(batch.labels, 4) * 0.9 + 0.1 / 4
+        losses.append(-(target * log_p).sum(dim=1).mean())
+        errors += int((logits.argmax(1) != batch.labels).sum())
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(oracle.parameters()))
+    for parameter, gradient, before in zip(
+        state.model.parameters(), gradients, oracle.parameters(), strict=True
+    ):
+        decayed = gradient + recipe.optimizer.weight_decay * before
+        torch.testing.assert_close(parameter, before - 0.1 * decayed)
+    assert totals.tolist() == pytest.approx([float(sum(losses).detach()) * recipe.ghost_batch, errors, recipe.global_batch])
+    assert state.step == 1
+
+
+def test_running_statistics_follow_ghost_batch_0_alone(recipe: Recipe, execution: Execution):
+    batches = _batches(recipe)
+    state = create_state(recipe, execution, WORKER)
+    oracle = copy.deepcopy(state.model).train()
+    TrainStep(recipe, execution, WORKER, state)(batches, 0.1)
+    oracle(batches[0].images)
+    for (name, buffer), expected in zip(state.model.named_buffers(), oracle.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_dropout_masks_depend_on_the_step_and_the_ghost_batch_and_on_nothing_drawn_before(
+    recipe: Recipe, execution: Execution
+):
+    recipe = dataclasses.replace(recipe, model=Model(depth=8, num_classes=4, shortcut="dropout"))
+    weights = []
+    for seed in (1, 2):
+        state = create_state(recipe, execution, WORKER)
+        step = TrainStep(recipe, execution, WORKER, state)
+        torch.manual_seed(seed)
+        step(_batches(recipe), 0.1)
+        weights.append(state.weights())
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_steps_bring_the_loss_down(recipe: Recipe, execution: Execution, precision):
+    execution = dataclasses.replace(execution, precision=precision)
+    state = create_state(recipe, execution, WORKER)
+    step = TrainStep(recipe, execution, WORKER, state)
+    batches = _batches(recipe)
+    losses = [float(step(batches, 0.05)[0]) for _ in range(25)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_compiling_does_not_change_a_step(recipe: Recipe, execution: Execution):
+    results = []
+    for compiled in (False, True):
+        execution = dataclasses.replace(execution, compile=compiled)
+        state = create_state(recipe, execution, WORKER)
+        if compiled:
+            state.model.compile(backend="aot_eager")
+        TrainStep(recipe, execution, WORKER, state)(_batches(recipe), 0.1)
+        results.append(state.weights())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], msg=lambda text, name=name: f"{name}: {text}")
