@@ -48,11 +48,9 @@ class Decoder:
     def __init__(self, *, max_batch: int, num_threads: int, device: torch.device, ahead: int) -> None:
         """`device`: where the pixels come to lie; a GPU decodes JPEGs too. `ahead`: requests in flight."""
         self._device = device
-        self._ahead = ahead
-        self._arguments = (max_batch, num_threads, device, ahead)
         self._requests: Iterator[Request] = iter(())
         self._in_flight: deque[tuple[Request, tuple]] = deque()
-        self._pipeline = _build(*self._arguments, source=self._next)
+        self._pipeline = _build(max_batch, num_threads, device, ahead, source=self._next)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
@@ -102,14 +100,18 @@ class Decoder:
 
     def _explain(self, error: RuntimeError) -> Exception:
         """The error that names the picture, found by decoding those in flight one by one."""
-        _, _, device, _ = self._arguments
-        for request, (images, corners, extents, sizes) in self._in_flight:
-            for row, image in enumerate(images):
-                inputs = iter([([image], corners[row, None], extents[row, None], sizes[row, None])])
-                try:
-                    _build(1, 1, device, 1, source=lambda inputs=inputs: next(inputs)).run()
-                except RuntimeError as reason:
-                    return UndecodableError(int(request.indices[row]), _reason(reason))
+        pictures = [
+            (request.indices[row], tuple([part[row]] for part in inputs))
+            for request, inputs in self._in_flight
+            for row in range(len(request.images))
+        ]
+        single = iter([inputs for _, inputs in pictures])
+        pipeline = _build(1, 1, self._device, 1, source=lambda: next(single))
+        for index, _ in pictures:
+            try:
+                pipeline.run()
+            except RuntimeError as reason:
+                return UndecodableError(int(index), _reason(reason))
         return RuntimeError(f"DALI stopped ({_reason(error)})")
 
 

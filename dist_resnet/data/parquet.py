@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +175,7 @@ def read_row_group(split: Split, number: int) -> RowGroup:
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a local path or URI, and the path in it, wildcards included."""
     if "://" not in uri:
-        return pafs.LocalFileSystem(), str(uri).rstrip("/") or "/"
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))  # a worker may run in another folder
     location, question, options = uri.partition("?")
     plain = location
     if "*" in location or "[" in location:
@@ -188,26 +189,19 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
     marks = [path.find(mark) for mark in "*?[" if mark in path]
-    base = path[: min(marks)].rpartition("/")[0] if marks else path
     pattern = path if marks else f"{path}/*.parquet"
-    info = filesystem.get_file_info(base or ".") if not marks else None
-    if info is not None and info.type == pafs.FileType.File:
-        return [path]
+    base = path[: min(marks)].rpartition("/")[0] if marks else path
     try:
-        selector = pafs.FileSelector(base or ".", recursive="/" in pattern[len(base) + 1 :])
+        if not marks and filesystem.get_file_info(path).type == pafs.FileType.File:
+            return [path]
+        selector = pafs.FileSelector(base or "/", allow_not_found=True, recursive="/" in pattern[len(base) + 1 :])
         entries = filesystem.get_file_info(selector)
-    except FileNotFoundError:
-        entries = []
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{uri} cannot be listed ({_one_line(error)}); check the address and the access") from error
     files = [entry.path for entry in entries if entry.type == pafs.FileType.File]
-    depth = pattern.count("/")
-    pattern = pattern if base else f"./{pattern}"
-    shards = sorted(
-        file
-        for file in files
-        if fnmatch.fnmatchcase(file, pattern) and ("**" in pattern or file.removeprefix("./").count("/") == depth)
-    )
+    # A wildcard stays within its folder, unlike fnmatch's.
+    deep = {file for file in files if "**" in pattern or file.count("/") == pattern.count("/")}
+    shards = sorted(file for file in deep if fnmatch.fnmatchcase(file, pattern))
     if not shards:
         raise FileNotFoundError(
             f"no Parquet shards match {uri}; run jobs/prepare_imagenet.py or give --data.train and --data.validation"

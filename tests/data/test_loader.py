@@ -1,0 +1,257 @@
+"""Both loaders; oracles: the order and PIL pipeline, one picture at a time, and equality over world sizes."""
+
+import contextlib
+import gc
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle.pictures import jpeg, recipe, smooth, write_rows, write_split
+from oracle.windows import pad_crop_flip
+from torchvision.transforms.functional import normalize
+
+from dist_resnet.data import augment
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.headers import picture_size
+from dist_resnet.data.loader import Batch, DeviceResidentLoader, Loader, open_loader
+from dist_resnet.data.order import FullOrder, WindowedOrder
+from dist_resnet.data.parquet import Split, open_split, read_row_group
+from dist_resnet.data.reference import decode_centre, decode_window
+from dist_resnet.recipe import Augment, Execution, Recipe
+
+INCEPTION = recipe()
+PAD = recipe(augment=Augment(kind="pad", size=16))
+MEAN, STD = DATASETS["imagenet"].mean, DATASETS["imagenet"].std
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """107 pictures of several sizes in 12 row groups: 6 steps of 4 ghost batches of 4."""
+    return write_split(tmp_path_factory.mktemp("shards"), [55, 52])
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Pictures of 16 x 16."""
+    return write_split(tmp_path_factory.mktemp("squares"), [55, 52], side=16)
+
+
+def load(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, **execution: object) -> Loader:
+    options = Execution(**{"evaluation_batch": 13, **execution})  # pyrefly: ignore
+    return open_loader(recipe, options, split, split, rank=rank, world_size=world_size, device=CPU)
+
+
+def encoded(split: Split) -> list[np.ndarray]:
+    return [image for number in range(split.num_row_groups) for image in read_row_group(split, number).images]
+
+
+def both(split: Split, squares: Split) -> list[tuple[Recipe, Split]]:
+    return [(INCEPTION, split), (PAD, squares)]
+
+
+def assert_equal(ours: Batch, theirs: Batch) -> None:
+    assert ours.ghost == theirs.ghost
+    np.testing.assert_array_equal(ours.indices, theirs.indices)
+    assert torch.equal(ours.labels, theirs.labels)
+    assert torch.equal(ours.images, theirs.images)
+
+
+def no_threads_of_ours() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("dist_resnet")]
+
+
+def test_the_recipe_chooses_the_loader(split: Split, squares: Split) -> None:
+    assert type(load(INCEPTION, split)) is Loader
+    assert type(load(PAD, squares)) is DeviceResidentLoader
+
+
+@pytest.mark.parametrize("kind", ["inception", "scale"])
+def test_training_pictures_are_those_of_the_order_cut_by_pil(split: Split, kind: str) -> None:
+    settings = recipe(augment=Augment(kind=kind, size=16, shorter_side=(16, 24)))  # pyrefly: ignore
+    order = WindowedOrder(split.group_rows, global_batch=16, ghost_batch=4, seed=3, epoch=2)
+    images = encoded(split)
+    for step, batches in enumerate(load(settings, split).train(2)):
+        for ghost, batch in enumerate(batches):
+            np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
+            assert batch.labels.tolist() == (batch.indices % 10).tolist()
+            assert batch.images.dtype == torch.float32
+            sizes = np.array([picture_size(images[index]) for index in batch.indices])
+            windows = augment.crop_windows(settings.augment, 3, 2, batch.indices, *sizes.T)
+            flips = augment.flips(settings.augment, 3, 2, batch.indices)
+            for place, index in enumerate(batch.indices):
+                pixels = decode_window(images[index], windows[place], 16, flip=bool(flips[place]))
+                expected = normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255, MEAN, STD)
+                # Grey levels are 1/255/0.225 = 0.017 apart; test_dali.py has the tolerances in levels.
+                assert (batch.images[place] - expected).abs().mean() < 0.02
+
+
+def test_resident_pictures_are_padded_cut_and_mirrored_as_by_numpy(squares: Split) -> None:
+    order = FullOrder(squares.num_images, global_batch=16, ghost_batch=4, seed=3, epoch=1)
+    images = encoded(squares)
+    for step, batches in enumerate(load(PAD, squares).train(1)):
+        for ghost, batch in enumerate(batches):
+            np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
+            assert batch.labels.tolist() == (batch.indices % 10).tolist()
+            windows = augment.crop_windows(PAD.augment, 3, 1, batch.indices, np.full(4, 16), np.full(4, 16))
+            flips = augment.flips(PAD.augment, 3, 1, batch.indices)
+            for place, index in enumerate(batch.indices):
+                whole = decode_window(images[index], np.array([0, 0, 16, 16]), 16)
+                whole = normalize(torch.from_numpy(whole.copy()).permute(2, 0, 1) / 255, MEAN, STD).numpy()
+                top, left = windows[place, :2]
+                expected = pad_crop_flip(whole, top, left, 16, 4, bool(flips[place]))
+                np.testing.assert_allclose(batch.images[place].numpy(), expected, atol=0.02)
+                assert np.array_equal(batch.images[place].numpy() == 0, expected == 0)
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, squares: Split, color: bool) -> None:
+    for settings, pictures in both(split, squares):
+        settings = replace(settings, augment=replace(settings.augment, color=color))
+        alone = list(load(settings, pictures).train(4))
+        assert len(alone) == 6
+        for world_size in (2, 3, 4):
+            workers = [load(settings, pictures, rank, world_size).train(4) for rank in range(world_size)]
+            for step, shares in enumerate(zip(*workers, strict=True)):
+                for rank, share in enumerate(shares):
+                    assert [batch.ghost for batch in share] == list(range(rank, 4, world_size))
+                together = sorted((batch for share in shares for batch in share), key=lambda batch: batch.ghost)
+                for ours, theirs in zip(together, alone[step], strict=True):
+                    assert_equal(ours, theirs)
+
+
+def test_starting_at_a_step_equals_skipping_to_it(split: Split, squares: Split) -> None:
+    for settings, pictures in both(split, squares):
+        whole = list(load(settings, pictures).train(1))
+        for start in (1, 4, 5):
+            rest = list(load(settings, pictures).train(1, start))
+            assert len(rest) == 6 - start
+            for ours, theirs in zip(rest, whole[start:], strict=True):
+                for one, other in zip(ours, theirs, strict=True):
+                    assert_equal(one, other)
+        assert list(load(settings, pictures).train(1, 6)) == []
+
+
+def test_execution_does_not_change_a_bit(split: Split) -> None:
+    reference = list(load(INCEPTION, split).train(0))
+    others = load(INCEPTION, split, prefetch=5, cpus_per_worker=3, channels_last=False).train(0)
+    for ours, theirs in zip(others, reference, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other)
+            assert one.images.is_contiguous()
+            assert other.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_evaluation_sees_every_picture_once(split: Split, squares: Split, world_size: int) -> None:
+    for settings, pictures in both(split, squares):
+        seen = []
+        for rank in range(world_size):
+            for batch in load(settings, pictures, rank, world_size).evaluate(12, 16):
+                assert 1 <= len(batch.labels) <= 13
+                assert batch.ghost == -1
+                assert batch.images.shape == (len(batch.labels), 3, 12, 12)
+                assert batch.labels.tolist() == (batch.indices % 10).tolist()
+                seen += batch.indices.tolist()
+        assert sorted(seen) == list(range(107))
+
+
+def test_evaluation_with_more_workers_than_pictures_leaves_some_without(tmp_path: Path) -> None:
+    train, few = write_split(tmp_path / "train", [40]), write_split(tmp_path / "few", [3])
+    settings = recipe(global_batch=20)
+    seen = []
+    for rank in range(5):
+        loader = open_loader(settings, Execution(), train, few, rank=rank, world_size=5, device=CPU)
+        seen += [index for batch in loader.evaluate(16, 16) for index in batch.indices.tolist()]
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_evaluation_pictures_are_the_centre_by_pil(split: Split, squares: Split) -> None:
+    for settings, pictures in both(split, squares):
+        images = encoded(pictures)
+        for batch in load(settings, pictures).evaluate(12, 16):
+            for place, index in enumerate(batch.indices):
+                pixels = torch.from_numpy(decode_centre(images[index], 12, 16).copy()).permute(2, 0, 1) / 255
+                expected = normalize(pixels, MEAN, STD)
+                assert (batch.images[place] - expected).abs().mean() < 0.04
+
+
+def test_a_damaged_picture_stops_with_file_and_row(tmp_path: Path) -> None:
+    images = [jpeg(smooth(20, 20, n)) for n in range(40)]
+    images[27] = images[27][: len(images[27]) // 2]
+    images[28] = b"no picture"
+    write_rows(tmp_path / "a.parquet", images[:20], [0] * 20)
+    write_rows(tmp_path / "b.parquet", images[20:28], [0] * 8)
+    split = open_split(str(tmp_path))
+    with pytest.raises(ValueError, match=r"the picture in .*b.parquet row 7 cannot be decoded \(.*\); repair"):
+        list(load(INCEPTION, split).evaluate(16, 16))
+    square = recipe(augment=Augment(kind="pad", size=20))
+    with pytest.raises(ValueError, match=r"b.parquet row 7 cannot be decoded"):
+        list(load(square, split).train(0))
+    write_rows(tmp_path / "c.parquet", images[28:] + images[:8], [0] * 20)
+    with pytest.raises(ValueError, match=r"c.parquet row 0 cannot be decoded \(10 bytes that begin with"):
+        list(load(INCEPTION, open_split(str(tmp_path / "c.parquet"))).evaluate(16, 16))
+    assert no_threads_of_ours()
+
+
+def test_too_few_pictures_and_strange_labels_are_refused_at_once(split: Split) -> None:
+    with pytest.raises(ValueError, match="107 training pictures do not fill one global batch of 200"):
+        load(recipe(global_batch=200, ghost_batch=4), split)
+    few = replace(INCEPTION, model=replace(INCEPTION.model, num_classes=5))
+    with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is outside of 0 .. 4"):
+        load(few, split)
+
+
+def test_pictures_of_another_size_are_refused_by_pad(split: Split) -> None:
+    with pytest.raises(
+        ValueError, match=r"part-000.parquet row 0 is 40 x 24; augment.kind pad needs pictures of 16 x 16"
+    ):
+        next(load(PAD, split).train(0))
+
+
+def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
+    loader = load(INCEPTION, split)
+    reference = [batch for step in loader.train(1) for batch in step]
+    for _ in range(3):
+        iterator = loader.train(0)
+        next(iterator)
+        evaluation = loader.evaluate(16, 16)  # in the middle of an epoch
+        next(evaluation)
+        next(iterator)
+        del iterator, evaluation
+        gc.collect()
+        assert no_threads_of_ours()
+    with contextlib.suppress(ZeroDivisionError):
+        for _ in loader.train(0):
+            _ = 1 / 0
+    gc.collect()
+    assert no_threads_of_ours()
+    for ours, theirs in zip((batch for step in loader.train(1) for batch in step), reference, strict=True):
+        assert_equal(ours, theirs)
+    held = loader.train(0)
+    next(held)
+    loader.close()
+    assert no_threads_of_ours()
+
+
+def test_epochs_back_to_back_do_not_leak(split: Split) -> None:
+    loader = load(INCEPTION, split)
+
+    def resident_kilobytes() -> int:
+        gc.collect()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    for epoch in range(5):
+        for _ in loader.train(epoch):
+            pass
+    before, files = resident_kilobytes(), len(list(Path("/proc/self/fd").iterdir()))
+    for epoch in range(10):
+        for _ in loader.train(epoch):
+            pass
+    # The pictures of an epoch take 0.2 MB encoded and 0.3 MB as floats; a decoder takes 20 MB.
+    assert resident_kilobytes() - before < 20_000
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
