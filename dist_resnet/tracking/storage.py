@@ -31,7 +31,7 @@ class RunDirectory:
         if self._opened is None:
             try:
                 self._opened = pafs.FileSystem.from_uri(self.uri)
-            except (pafs.pa.ArrowInvalid, NotImplementedError, OSError) as error:
+            except (ValueError, NotImplementedError, OSError) as error:
                 raise ValueError(
                     f"storage {self.uri} cannot be opened ({error}); give a local path, s3://bucket/path or "
                     "gs://bucket/path"

@@ -1,0 +1,174 @@
+"""Delivery to MLflow. Oracle: what MLflow's own client reads back, from sqlite and from a real server over HTTP."""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard
+from dist_resnet.tracking.outbox import Journal
+from dist_resnet.tracking.storage import RunDirectory
+
+# MLflow's own code warns on import and in use; these tests are about ours.
+pytestmark = pytest.mark.filterwarnings("default")
+
+CARD = RunCard(
+    experiment="tests",
+    name="run",
+    params={"model.depth": 20, "seed": 0},
+    tags={"fingerprint": "abc"},
+    texts={"recipe.json": "{}"},
+)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sqlite store whose schema exists: making it takes ten seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    return uri
+
+
+def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
+    journal = Journal(directory)
+    journal.append("session", start_step=start_step)
+    for step in steps:
+        journal.append("metrics", step=step, values={"train/loss": 1.0 / step, "train/top1_error": 0.5})
+    journal.flush()
+
+
+def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run_id, key)]
+
+
+def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 2000))
+    sink = MlflowSink(store, directory, CARD)
+    sink.close("FINISHED", {"training_curve.png": b"picture"})
+    client = MlflowClient(store)
+    run = client.get_run(sink.run_id)
+    assert _points(store, sink.run_id) == [(step, pytest.approx(1 / step)) for step in range(1, 2000)]
+    assert run.data.params == {"model.depth": "20", "seed": "0"}
+    assert run.data.tags["fingerprint"] == "abc"
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "run"
+    names = sorted(file.path for file in client.list_artifacts(sink.run_id))
+    assert names == ["recipe.json", "training_curve.png"]
+
+
+def test_a_continued_run_is_the_same_run_without_doubled_points(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 8))
+    first = MlflowSink(store, directory, CARD)
+    first.close("KILLED", {})
+    _journal(directory, 4, range(5, 11))
+    second = MlflowSink(store, directory, CARD)
+    second.close("FINISHED", {})
+    assert second.run_id == first.run_id
+    assert [step for step, _ in _points(store, second.run_id)] == list(range(1, 11))
+    assert MlflowClient(store).get_run(second.run_id).info.status == "FINISHED"
+
+
+def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 6))
+    first = MlflowSink(store, directory, CARD)
+    first.close("KILLED", {})
+    # As if the answer to the last batch had been lost: the position was never written.
+    MlflowClient(store).set_tag(first.run_id, "dist_resnet.journal_position", "0")
+    second = MlflowSink(store, directory, CARD)
+    second.close("FINISHED", {})
+    assert [step for step, _ in _points(store, second.run_id)] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    journal = Journal(directory)
+    journal.append("metrics", step=1, values={"train/loss": math.nan})
+    journal.flush()
+    sink = MlflowSink(store, directory, CARD)
+    sink.close("FINISHED", {})
+    assert math.isnan(_points(store, sink.run_id)[0][1])
+
+
+@pytest.fixture
+def server(store: str, tmp_path: Path) -> Iterator["_Server"]:
+    server = _Server(store, tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+class _Server:
+    """A real `mlflow server` on a free port of loopback."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"),
+        ]
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = subprocess.Popen(
+            self._command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError("mlflow server did not come up")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
+    directory = RunDirectory(str(tmp_path / "run"))
+    _journal(directory, 0, range(1, 4))
+    sink = MlflowSink(server.uri, directory, CARD)
+    deadline = time.monotonic() + 60
+    while sink.run_id is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.stop()
+    _journal(directory, 3, range(4, 9))
+    deadline = time.monotonic() + 60
+    while "does not answer" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.start()
+    sink.close("FINISHED", {"training_curve.png": b"picture"}, wait_seconds=120)
+    assert [step for step, _ in _points(server.uri, sink.run_id)] == list(range(1, 9))
+    assert MlflowClient(server.uri).get_run(sink.run_id).info.status == "FINISHED"
+    assert caplog.text.count("does not answer") == 1
+    assert caplog.text.count("answers again") == 1
+
+
+def test_a_server_that_never_answers_costs_one_warning_and_no_run(tmp_path: Path, caplog):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 4))
+    sink = MlflowSink("http://someone:secret@127.0.0.1:9", directory, CARD)
+    sink.close("FINISHED", {}, wait_seconds=8)
+    assert sink.run_id is None
+    assert caplog.text.count("does not answer") == 1
+    assert "6 points stay in" in caplog.text
+    assert "secret" not in caplog.text

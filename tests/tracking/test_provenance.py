@@ -1,0 +1,34 @@
+"""Provenance. Oracle: git and the installed distributions, asked directly."""
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dist_resnet.tracking import provenance
+
+
+def test_the_commit_is_the_checkouts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DIST_RESNET_COMMIT", raising=False)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert provenance.collect()["commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_an_image_can_say_its_commit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIST_RESNET_COMMIT", "abc123")
+    assert provenance.collect()["commit"] == "abc123"
+
+
+def test_versions_are_the_installed_ones():
+    assert provenance.collect()["version.torch"] == importlib.metadata.version("torch")
+    assert f"pyarrow=={importlib.metadata.version('pyarrow')}\n" in provenance.environment()
+
+
+def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking-uri", "https://someone:secret@host/x"])
+    assert provenance.collect()["command"] == "job.py --execution.tracking-uri https://***@host/x"
