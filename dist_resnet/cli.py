@@ -3,15 +3,17 @@
 import contextlib
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
 from dist_resnet import logs
 from dist_resnet.recipe import Execution, Recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +52,36 @@ def parse(
 ) -> tuple[Recipe, Execution, bool]:
     """A job's recipe and execution with the command line's options laid over them, and whether it is the demo.
 
-    Exits with 2 and one line on standard error for an unknown option or an ill-typed or impossible value; with 0
-    after --help.
+    Exits as `parse_options` does.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     if "--demo" in arguments:
         from dist_resnet.launch.demo import shrink
 
         recipe, execution = shrink(recipe, execution)
+    options = parse_options(
+        _Options, doc=doc, arguments=arguments, default=lambda: _Options(recipe=recipe, execution=execution)
+    )
+    return options.recipe, options.execution, options.demo
+
+
+def parse_options(
+    kind: type[T], *, doc: str | None, arguments: Sequence[str] | None = None, default: Callable[[], T] | None = None
+) -> T:
+    """A dataclass of options read from the command line.
+
+    Exits with 2 and one line on standard error for an unknown option or an ill-typed or impossible value; with 0
+    after --help.
+    """
     complaint = io.StringIO()
     try:
         with bad_input_exits(), contextlib.redirect_stderr(complaint):
-            defaults = _Options(recipe=recipe, execution=execution)
-            options = tyro.cli(_Options, args=arguments, default=defaults, description=doc)
+            known = {} if default is None else {"default": default()}
+            return tyro.cli(kind, args=arguments, description=doc, **known)
     except SystemExit as end:
         if end.code == 2 and complaint.getvalue():
             sys.stderr.write(_one_line(complaint.getvalue()) + "\n")
         raise
-    return options.recipe, options.execution, options.demo
 
 
 @contextlib.contextmanager
@@ -82,11 +96,20 @@ def bad_input_exits() -> Iterator[None]:
 
 
 def _one_line(complaint: str) -> str:
-    """The framed complaint of the parser as one line: what is wrong, what was perhaps meant, where help is."""
-    lines = [line.strip("│╭╮╰╯─ \n") for line in complaint.splitlines()]
-    rules = [number for number, line in enumerate(complaint.splitlines()) if "───" in line and "│" in line]
-    end = rules[0] if rules else len(lines)
-    reason = " ".join(line for line in lines[1:end] if line)
-    meant = [line.split()[0] for line in lines[end:] if line.startswith("--")] if "Perhaps" in complaint else []
+    """The parser's framed complaint as one line: what is wrong, what was perhaps meant, where help is."""
+    lines = [line.strip("│ ") for line in complaint.splitlines() if line[:1] not in ("╭", "╰")]
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line and not line.strip("─-"):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    if "│" not in complaint:
+        del sections[0]  # Without a frame, as where the terminal has no such characters, the title stands first.
+    meant = (
+        [line.split()[0] for section in sections for line in section if line.startswith("--")]
+        if "Perhaps" in complaint
+        else []
+    )
     hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
-    return f"{Path(sys.argv[0]).name}: {reason}{hint}; see --help"
+    return f"{Path(sys.argv[0]).name}: {' '.join(sections[0])}{hint}; see --help"

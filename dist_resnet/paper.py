@@ -6,8 +6,6 @@ for the paper's "fail", an error above 20 %. Names of shortcuts and placements a
 
 from typing import Literal, NamedTuple
 
-from dist_resnet.recipe import Placement, Shortcut
-
 FAIL_ABOVE = 20.0
 """Error in percent above which Table 1 prints "fail"."""
 
@@ -15,7 +13,7 @@ FAIL_ABOVE = 20.0
 class Table1(NamedTuple):
     """A row of Table 1: the shortcut of ResNet-110 on CIFAR-10, original placement, median of 5 runs."""
 
-    shortcut: Shortcut
+    shortcut: str
     shortcut_scale: float | None = None
     residual_scale: float | None = None
     gate_bias: float | None = None
@@ -41,7 +39,7 @@ TABLE_1: dict[Table1, float | None] = {
 class Table2(NamedTuple):
     """A cell of Table 2: the placement of BN and ReLU on CIFAR-10, identity shortcut."""
 
-    placement: Placement
+    placement: str
     depth: int
 
 
@@ -64,7 +62,7 @@ class Table3(NamedTuple):
 
     dataset: Literal["cifar10", "cifar100"]
     depth: int
-    placement: Placement
+    placement: str
     layers_skipped: int | None = None
     """1 for the row "ResNet-110 (1-layer skip)", which this package does not build; else None."""
 
@@ -112,7 +110,7 @@ class Table5(NamedTuple):
     """A row of Table 5: ImageNet, trained at 224 pixels, one centre crop."""
 
     depth: int
-    placement: Placement
+    placement: str
     augment: Literal["scale", "inception"]
     crop: int
     """Side of the validation crop in pixels."""
@@ -138,8 +136,8 @@ TABLE_5: dict[Table5, Errors] = {
 class Replication(NamedTuple):
     """A run of a public replication: ResNet-20 on CIFAR-10."""
 
-    shortcut: Shortcut
-    placement: Placement
+    shortcut: str
+    placement: str
 
 
 REPLICATION_20: dict[Replication, float] = {
@@ -150,7 +148,7 @@ REPLICATION_20: dict[Replication, float] = {
     Replication("conv1x1", "full_preactivation"): 8.16,
 }
 
-REPLICATION_20_SHORTCUTS: tuple[Shortcut, ...] = (
+REPLICATION_20_SHORTCUTS: tuple[str, ...] = (
     "conv1x1",
     "constant_scaling",
     "identity",
@@ -160,7 +158,7 @@ REPLICATION_20_SHORTCUTS: tuple[Shortcut, ...] = (
 )
 """The replication's ranking of shortcuts under the original placement, lower error first."""
 
-REPLICATION_20_PLACEMENTS: tuple[Placement, ...] = (
+REPLICATION_20_PLACEMENTS: tuple[str, ...] = (
     "full_preactivation",
     "relu_only_preactivation",
     "original",

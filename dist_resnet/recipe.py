@@ -258,7 +258,7 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
         """The fields that make the two fingerprints differ: dotted key -> (own value, other's value)."""
-        mine, theirs = flatten(_numbers(self)), flatten(_numbers(other))
+        mine, theirs = flatten(_recipe_numbers(self)), flatten(_recipe_numbers(other))
         return {key: (mine[key], theirs.get(key)) for key in mine if mine[key] != theirs.get(key)}
 
 
@@ -271,7 +271,8 @@ class Execution:
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: a GPU per worker where the cluster has that many GPUs, else the CPU."""
     cpus_per_worker: int | None = None
-    """CPU cores per worker, for its threads; by default the cluster's cores, shared evenly."""
+    """CPU cores per worker, for its threads; by default the cluster's cores, shared evenly. Where the model trains on
+    the CPU, another count adds numbers up in another order, as another number of workers does."""
     storage: str = "~/dist_resnet"
     """Where runs are kept: a local path, or an s3:// or gs:// URI that every node can reach."""
     name: str | None = None
@@ -349,10 +350,13 @@ def _numbers(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _canonical_json(recipe: Recipe) -> str:
+def _recipe_numbers(recipe: Recipe) -> dict[str, Any]:
     # Read back once, so that an epoch count given as the integer 5 and as 5.0 are the same numbers.
-    typed = Recipe.from_dict(recipe.to_dict())
-    return json.dumps(_numbers(typed), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _numbers(Recipe.from_dict(recipe.to_dict()))
+
+
+def _canonical_json(recipe: Recipe) -> str:
+    return json.dumps(_recipe_numbers(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:

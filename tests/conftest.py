@@ -71,7 +71,13 @@ def shard_recipe(recipe: Recipe) -> Recipe:
 def execution(tmp_path: Path) -> Execution:
     """fp32 on one CPU worker, kept in the test's own folder, every step written down."""
     return Execution(
-        device="cpu", storage=str(tmp_path / "runs"), name="run", precision="fp32", log_every=1, checkpoint_every=2
+        device="cpu",
+        cpus_per_worker=1,
+        storage=str(tmp_path / "runs"),
+        name="run",
+        precision="fp32",
+        log_every=1,
+        checkpoint_every=2,
     )
 
 

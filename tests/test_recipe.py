@@ -22,7 +22,8 @@ from dist_resnet.recipe import (
 
 def _recipe(**changes) -> Recipe:
     return dataclasses.replace(
-        Recipe(model=Model(depth=20, num_classes=10), data=Data(train="a", validation="b"), augment=Augment()), **changes
+        Recipe(model=Model(depth=20, num_classes=10), data=Data(train="a", validation="b"), augment=Augment()),
+        **changes,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from dist_resnet import logs
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
@@ -25,7 +27,8 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
 
     Raises ValueError or FileNotFoundError, before anything starts, as `prepare` does.
     """
-    execution = dataclasses.replace(execution, device=_device(execution))
+    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.workers)
+    execution = dataclasses.replace(execution, device=_device(execution), cpus_per_worker=cpus)
     check_precision(execution)
     return prepare(recipe, execution, job=job)
 
@@ -48,6 +51,7 @@ def start_workers(plan: Plan) -> None:
 
 def _run(rank: int, plan: Plan, rendezvous: str) -> None:
     world_size = plan.execution.workers
+    logs.configure(rank)
     device = _torch_device(plan, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_TIMEOUT)

@@ -8,6 +8,7 @@ is no commit; the journal and the checkpoints on storage are what counts.
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from dist_resnet import logs
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
@@ -71,7 +73,7 @@ def connect(execution: Execution) -> None:
     ray.init(address="local", num_cpus=cores, **quiet)
 
 
-def allot(execution: Execution, resources: dict[str, float]) -> Execution:
+def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
     """The execution with `device` and `cpus_per_worker` settled from a cluster's resources.
 
     Raises ValueError where more is asked for than the cluster has.
@@ -117,7 +119,6 @@ def _fit(plan: Plan) -> None:
 def _run(config: dict[str, Any]) -> None:
     """A worker's whole life."""
     context = ray.train.get_context()
-    device = get_device()
-    run_worker(
-        config["plan"], Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    )
+    worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
+    logs.configure(worker.rank)
+    run_worker(config["plan"], worker)

@@ -2,7 +2,6 @@
 
 import torch
 
-from dist_resnet import logs
 from dist_resnet.data.loader import open_loader
 from dist_resnet.launch.preparation import Plan
 from dist_resnet.train.distributed import Worker
@@ -11,9 +10,7 @@ from dist_resnet.train.loop import train
 
 def run_worker(plan: Plan, worker: Worker) -> None:
     """Trains this worker's share of a planned run to its end."""
-    logs.configure(worker.rank)
-    if plan.execution.cpus_per_worker is not None:
-        torch.set_num_threads(plan.execution.cpus_per_worker)
+    torch.set_num_threads(plan.execution.cpus_per_worker or 1)
     loader = open_loader(
         plan.recipe,
         plan.execution,

@@ -64,7 +64,10 @@ def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
     assert _last(whole)["kind"] == "finished"
     assert _last(broken)["weights_sha256"] == _last(whole)["weights_sha256"]
     assert [record["start_step"] for record in read_journal(broken.directory) if record["kind"] == "session"] == [0, 4]
-    losses = [[(step, value) for step, _, value in history(read_journal(plan.directory))["train/loss"]] for plan in (whole, broken)]
+    losses = [
+        [(step, value) for step, _, value in history(read_journal(plan.directory))["train/loss"]]
+        for plan in (whole, broken)
+    ]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
 
@@ -142,6 +145,10 @@ def test_the_loop_imports_neither_ray_nor_mlflow():
     import subprocess
     import sys
 
-    code = "import sys, dist_resnet.train.loop; print([name for name in ('ray', 'mlflow', 'tyro') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    code = (
+        "import sys, dist_resnet.train.loop; print([name for name in ('ray', 'mlflow', 'tyro') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert done.stdout.strip() == "[]"

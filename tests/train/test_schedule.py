@@ -12,7 +12,16 @@ CIFAR = Schedule(drops=(0.5, 0.75), warmup=400 / 64_000, warmup_kind="constant",
 
 @pytest.mark.parametrize(
     ("step", "rate"),
-    [(0, 0.01), (399, 0.01), (400, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001), (63_999, 0.001)],
+    [
+        (0, 0.01),
+        (399, 0.01),
+        (400, 0.1),
+        (31_999, 0.1),
+        (32_000, 0.01),
+        (47_999, 0.01),
+        (48_000, 0.001),
+        (63_999, 0.001),
+    ],
 )
 def test_the_cifar_schedule_is_the_papers(step, rate):
     assert learning_rate(CIFAR, step, 64_000) == rate

@@ -46,12 +46,12 @@ def test_a_step_is_one_update_by_the_mean_loss_with_statistics_per_ghost_batch(r
         losses.append(-(target * log_p).sum(dim=1).mean())
         errors += int((logits.argmax(1) != batch.labels).sum())
     gradients = torch.autograd.grad(torch.stack(losses).mean(), list(oracle.parameters()))
-    for parameter, gradient, before in zip(
-        state.model.parameters(), gradients, oracle.parameters(), strict=True
-    ):
+    for parameter, gradient, before in zip(state.model.parameters(), gradients, oracle.parameters(), strict=True):
         decayed = gradient + recipe.optimizer.weight_decay * before
         torch.testing.assert_close(parameter, before - 0.1 * decayed)
-    assert totals.tolist() == pytest.approx([float(sum(losses).detach()) * recipe.ghost_batch, errors, recipe.global_batch])
+    assert totals.tolist() == pytest.approx(
+        [float(sum(losses).detach()) * recipe.ghost_batch, errors, recipe.global_batch]
+    )
     assert state.step == 1
 
 

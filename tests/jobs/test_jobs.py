@@ -1,0 +1,108 @@
+"""Every training job as a user starts it. Oracle: the design's exit codes and lines, and the paper's own settings."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dist_resnet.model.depths import layout_of
+from dist_resnet.train.schedule import learning_rate, num_steps
+
+JOBS = Path(__file__).parents[2] / "jobs"
+TRAINING = ["imagenet_preact200", "imagenet_preact152", "cifar_preact164", "cifar_preact1001"]
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, JOBS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(JOBS / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_job_is_a_recipe_that_its_docstring_explains(name):
+    job = _load(name)
+    assert job.RECIPE.model.depth == int(name.split("preact")[1])
+    assert layout_of(job.RECIPE.model.depth)
+    assert f"python jobs/{name}.py --demo" in job.__doc__
+    assert "Table" in job.__doc__
+    assert "Expected" in job.__doc__
+
+
+@pytest.mark.parametrize("name", ["cifar_preact164", "cifar_preact1001"])
+def test_the_cifar_jobs_take_the_papers_64k_steps_and_rates(name):
+    recipe = _load(name).RECIPE
+    total = num_steps(recipe.epochs, 50_000 // recipe.global_batch)
+    assert total == 64_000
+    rates = [learning_rate(recipe.schedule, step, total) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)]
+    assert rates == [0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001]
+    assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay, recipe.augment.padding) == (0.9, 1e-4, 4)
+
+
+@pytest.mark.parametrize("name", ["imagenet_preact152", "imagenet_preact200"])
+def test_the_imagenet_jobs_take_the_papers_batch_and_rates(name):
+    recipe = _load(name).RECIPE
+    assert (recipe.global_batch, recipe.ghost_batch, recipe.epochs) == (256, 32, 90)
+    assert recipe.augment.shorter_side == (256, 480)
+    assert recipe.evaluation.crops == (224, 320)
+    steps = 1_281_167 // 256
+    rates = [learning_rate(recipe.schedule, epoch * steps, 90 * steps) for epoch in (0, 29, 30, 59, 60, 89)]
+    assert rates == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+
+
+@pytest.mark.parametrize("name", [*TRAINING, "evaluate", "prepare_cifar"])
+def test_help_explains_the_job(name):
+    done = _run(name, "--help")
+    assert done.returncode == 0
+    assert f"{name}.py" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--no-such-option", "1"], "Unrecognized options: --no-such-option"),
+        (["--data.train", "/nowhere/*.parquet"], "no Parquet shards"),
+        (["--model.depth", "21"], "no network has 21 layers"),
+        (["--execution.workers", "99"], "execution.workers 99 exceeds the 8 ghost batches"),
+        (["--global-batch", "255"], "global_batch 255 is not a multiple of ghost_batch 32"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line_before_ray_starts(arguments, complaint, tmp_path):
+    done = _run("imagenet_preact200", *arguments, "--execution.storage", str(tmp_path))
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.ray
+def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_error(tmp_path):
+    storage = str(tmp_path)
+    options = ("--demo", "--model.depth", "8", "--epochs", "3", "--execution.storage", storage)
+    done = _run("cifar_preact164", *options, "--execution.name", "small")
+    assert done.returncode == 0, done.stderr
+    assert "finished: 90 steps" in done.stderr
+    assert "look at it: mlflow ui" in done.stderr
+    again = _run("cifar_preact164", *options, "--execution.name", "small")
+    assert again.returncode == 0
+    assert "is finished already" in again.stderr
+    evaluated = _run("evaluate", "--run", f"{storage}/small", "--batch", "100", "--device", "cpu")
+    assert evaluated.returncode == 0, evaluated.stderr
+    summary = json.loads((tmp_path / "small" / "summary.json").read_text())
+    assert json.loads(evaluated.stdout)["val/top1_error"] == pytest.approx(summary["top1_error"])
+    assert summary["top1_error"] < 0.5

@@ -1,0 +1,112 @@
+"""Runs without Ray. Oracle: the contents of the run's directory, MLflow's client, and a real SIGKILL."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dist_resnet.launch import local
+from dist_resnet.recipe import Execution, Recipe
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:mlflow", "default:The ``noload``")
+
+_SCRIPT = """
+import json, sys
+from dist_resnet.launch import local
+from dist_resnet.recipe import Execution, Recipe
+recipe, execution = json.loads(sys.stdin.read())
+local.run(local.prepare_run(Recipe.from_dict(recipe), Execution(**execution), job="test"))
+"""
+
+
+def _start(recipe: Recipe, execution: Execution) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps([recipe.to_dict(), dataclasses.asdict(execution)]))
+    process.stdin.close()
+    return process
+
+
+def test_a_finished_run_leaves_its_summary_recipe_journal_curve_and_mlflow_run(recipe: Recipe, execution: Execution):
+    plan = local.prepare_run(recipe, execution, job="test")
+    summary = local.run(plan)
+    folder = Path(plan.directory.uri)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 6
+    assert summary["epochs"] == 2
+    assert summary["fingerprint"] == plan.recipe.fingerprint()
+    assert summary["weights_sha256"] == hashlib.sha256(Path(summary["model_uri"]).read_bytes()).hexdigest()
+    assert 0 <= summary["top5_error"] <= summary["top1_error"] <= 1
+    assert json.loads((folder / "recipe.json").read_text())["recipe"] == plan.recipe.to_dict()
+    assert (folder / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    client = MlflowClient(f"sqlite:///{execution.storage}/mlflow.db")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.depth"] == "8"
+    assert run.data.tags["fingerprint"] == summary["fingerprint"]
+    assert run.data.metrics["val/top1_error"] == summary["top1_error"]
+
+
+def test_a_finished_run_is_not_run_again(recipe: Recipe, execution: Execution, caplog):
+    first = local.run(local.prepare_run(recipe, execution, job="test"))
+    with caplog.at_level("INFO", logger="dist_resnet"):
+        again = local.run(local.prepare_run(recipe, execution, job="test"))
+    assert again == first
+    assert "is finished already" in caplog.text
+
+
+def test_a_diverged_run_says_so(recipe: Recipe, execution: Execution):
+    hot = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, learning_rate=1e30))
+    summary = local.run(local.prepare_run(hot, execution, job="test"))
+    assert summary["status"] == "diverged"
+    assert summary["top1_error"] is None
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(recipe, epochs=40)
+    whole = local.run(local.prepare_run(recipe, dataclasses.replace(execution, name="whole"), job="test"))
+    broken = dataclasses.replace(execution, name="broken")
+    process = _start(recipe, broken)
+    journal = Path(execution.storage, "broken", "journal", "000001.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < 20):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    assert not Path(execution.storage, "broken", "summary.json").exists()
+    again = local.run(local.prepare_run(recipe, broken, job="test"))
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    sessions = [json.loads(path.read_text().splitlines()[0]) for path in sorted(journal.parent.iterdir())]
+    assert [session["kind"] for session in sessions] == ["session", "session"]
+    assert 0 < sessions[1]["start_step"] < 120
+    client = MlflowClient(f"sqlite:///{execution.storage}/mlflow.db")
+    steps = [point.step for point in client.get_metric_history(again["mlflow_run_id"], "train/loss")]
+    assert steps == list(range(1, 121))
+
+
+def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Execution, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match="needs a GPU for each of the 1 workers, this machine has 0"):
+        local.prepare_run(recipe, dataclasses.replace(execution, device="gpu"), job="test")
+
+
+def test_fp16_on_the_cpu_is_refused(recipe: Recipe, execution: Execution):
+    with pytest.raises(ValueError, match="precision fp16 works on GPUs only"):
+        local.prepare_run(recipe, dataclasses.replace(execution, precision="fp16"), job="test")

@@ -1,0 +1,61 @@
+"""The progress display. Oracle: lines read back from the stream, and a pseudo-terminal."""
+
+import io
+import os
+import pty
+import termios
+
+from dist_resnet.launch.progress import Progress
+
+
+def _records(steps: range) -> list[dict]:
+    session = {"kind": "session", "start_step": 0, "total_steps": 20, "world_size": 2, "device": "CPU"}
+    metrics = [
+        {
+            "kind": "metrics",
+            "step": step,
+            "values": {"train/loss": 1.5, "train/top1_error": 0.25, "time/step_seconds": 0.5},
+        }
+        for step in steps
+    ]
+    return [session, *metrics]
+
+
+def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
+    stream = io.StringIO()
+    Progress("run", 20, 32, stream=stream).show(_records(range(1, 11)))
+    assert stream.getvalue().splitlines() == [
+        "run: starting of 20 steps on 2 workers (CPU)",
+        "run: step 10/20, 320 images, loss 1.500, error 25.0%, 64.0 images/s, 00:05 left",
+    ]
+
+
+def test_a_continued_run_says_where_it_goes_on():
+    stream = io.StringIO()
+    Progress("run", 20, 32, stream=stream).show([_records(range(0))[0] | {"start_step": 7}])
+    assert "going on after step 7 of 20 steps" in stream.getvalue()
+
+
+def test_evaluations_are_told():
+    stream = io.StringIO()
+    values = {"val/loss": 1.0, "val/top1_error": 0.055, "val/top1_error_320px": 0.05}
+    Progress("run", 20, 32, stream=stream).show([{"kind": "metrics", "step": 10, "values": values}])
+    assert stream.getvalue() == "run: step 10: validation top1 error 5.50%, top1 error 320px 5.00%\n"
+
+
+def test_a_terminal_gets_a_bar():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    with os.fdopen(theirs, "w") as stream:
+        progress = Progress("run", 20, 32, stream=stream)
+        progress.show(_records(range(1, 11)))
+        progress.close()
+        stream.write("END")
+        stream.flush()
+        shown = ""
+        while "END" not in shown:
+            shown += os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "50%|" in shown
+    assert "320/640 images" in shown
+    assert "loss 1.500, error 25.0%, 64.0 images/s, 00:05 left" in shown

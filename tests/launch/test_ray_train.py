@@ -1,0 +1,84 @@
+"""Runs on Ray Train. Oracle: the same run without Ray, and a real SIGKILL of a worker."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dist_resnet.launch import local, ray_train
+from dist_resnet.recipe import Execution, Recipe
+
+# Ray and MLflow warn of deprecations of their own.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture
+def on_two(execution: Execution) -> Execution:
+    return dataclasses.replace(execution, workers=2)
+
+
+def test_ray_workers_end_with_the_bits_of_local_ones(ray_cluster, recipe: Recipe, on_two: Execution):
+    local_run = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="local"), job="test"))
+    ray_run = ray_train.run(ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="ray"), job="test"))
+    assert ray_run["status"] == "finished"
+    assert ray_run["weights_sha256"] == local_run["weights_sha256"]
+
+
+def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Recipe, on_two: Execution):
+    recipe = dataclasses.replace(recipe, epochs=60)
+    whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
+    plan = ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="broken"), job="test")
+    killer = threading.Thread(target=_kill_a_worker_after, args=(Path(plan.directory.uri), 12), daemon=True)
+    killer.start()
+    summary = ray_train.run(plan)
+    killer.join()
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+    assert len(plan.directory.list("journal")) == 2
+
+
+def _kill_a_worker_after(run: Path, points: int) -> None:
+    journal = run / "journal" / "000001.jsonl"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < points):
+        time.sleep(0.01)
+    workers = [process for process in psutil.process_iter(["name"]) if "RayTrainWorker" in " ".join(_command(process))]
+    os.kill(workers[0].pid, signal.SIGKILL)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "resources", "expected"),
+    [
+        ({"workers": 2, "device": "cpu"}, {"CPU": 8.0, "GPU": 2.0}, ("cpu", 4)),
+        ({"workers": 2, "device": "auto"}, {"CPU": 8.0, "GPU": 2.0}, ("gpu", 4)),
+        ({"workers": 4, "device": "auto"}, {"CPU": 8.0, "GPU": 2.0}, ("cpu", 2)),
+        ({"workers": 2, "cpus_per_worker": 3}, {"CPU": 8.0}, ("cpu", 3)),
+    ],
+)
+def test_devices_and_cores_come_from_the_cluster(execution: Execution, changes, resources, expected):
+    allotted = ray_train.allot(dataclasses.replace(execution, **({"cpus_per_worker": None} | changes)), resources)
+    assert (allotted.device, allotted.cpus_per_worker) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"workers": 2, "device": "gpu"}, "needs a GPU for each of the 2 workers, the cluster has 1"),
+        ({"workers": 5}, "5 workers of 1 CPU cores need 5, the cluster has 4"),
+        ({"workers": 2, "cpus_per_worker": 3}, "2 workers of 3 CPU cores need 6, the cluster has 4"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(execution: Execution, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ray_train.allot(dataclasses.replace(execution, **changes), {"CPU": 4.0, "GPU": 1.0})

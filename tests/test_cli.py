@@ -1,0 +1,76 @@
+"""The command line. Oracle: the recipe's own defaults, and the exit codes and lines that the design promises."""
+
+import pytest
+
+from dist_resnet import cli
+from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+
+JOB = Recipe(model=Model(depth=200, num_classes=1000), data=Data(train="a", validation="b"), augment=Augment())
+
+
+def _parse(*arguments: str) -> tuple[Recipe, Execution, bool]:
+    return cli.parse(JOB, Execution(), doc="A job.", arguments=arguments)
+
+
+def test_nothing_given_is_the_jobs_own_recipe():
+    assert _parse() == (JOB, Execution(), False)
+
+
+def test_options_are_the_fields_own_names():
+    recipe, execution, _ = _parse(
+        *("--model.depth", "20", "--epochs", "5", "--global-batch", "128", "--ghost-batch", "64", "--seed", "3"),
+        *("--data.train", "s3://bucket/train", "--schedule.drops", "0.5", "0.75", "--optimizer.nesterov"),
+        *("--execution.workers", "2", "--execution.storage", "gs://bucket/runs", "--execution.name", "mine"),
+        *("--execution.tracking-uri", "http://127.0.0.1:5000"),
+    )
+    assert (recipe.model.depth, recipe.epochs, recipe.global_batch, recipe.ghost_batch, recipe.seed) == (
+        20,
+        5,
+        128,
+        64,
+        3,
+    )
+    assert recipe.data.train == "s3://bucket/train"
+    assert recipe.schedule.drops == (0.5, 0.75)
+    assert recipe.optimizer.nesterov
+    assert execution.workers == 2
+    assert execution.storage == "gs://bucket/runs"
+    assert execution.name == "mine"
+    assert execution.tracking_uri == "http://127.0.0.1:5000"
+
+
+def test_the_demo_is_a_default_that_options_change():
+    recipe, execution, demo = _parse("--demo", "--epochs", "1")
+    assert demo
+    assert recipe.epochs == 1
+    assert recipe.model.num_classes == 10
+    assert execution.workers == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--epoch", "5"], "Unrecognized options: --epoch, 5; perhaps you meant --epochs"),
+        (["--model.depth", "deep"], "--model.depth: invalid literal for int() with base 10: 'deep'"),
+        (["--model.shortcut", "highway"], "invalid choice 'highway' for argument '--model.shortcut'"),
+        (["--global-batch", "100"], "global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),
+        (["--schedule.drops", "0.9", "0.1"], "schedule.drops must rise within (0, 1)"),
+        (["--seed"], "Missing value for argument '--seed'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as caught:
+        _parse(*arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+def test_help_teaches_every_field(capsys):
+    with pytest.raises(SystemExit) as caught:
+        _parse("--help")
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Pictures over which one set of BN"):
+        assert text in told
