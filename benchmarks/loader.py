@@ -2,13 +2,15 @@
 
 All three do the same work on the same JPEGs on the CPU: a window of 8 % to 100 % of the area resized to 224 x 224,
 mirrored half of the time, normalised float32 batches of 32. dist_resnet reads the Parquet shards as they are; the two
-others read the same pictures written out as files. Rounds are interleaved and medians are given.
+others read the same pictures written out as files. Each has a process of its own; rounds are interleaved, one process
+works at a time, and medians are given.
 
     python benchmarks/loader.py --data '/data/imagenet/validation-*.parquet'
 """
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import platform
 import statistics
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import nvidia.dali
@@ -44,27 +47,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads, or DataLoader workers")
     parser.add_argument("--result", type=Path, help="Markdown file to write")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        contenders = prepare(options, Path(folder), stack)
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        write_copies(options, Path(folder))
+        measures = {name: stack.enter_context(contender(name, folder, options)) for name in CONTENDERS}
+        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
         for turn in range(options.rounds):
-            names = list(contenders)
+            names = list(measures)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                figures[name].append(measure(contenders[name], options.pictures))
-                print(f"round {turn} {name}: {figures[name][-1][0]:.0f} pictures/s, {figures[name][-1][1]:.2f} CPU-ms")
+                figures[name].append(measures[name]())
+                speed, cost = figures[name][-1]
+                print(f"round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
     text = report(figures, options)
     print(text)
     if options.result:
         options.result.write_text(text)
 
 
-def prepare(
-    options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack
-) -> dict[str, Callable[[], Iterator[torch.Tensor]]]:
-    """Writes the pictures out and returns what starts each contender: a call that yields float batches."""
+def write_copies(options: argparse.Namespace, folder: Path) -> None:
+    """Writes the pictures out as `files` by class, and links the shards in `shards`, until a round fits an epoch."""
     split = open_split(options.data)
-    # Whole copies, until a round and its warm-up fit into one epoch.
     copies = -(-(options.pictures + 16 * BATCH) // split.num_images)
     for number in range(split.num_row_groups):
         group = read_row_group(split, number)
@@ -77,16 +78,38 @@ def prepare(
     for copy in range(copies):
         for shard in split.shards:
             (folder / "shards" / f"{copy}-{Path(shard).name}").symlink_to(Path(shard).resolve())
-    files = str(folder / "files")
-    return {
-        "dist_resnet": ours(str(folder / "shards"), options.threads, stack),
-        "DALI fn.readers.file": dali_files(files, options.threads),
-        "torchvision ImageFolder": image_folder(files, options.threads),
-    }
 
 
-def ours(shards: str, threads: int, stack: contextlib.ExitStack) -> Callable[[], Iterator[torch.Tensor]]:
+@contextlib.contextmanager
+def contender(name: str, folder: str, options: argparse.Namespace) -> Iterator[Callable[[], tuple[float, float]]]:
+    """A process that measures a round of the contender whenever it is called."""
+    spawn = multiprocessing.get_context("spawn")  # DALI's threads do not survive a fork
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(there, name, folder, options.threads, options.pictures))
+    process.start()
+
+    def round_of_pictures() -> tuple[float, float]:
+        here.send(True)
+        return here.recv()
+
+    try:
+        yield round_of_pictures
+    finally:
+        here.send(False)
+        process.join()
+
+
+def serve(orders: Connection, name: str, folder: str, threads: int, pictures: int) -> None:
+    """Answers each order with a measured round."""
+    torch.set_num_threads(threads)
+    start = CONTENDERS[name](folder, threads)
+    while orders.recv():
+        orders.send(measure(start, pictures))
+
+
+def ours(folder: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]:
     """The loader of this package, one worker."""
+    shards = f"{folder}/shards"
     split = open_split(shards)
     recipe = Recipe(
         model=Model(depth=50, num_classes=1000),
@@ -97,7 +120,6 @@ def ours(shards: str, threads: int, stack: contextlib.ExitStack) -> Callable[[],
     )
     execution = Execution(cpus_per_worker=threads)
     loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=torch.device("cpu"))
-    stack.callback(loader.close)
     epochs = iter(range(1_000_000))
 
     def batches() -> Iterator[torch.Tensor]:
@@ -106,15 +128,15 @@ def ours(shards: str, threads: int, stack: contextlib.ExitStack) -> Callable[[],
     return batches
 
 
-def dali_files(files: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]:
+def dali_files(folder: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]:
     """NVIDIA's own pipeline for ImageNet: docs, "ImageNet training in PyTorch", CPU variant."""
     pipeline = Pipeline(batch_size=BATCH, num_threads=threads, device_id=None, seed=0, prefetch_queue_depth=2)
     with pipeline:
-        encoded, labels = fn.readers.file(file_root=files, random_shuffle=True, name="files")
+        encoded, labels = fn.readers.file(file_root=f"{folder}/files", random_shuffle=True, name="files")
         pixels = fn.decoders.image_random_crop(
             encoded, output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
         )
-        pixels = fn.resize(pixels, resize_x=SIZE, resize_y=SIZE, interp_type=types.INTERP_TRIANGULAR)
+        pixels = fn.resize(pixels, resize_x=SIZE, resize_y=SIZE, interp_type=types.INTERP_LINEAR)
         values = fn.crop_mirror_normalize(
             pixels,
             dtype=types.FLOAT,
@@ -133,14 +155,21 @@ def dali_files(files: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]
     return batches
 
 
-def image_folder(files: str, workers: int) -> Callable[[], Iterator[torch.Tensor]]:
+def image_folder(folder: str, workers: int) -> Callable[[], Iterator[torch.Tensor]]:
     """torchvision's reference: PIL, RandomResizedCrop, DataLoader workers."""
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    data = datasets.ImageFolder(files, transforms.Compose([*steps, transforms.Normalize(MEAN, STD)]))
+    data = datasets.ImageFolder(f"{folder}/files", transforms.Compose([*steps, transforms.Normalize(MEAN, STD)]))
     loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers)
     return lambda: (images for images, _ in loader)
+
+
+CONTENDERS: dict[str, Callable[[str, int], Callable[[], Iterator[torch.Tensor]]]] = {
+    "dist_resnet": ours,
+    "DALI fn.readers.file": dali_files,
+    "torchvision ImageFolder": image_folder,
+}
 
 
 def measure(start: Callable[[], Iterator[torch.Tensor]], pictures: int) -> tuple[float, float]:

@@ -1,8 +1,8 @@
-"""DALI's pixels; oracle: the same windows through PIL (data/reference.py).
+"""Decoded pixels; oracle: the same windows through PIL (data/reference.py).
 
-Both decode with libjpeg-turbo and resize with a triangle filter; PIL's filter has 8-bit weights and rounds between its
-two passes, and DALI's partial decoding interpolates colour at the window's border without the pixels outside of it.
-On photographs the mean difference is below 0.3 grey levels; the greatest one is 1 level, and up to 24 at the border.
+Both decode with libjpeg-turbo, and torch's uint8 filter has PIL's weights; but a partly decoded JPEG has its colour
+interpolated at the window's border without the pixels outside of it. On photographs the difference is at most 2 grey
+levels away from the border and 24 there; the mean is far below a level.
 """
 
 import io
