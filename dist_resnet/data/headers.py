@@ -46,7 +46,7 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
 
 def _pillow_size(encoded: np.ndarray) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(encoded)) as picture:
+        with Image.open(io.BytesIO(encoded.tobytes())) as picture:
             return picture.height, picture.width
     except (OSError, ValueError, SyntaxError):
         return None

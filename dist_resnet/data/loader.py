@@ -7,7 +7,7 @@ execution and the rank decide which worker makes them, where and how far ahead.
 import os
 import weakref
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -133,6 +133,8 @@ class Loader:
         decoder = Decoder(max_batch=max_batch, num_threads=self._num_threads, device=place, ahead=2)
         try:
             for request, pixels in decoder.decode(requests):
+                # The encoded pictures are views that would keep their whole row groups in memory.
+                request = replace(request, images=[])
                 if not gpu:
                     yield request, self._normalize(pixels, self._colors(request.indices, epoch))
                 else:
@@ -182,7 +184,8 @@ class DeviceResidentLoader(Loader):
         each picture once."""
         pictures, labels = self._resident("validation", self._validation)
         start, stop = self._share()
-        window = augmentation.evaluation_windows(*np.array(pictures.shape[1:3])[:, None], crop, shorter_side)[0]
+        heights, widths = (np.array([side]) for side in pictures.shape[1:3])
+        window = augmentation.evaluation_windows(heights, widths, crop, shorter_side)[0]
         for first in range(start, stop, self._execution.evaluation_batch):
             indices = np.arange(first, min(first + self._execution.evaluation_batch, stop))
             pixels = centre_crop(pictures[first : int(indices[-1]) + 1], window, crop)

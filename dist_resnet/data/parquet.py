@@ -27,7 +27,7 @@ _OPEN_FILES_PER_THREAD = 8
 _open_files = threading.local()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The index of a split: what lies where, without any open handle."""
 
@@ -87,7 +87,7 @@ class Split:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowGroup:
     """One row group in memory."""
 

@@ -32,9 +32,14 @@ class Prefetched(Generic[T]):
 
     def __next__(self) -> T:
         """The next item; waits for it."""
-        if self._stop.is_set():
-            raise StopIteration
-        item, error = self._queue.get()
+        while True:
+            if self._stop.is_set():
+                raise StopIteration
+            try:
+                item, error = self._queue.get(timeout=_POLL_SECONDS)
+                break
+            except queue.Empty:  # slow, or closed by another thread meanwhile
+                continue
         if error is None:
             return item
         self.close()

@@ -14,7 +14,7 @@ def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *,
     Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does.
     """
     top, left, height, width = (int(number) for number in window)
-    with Image.open(io.BytesIO(encoded)) as picture:
+    with Image.open(io.BytesIO(bytes(encoded))) as picture:
         pixels = picture.convert("RGB").crop((left, top, left + width, top + height))
     pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
     if flip:
@@ -24,7 +24,7 @@ def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *,
 
 def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
     """The centre crop of evaluation: uint8 [crop, crop, 3]."""
-    with Image.open(io.BytesIO(encoded)) as picture:
+    with Image.open(io.BytesIO(bytes(encoded))) as picture:
         height, width = picture.height, picture.width
     (window,) = evaluation_windows(np.array([height]), np.array([width]), crop, shorter_side)
     return decode_window(encoded, window, crop)

@@ -64,7 +64,7 @@ def assert_holds(target: Path, split: str, seeds: range, num_classes: int) -> No
     assert group.labels.tolist() == labels.tolist()
     for image, row in zip(group.images, pixels, strict=True):
         expected = row.reshape(3, 32, 32).transpose(1, 2, 0)
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), expected)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.tobytes()))), expected)
 
 
 @pytest.mark.parametrize("write", [write_python, write_binary])
@@ -99,7 +99,7 @@ def test_the_pictures_are_those_that_torchvision_reads(tmp_path: Path, monkeypat
     group = read_row_group(open_split(str(tmp_path / "target" / "test-*.parquet")), 0)
     assert group.labels.tolist() == theirs.targets
     for image, (picture, _) in zip(group.images, theirs, strict=True):
-        assert Image.open(io.BytesIO(image)).tobytes() == picture.tobytes()
+        assert Image.open(io.BytesIO(image.tobytes())).tobytes() == picture.tobytes()
 
 
 def test_two_conversions_are_the_same_files(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_evaluation_crop_of_real_pictures_is_near_that_of_torchvision() -> N
     differences = []
     for image in read_row_group(split, 1).images[:20]:
         ours = decode_centre(image, 224, 256)
-        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        picture = Image.open(io.BytesIO(image.tobytes())).convert("RGB")
         differences.append(np.abs(ours.astype(int) - np.asarray(theirs(picture)).astype(int)).mean())
     assert np.median(differences) < 6
     assert max(differences) < 20

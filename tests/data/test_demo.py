@@ -17,7 +17,7 @@ ARGUMENTS = {"size": 32, "train_images": 100, "validation_images": 40, "seed": 5
 
 def pixels_of(split: Split) -> tuple[np.ndarray, np.ndarray]:
     groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
-    pictures = [np.asarray(Image.open(io.BytesIO(image))) for group in groups for image in group.images]
+    pictures = [np.asarray(Image.open(io.BytesIO(image.tobytes()))) for group in groups for image in group.images]
     return np.stack(pictures).astype(float), np.concatenate([group.labels for group in groups])
 
 

@@ -48,4 +48,4 @@ def test_the_real_pictures_have_the_sizes_that_pil_sees() -> None:
     split = real("imagenet-sample/*.parquet")
     for number in range(split.num_row_groups):
         for image in read_row_group(split, number).images:
-            assert picture_size(image) == Image.open(io.BytesIO(image)).size[::-1]
+            assert picture_size(image) == Image.open(io.BytesIO(image.tobytes())).size[::-1]

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from dist_resnet.data import augment
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.headers import picture_size
 from dist_resnet.data.loader import Batch, DeviceResidentLoader, Loader, open_loader
-from dist_resnet.data.order import FullOrder, WindowedOrder
-from dist_resnet.data.parquet import Split, open_split, read_row_group
+from dist_resnet.data.order import WINDOW_ROW_GROUPS, FullOrder, WindowedOrder
+from dist_resnet.data.parquet import RowGroup, Split, open_split, read_row_group
 from dist_resnet.data.reference import decode_centre, decode_window
+from dist_resnet.data.streams import training_requests
 from dist_resnet.recipe import Augment, Execution, Recipe
 
 INCEPTION = recipe()
 PAD = recipe(augment=Augment(kind="pad", size=16))
-MEAN, STD = DATASETS["imagenet"].mean, DATASETS["imagenet"].std
+MEAN, STD = list(DATASETS["imagenet"].mean), list(DATASETS["imagenet"].std)
 CPU = torch.device("cpu")
 
 
@@ -235,6 +237,26 @@ def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
     next(held)
     loader.close()
     assert no_threads_of_ours()
+
+
+def test_a_stream_holds_no_more_row_groups_than_two_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = write_split(tmp_path, [600], rows_per_group=3, side=12)  # 200 row groups
+    held: weakref.WeakSet[RowGroup] = weakref.WeakSet()
+    most = 0
+
+    def read(split: Split, number: int) -> RowGroup:
+        nonlocal most
+        group = read_row_group(split, number)
+        held.add(group)
+        most = max(most, len(held))
+        return group
+
+    monkeypatch.setattr("dist_resnet.data.streams.read_row_group", read)
+    settings = recipe(global_batch=4, ghost_batch=2)  # two streams
+    assert len(list(training_requests(settings, many, 0, 0, [0, 1]))) == 300
+    assert WINDOW_ROW_GROUPS * 2 < most <= 2 * WINDOW_ROW_GROUPS * 2 + 2
+    gc.collect()
+    assert not held
 
 
 def test_epochs_back_to_back_do_not_leak(split: Split) -> None:
