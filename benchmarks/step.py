@@ -134,7 +134,7 @@ def _loop_step(options: argparse.Namespace, batch: int, device: torch.device, cl
 def _bare_step(
     model: torch.nn.Module, options: argparse.Namespace, batch: int, device: torch.device, classes: int
 ) -> Callable[[], object]:
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     if options.compile:
         model.compile()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -76,7 +76,7 @@ def parse_options(
     complaint = io.StringIO()
     try:
         with bad_input_exits(), contextlib.redirect_stderr(complaint):
-            known = {} if default is None else {"default": default()}
+            known: dict[str, Any] = {} if default is None else {"default": default()}
             return tyro.cli(kind, args=arguments, description=doc, **known)
     except SystemExit as end:
         if end.code == 2 and complaint.getvalue():

@@ -60,6 +60,8 @@ class Loader:
             split.check_labels(recipe.model.num_classes)
         self.steps_per_epoch = steps_per_epoch(train.num_images, recipe.global_batch)
         """Steps in an epoch: whole global batches."""
+        self.num_validation_images = validation.num_images
+        """Pictures that an evaluation counts, over all workers."""
         self._recipe, self._execution = recipe, execution
         self._train, self._validation = train, validation
         self._rank, self._world_size, self._device = rank, world_size, device

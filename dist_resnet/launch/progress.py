@@ -40,7 +40,8 @@ class Progress:
                 self._step = record["start_step"]
                 self._say(_session_line(record))
             elif record["kind"] == "evaluating":
-                self._say(f"step {record['step']}: evaluating")
+                done = min(1.0, record["images"] / max(1, record["share"]))
+                self._say(f"step {record['step']}: evaluating at {record['crop']} px, {done:.0%}")
             elif record["kind"] == "metrics" and "val/loss" in record["values"]:
                 self._say(_evaluation_line(record))
             elif record["kind"] == "metrics":

@@ -1,5 +1,7 @@
 """Classification error and loss over a whole split, every picture exactly once on any number of workers."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -8,18 +10,33 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import autocast
 
+# Called with the crop and the number of pictures that this worker has classified at it.
+Tell = Callable[[int, int], None]
+
+
+def _silent(crop: int, images: int) -> None:
+    pass
+
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, loader: Loader, execution: Execution, worker: Worker, *, crop: int, shorter_side: int
+    model: torch.nn.Module,
+    loader: Loader,
+    execution: Execution,
+    worker: Worker,
+    *,
+    crop: int,
+    shorter_side: int,
+    tell: Tell = _silent,
 ) -> dict[str, float]:
     """Classifies the centre crops of the validation pictures with BN's running statistics.
 
     Every worker calls it and gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5
-    is top-k of all classes where there are fewer) and `images`.
+    is top-k of all classes where there are fewer) and `images`. `tell` is called after each batch.
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=worker.device)
+    done = 0
     for batch in loader.evaluate(crop, shorter_side):
         with autocast(execution, worker.device):
             logits = model(batch.images).float()
@@ -34,19 +51,27 @@ def evaluate(
                 hits.new_tensor(len(hits), dtype=torch.float64),
             )
         )
+        done += len(hits)
+        tell(crop, done)
     loss, top1, top5, images = worker.sum(totals).tolist()
     return {"loss": loss / images, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
 
 
 def evaluate_crops(
-    recipe: Recipe, model: torch.nn.Module, loader: Loader, execution: Execution, worker: Worker
+    recipe: Recipe,
+    model: torch.nn.Module,
+    loader: Loader,
+    execution: Execution,
+    worker: Worker,
+    *,
+    tell: Tell = _silent,
 ) -> dict[str, float]:
     """Evaluates at every crop of the recipe: `val/loss`, `val/top1_error`, `val/top5_error` at the first, the same
     keys with the crop appended, as in `val/top1_error_320px`, at the others."""
     metrics = {}
     evaluation = recipe.evaluation
     for number, (crop, side) in enumerate(zip(evaluation.crops, evaluation.shorter_sides, strict=True)):
-        found = evaluate(model, loader, execution, worker, crop=crop, shorter_side=side)
+        found = evaluate(model, loader, execution, worker, crop=crop, shorter_side=side, tell=tell)
         suffix = "" if number == 0 else f"_{crop}px"
         metrics |= {f"val/{key}{suffix}": found[key] for key in ("loss", "top1_error", "top5_error")}
     return metrics

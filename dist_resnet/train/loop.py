@@ -28,6 +28,8 @@ from dist_resnet.train.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
+_SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
+
 
 def train(recipe: Recipe, execution: Execution, worker: Worker, loader: Loader, directory: RunDirectory) -> None:
     """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
@@ -53,6 +55,7 @@ class Session:
         self._total = num_steps(recipe.epochs, loader.steps_per_epoch)
         self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
         self._metrics: dict[str, float] = {}
+        self._told_at = 0.0
 
         _configure_backend(execution)
         self._state = create_state(recipe, execution, worker)
@@ -112,11 +115,20 @@ class Session:
 
     def _evaluate(self) -> None:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
-        self.journal.event("evaluating", step=self._state.step)
+        self._told_at = time.monotonic()
         self._worker.broadcast_buffers(self._state.model)
-        self._metrics = evaluate_crops(self._recipe, self._state.model, self._loader, self._execution, self._worker)
+        self._metrics = evaluate_crops(
+            self._recipe, self._state.model, self._loader, self._execution, self._worker, tell=self._tell_evaluation
+        )
         self.journal.metrics(self._state.step, self._metrics)
         self.journal.flush(now=True)
+
+    def _tell_evaluation(self, crop: int, images: int) -> None:
+        """Lets a long evaluation show how far it is."""
+        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
+            self._told_at = time.monotonic()
+            share = self._loader.num_validation_images // self._worker.world_size
+            self.journal.event("evaluating", step=self._state.step, crop=crop, images=images, share=share)
 
     def _facts(self) -> dict[str, Any]:
         """What the journal says of this session: its length, workers and hardware."""
