@@ -1,0 +1,74 @@
+"""The README's commands. Oracle: the jobs' own command lines parse them, and the slow test runs the first as written."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_resnet import cli
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    command
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    for command in line.split(" && ")
+]
+JOBS = [command for command in COMMANDS if "jobs/" in command]
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_a_job_in_the_readme_exists_and_takes_the_options_given(command, capsys):
+    words = shlex.split(command)
+    (position,) = [number for number, word in enumerate(words) if word.startswith("jobs/")]
+    path, arguments = REPOSITORY / words[position], words[position + 1 :]
+    assert path.exists()
+    if "preact" not in path.name or "--help" in arguments:
+        done = subprocess.run(
+            [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert all(word in done.stdout for word in arguments if word.startswith("--"))
+        return
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    cli.parse(job.RECIPE, job.EXECUTION, doc=job.__doc__, arguments=arguments)
+
+
+def test_the_two_commands_of_the_start_are_there():
+    assert "uv run jobs/imagenet_preact200.py --demo" in COMMANDS
+    assert "uv run pytest" in COMMANDS
+
+
+def test_every_link_and_every_room_of_the_tree_exists():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL)
+    assert tree is not None
+    rooms = [line.split()[0] for line in tree.group(1).splitlines()]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    for name in rooms + links:
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_it_is_short():
+    assert README.count("\n") < 250
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_first_command_trains_the_whole_resnet_200(tmp_path):
+    command = [sys.executable, "jobs/imagenet_preact200.py", "--demo", "--execution.storage", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=880)
+    assert done.returncode == 0, done.stderr
+    (summary,) = tmp_path.glob("imagenet_preact200-demo-*/summary.json")
+    values = json.loads(summary.read_text())
+    assert values["status"] == "finished"
+    assert values["top1_error"] < 0.5
+    assert "look at it: mlflow ui" in done.stderr
