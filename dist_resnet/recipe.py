@@ -87,8 +87,8 @@ class Augment:
 
     kind: Literal["scale", "inception", "pad"] = "scale"
     """scale: shorter side drawn from `shorter_side`, then a random crop (Table 5 "scale"). inception: a random
-    window of 8 % to 100 % of the area, aspect 3/4 to 4/3 (Table 5 "scale + aspect ratio"). pad: `padding` zero
-    pixels on each side, then a random crop (the CIFAR experiments)."""
+    window of 8 % to 100 % of the area, aspect 3/4 to 4/3 (Table 5 "scale + aspect ratio"). pad: `padding` pixels
+    of the mean colour on each side, then a random crop (the CIFAR experiments)."""
     size: int = 224
     """Side of the training crop in pixels."""
     shorter_side: tuple[int, int] = (256, 480)
@@ -98,7 +98,7 @@ class Augment:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the window's width over height under inception."""
     padding: int = 4
-    """Zero pixels added on each side under pad."""
+    """Pixels of the mean colour, zero once normalised, that are added on each side under pad."""
     flip: bool = True
     """Whether half of the pictures are mirrored."""
     color: bool = False

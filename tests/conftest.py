@@ -16,9 +16,6 @@ import torch
 from dist_resnet.data.demo import write_demo
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 
-REPOSITORY = Path(__file__).parents[1]
-REAL_PICTURES = REPOSITORY.parent / "shared" / "data"
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -1,4 +1,4 @@
-"""The README's commands. Oracle: the jobs' own command lines parse them, and the slow test runs the first as written."""
+"""The README's commands. Oracle: the jobs' own command lines, and the slow test runs the first as written."""
 
 import importlib.util
 import json

@@ -5,6 +5,7 @@ Works alike under Ray Train, under processes of our own and, with one worker, wi
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,12 +50,9 @@ def data_parallel(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
     """
     if worker.world_size == 1:
         return model
-    ddp = _DDP(
-        model,
-        device_ids=[worker.device] if worker.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **{_SYNC_BUFFERS: False},
-    )
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    device_ids = [worker.device] if worker.device.type == "cuda" else None
+    ddp = _DDP(model, device_ids=device_ids, gradient_as_bucket_view=True, **options)
     ddp.register_comm_hook(None, _sum_gradients)
     return ddp
 

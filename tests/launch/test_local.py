@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from dist_resnet.data.demo import write_demo
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:mlflow", "default:The ``noload``")
-
 _SCRIPT = """
 import json, sys
+from dist_resnet.data.demo import write_demo
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 recipe, execution = json.loads(sys.stdin.read())
@@ -110,3 +110,16 @@ def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Executio
 def test_fp16_on_the_cpu_is_refused(recipe: Recipe, execution: Execution):
     with pytest.raises(ValueError, match="precision fp16 works on GPUs only"):
         local.prepare_run(recipe, dataclasses.replace(execution, precision="fp16"), job="test")
+
+
+def test_pictures_and_runs_may_lie_on_an_object_store(recipe: Recipe, execution: Execution, s3: str, tmp_path: Path):
+    train, validation = write_demo(
+        f"{s3}/pictures", size=32, num_classes=4, train_images=96, validation_images=40, seed=0
+    )
+    there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=train, validation=validation))
+    here = local.run(local.prepare_run(recipe, execution, job="test"))
+    away = dataclasses.replace(execution, storage=f"{s3}/runs", tracking_uri=f"sqlite:///{tmp_path}/away.db")
+    summary = local.run(local.prepare_run(there, away, job="test"))
+    assert summary["model_uri"].startswith(f"{s3}/runs/run/checkpoints/")
+    assert summary["weights_sha256"] == here["weights_sha256"]
+    assert summary["fingerprint"] == here["fingerprint"]

@@ -13,8 +13,7 @@ import pytest
 from dist_resnet.launch import local, ray_train
 from dist_resnet.recipe import Execution, Recipe
 
-# Ray and MLflow warn of deprecations of their own.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

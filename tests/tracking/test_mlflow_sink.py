@@ -17,9 +17,6 @@ from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
-# MLflow's own code warns on import and in use; these tests are about ours.
-pytestmark = pytest.mark.filterwarnings("default")
-
 CARD = RunCard(
     experiment="tests",
     name="run",

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle.pictures import real
 
 from dist_resnet.data.loader import open_loader
 from dist_resnet.launch import local
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.worker import run_worker
-from dist_resnet.recipe import Execution, Recipe, Schedule
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import train
@@ -90,21 +91,35 @@ def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execut
     assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 6]
 
 
-def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution):
-    recipe = dataclasses.replace(shard_recipe, epochs=20 / 3, schedule=Schedule(learning_rate=0.01))
-    losses, errors = {}, {}
+@pytest.mark.parametrize("pictures", ["generated", "real"])
+def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution, pictures):
+    steps_per_epoch = 3
+    if pictures == "real":
+        shard_recipe, steps_per_epoch = _on_real_pictures(shard_recipe), 500 // 32
+    recipe = dataclasses.replace(shard_recipe, epochs=20 / steps_per_epoch, schedule=Schedule(learning_rate=0.01))
+    losses = {}
     for workers in (1, 2, 3):
         plan = _plan(recipe, execution, name=f"on-{workers}", workers=workers)
         local.start_workers(plan)
         points = history(read_journal(plan.directory))
         losses[workers] = torch.tensor([value for _, _, value in points["train/loss"]])
-        errors[workers] = [value for _, _, value in points["val/top1_error"]]
     assert len(losses[1]) == 20
-    # The same sums in another order: relative differences grow from 1e-7 with the steps, and stay far below 1 %.
-    torch.testing.assert_close(losses[2], losses[1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(losses[3], losses[1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(losses[3][:3], losses[1][:3], rtol=1e-5, atol=1e-6)
-    assert errors[2][0] == pytest.approx(errors[1][0], abs=0.051)
+    # The same sums in another order: relative differences of 1e-7 in the first step, which training amplifies.
+    for workers in (2, 3):
+        torch.testing.assert_close(losses[workers][:3], losses[1][:3], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(losses[workers], losses[1], rtol=1e-3, atol=1e-4)
+
+
+def _on_real_pictures(recipe: Recipe) -> Recipe:
+    """The recipe on 500 ImageNet pictures at 64 pixels."""
+    shards = real("imagenet-sample/train-*.parquet").uri
+    return dataclasses.replace(
+        recipe,
+        model=Model(depth=8, num_classes=1000),
+        data=Data(train=shards, validation=shards),
+        augment=Augment(kind="scale", size=64, shorter_side=(72, 96)),
+        evaluation=Evaluation(crops=(64,), shorter_sides=(72,), every_epochs=100),
+    )
 
 
 def test_the_journal_tells_every_steps_numbers(recipe: Recipe, execution: Execution):
