@@ -120,8 +120,9 @@ class MlflowSink:
         while self._records:
             batch, metrics = self._next_batch()
             position = self._position + len(batch)
+            tags = [RunTag(POSITION_TAG, str(position)), *_hardware_tags(batch)]
             assert self._client is not None
-            self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(POSITION_TAG, str(position))])
+            self._client.log_batch(self.run_id, metrics=metrics, tags=tags)
             self._note(batch)
 
     def _next_batch(self) -> tuple[list[dict[str, Any]], list[Metric]]:
@@ -210,6 +211,12 @@ class MlflowSink:
         if self._down:
             logger.warning("MLflow at %s answers again; the journal has been delivered", without_credentials(self._uri))
         self._down = False
+
+
+def _hardware_tags(records: list[dict[str, Any]]) -> list[RunTag]:
+    """What the newest session among the records trains on, as rank 0 saw it."""
+    sessions = [record for record in records if record["kind"] == "session" and "device" in record]
+    return [RunTag("hardware.workers", f"{each['world_size']} x {each['device']}") for each in sessions[-1:]]
 
 
 def _open_client(uri: str) -> MlflowClient:

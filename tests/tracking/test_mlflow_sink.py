@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
     journal = Journal(directory)
-    journal.append("session", start_step=start_step)
+    journal.append("session", start_step=start_step, world_size=2, device="CPU, 1 threads each")
     for step in steps:
         journal.append("metrics", step=step, values={"train/loss": 1.0 / step, "train/top1_error": 0.5})
     journal.flush()
@@ -57,6 +57,7 @@ def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: s
     assert _points(store, sink.run_id) == [(step, pytest.approx(1 / step)) for step in range(1, 2000)]
     assert run.data.params == {"model.depth": "20", "seed": "0"}
     assert run.data.tags["fingerprint"] == "abc"
+    assert run.data.tags["hardware.workers"] == "2 x CPU, 1 threads each"
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "run"
     names = sorted(file.path for file in client.list_artifacts(sink.run_id))

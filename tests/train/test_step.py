@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -101,3 +102,23 @@ def test_compiling_does_not_change_a_step(recipe: Recipe, execution: Execution):
         results.append(state.weights())
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_scaling_the_loss_does_not_change_a_step_and_an_overflow_skips_it(recipe: Recipe, execution: Execution):
+    weights = []
+    for scaled in (False, True):
+        state = create_state(recipe, execution, WORKER)
+        state.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        step = TrainStep(recipe, execution, WORKER, state)
+        step(_batches(recipe), 0.1)
+        weights.append(state.weights())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], msg=lambda text, name=name: f"{name}: {text}")
+    scale = state.scaler.get_scale()
+    poisoned = _batches(recipe)
+    poisoned[0].images[0, 0, 0, 0] = math.inf
+    step(poisoned, 0.1)
+    for name, parameter in state.model.named_parameters():
+        assert torch.equal(parameter, weights[1][name]), name
+    assert state.scaler.get_scale() == scale / 2
+    assert state.counters()["scaler"]["scale"] == scale / 2
