@@ -43,7 +43,12 @@ def run_job(
         if demo:
             recipe = write_pictures(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
-    summary = ray_train.run(plan)
+    try:
+        summary = ray_train.run(plan)
+    except RuntimeError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from the newest checkpoint")
     sys.exit(0 if summary["status"] == "finished" else 1)
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 
 import ray
 import ray.train
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dist_resnet import logs
@@ -52,7 +52,10 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Trains a prepared run to its end on Ray Train workers and returns its summary."""
+    """Trains a prepared run to its end on Ray Train workers and returns its summary.
+
+    Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
+    """
     return supervise(plan, lambda: _fit(plan))
 
 
@@ -66,9 +69,12 @@ def connect(execution: Execution) -> None:
             ray.init(address="auto", **quiet)
             logger.info("using the Ray cluster at %s", ray.get_runtime_context().gcs_address)
             return
-        except ConnectionError:
+        except ConnectionError as error:
             if os.environ.get("RAY_ADDRESS"):
-                raise
+                raise ValueError(
+                    f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']} ({_first_line(error)}); "
+                    "start one with `ray start --head`, or unset it to run Ray in this process"
+                ) from error
     cores = max(os.cpu_count() or 1, execution.workers * (execution.cpus_per_worker or 1))
     ray.init(address="local", num_cpus=cores, **quiet)
 
@@ -113,7 +119,19 @@ def _fit(plan: Plan) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        rank, failure = min(error.worker_failures.items())
+        times = f"after {plan.execution.max_failures} restarts" if plan.execution.max_failures else "without a restart"
+        raise RuntimeError(f"training failed {times}: rank {rank}: {_first_line(failure)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the traceback that Ray wraps it in."""
+    cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
 
 
 def _run(config: dict[str, Any]) -> None:

@@ -103,11 +103,15 @@ def _run_card(plan: Plan) -> RunCard:
 
 def _pictures(plan: Plan) -> dict[str, bytes]:
     """The training curve's file name and PNG, also kept in the run's directory; nothing before the first point."""
-    points = history(read_journal(plan.directory))
-    if not points:
+    try:
+        points = history(read_journal(plan.directory))
+        if not points:
+            return {}
+        picture = training_curve(points, plan.name)
+        plan.directory.write(CURVE_FILE, picture)
+    except OSError as error:
+        logger.warning("the training curve could not be written to %s: %s", plan.directory.uri, error)
         return {}
-    picture = training_curve(points, plan.name)
-    plan.directory.write(CURVE_FILE, picture)
     return {CURVE_FILE: picture}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oracle.pictures import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local, ray_train
 from dist_resnet.recipe import Execution, Recipe
@@ -38,6 +39,19 @@ def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Reci
     killer.join()
     assert summary["weights_sha256"] == whole["weights_sha256"]
     assert len(plan.directory.list("journal")) == 2
+
+
+def test_a_picture_that_cannot_be_decoded_ends_the_run_with_its_file_and_row(ray_cluster, recipe, on_two, tmp_path):
+    images = [jpeg(smooth(32, 32, index)) for index in range(40)]
+    images[17] = images[17][:100]
+    for name, rows in (("train", images), ("validation", images[:8])):
+        write_rows(tmp_path / name / "part.parquet", rows, [index % 4 for index in range(len(rows))], 10)
+    data = dataclasses.replace(recipe.data, train=str(tmp_path / "train"), validation=str(tmp_path / "validation"))
+    damaged = dataclasses.replace(recipe, data=data)
+    plan = ray_train.prepare_run(damaged, dataclasses.replace(on_two, max_failures=0), job="test")
+    with pytest.raises(RuntimeError, match="training failed without a restart: rank .*part.parquet.*row 17") as caught:
+        ray_train.run(plan)
+    assert "\n" not in str(caught.value)
 
 
 def _kill_a_worker_after(run: Path, points: int) -> None:
