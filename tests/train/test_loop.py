@@ -91,10 +91,10 @@ def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execut
     assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 6]
 
 
-@pytest.mark.parametrize("pictures", ["generated", "real"])
-def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution, pictures):
+@pytest.mark.parametrize("source", ["generated", pytest.param("real", marks=pytest.mark.slow)])
+def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution, source):
     steps_per_epoch = 3
-    if pictures == "real":
+    if source == "real":
         shard_recipe, steps_per_epoch = _on_real_pictures(shard_recipe), 500 // 32
     recipe = dataclasses.replace(shard_recipe, epochs=20 / steps_per_epoch, schedule=Schedule(learning_rate=0.01))
     losses = {}
