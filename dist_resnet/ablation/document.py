@@ -1,0 +1,114 @@
+"""A document of few kinds of blocks, as Markdown and as one self-contained HTML page."""
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
+th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.notice { border-left: 0.4rem solid #D55E00; background: #fdf1e7; padding: 0.6rem 1rem; margin: 0.6rem 0; }
+img { max-width: 100%; } .wide { overflow-x: auto; }
+@media print { body { margin: 0; max-width: none; } }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 1 is the title."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph; a notice stands out."""
+
+    text: str
+    notice: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a heading; the columns from the one numbered `numbers_from` on are set flush right."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers_from: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG under its file name, with what it shows in words."""
+
+    name: str
+    content: bytes
+    caption: str
+
+
+Block = Heading | Paragraph | Table | Picture
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The document as Markdown; pictures are referred to by their file names."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """The document as a page that needs nothing else: style and pictures are in it."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "")
+    body = "\n".join(_html(block) for block in blocks)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_plain(text)}"
+        case Paragraph(text, notice):
+            return f"> **{_plain(text)}**" if notice else _plain(text)
+        case Table(head, rows, numbers_from):
+            rule = ["---" if column < numbers_from else "---:" for column in range(len(head))]
+            lines = [[_plain(cell) for cell in row] for row in (head, *rows)]
+            return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+        case Picture(name, _, caption):
+            return f"![{_plain(caption)}]({name})\n\n*{_plain(caption)}*"
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text, notice):
+            return f'<p class="notice">{html.escape(text)}</p>' if notice else f"<p>{html.escape(text)}</p>"
+        case Table(head, rows, numbers_from):
+            first = _html_row(head, "th", numbers_from)
+            others = "\n".join(_html_row(row, "td", numbers_from) for row in rows)
+            return f'<div class="wide"><table>\n<thead>{first}</thead>\n<tbody>\n{others}\n</tbody>\n</table></div>'
+        case Picture(_, content, caption):
+            data = base64.b64encode(content).decode()
+            words = html.escape(caption)
+            source = f"data:image/png;base64,{data}"
+            return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+
+
+def _html_row(cells: Sequence[str], tag: str, numbers_from: int) -> str:
+    """The first `numbers_from` cells as they are, the others flush right."""
+    kinds = ("" if column < numbers_from else ' class="number"' for column in range(len(cells)))
+    filled = [f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)]
+    return f"<tr>{''.join(filled)}</tr>"
+
+
+def _plain(text: str) -> str:
+    """Text on one line in which Markdown finds nothing to act on."""
+    for sign in "\\`*_|<[]":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())

@@ -1,0 +1,185 @@
+"""What the trials of a sweep have given so far, read from their journals at any time."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dist_resnet import paper
+from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.storage import RunDirectory
+
+SWEEP_FILE = "sweep.json"
+PAPER_ITERATIONS = 64_000
+"""Iterations of every CIFAR experiment of arXiv:1603.05027."""
+
+# A panel shows no more, and means over longer spans are calmer.
+_POINTS = 200
+
+Curve = list[tuple[int, float]]
+State = Literal["not started", "unfinished", "finished", "diverged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell trained from one seed. Errors are percentages."""
+
+    seed: int
+    name: str
+    """The trial's folder in the sweep's."""
+    state: State
+    steps: int
+    """Optimizer steps that are done."""
+    total_steps: int | None
+    """Optimizer steps of the whole run, once it has started."""
+    newest_error: float | None
+    """Test error of the newest evaluation; the result, once the trial is finished."""
+    fingerprint: str
+    data: tuple[str | None, str | None]
+    """Digests of the training and of the test shards, once the trial has started."""
+    device: str | None
+    images_per_second: float | None
+    training_loss: Curve
+    """(step, mean cross-entropy of the steps since the point before)."""
+    test_error: Curve
+    """(step, test error)."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trial has a result: an error, or that it diverged."""
+        return self.state in ("finished", "diverged")
+
+    @property
+    def result(self) -> float:
+        """The test error of a trial that is over; infinite where it diverged."""
+        assert self.is_over
+        return math.inf if self.state == "diverged" or self.newest_error is None else self.newest_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a table with its trials, one for each seed."""
+
+    key: str
+    table: str
+    row: str
+    depth: int
+    dataset: str
+    paper_error: float | None
+    """The published error; infinite for the paper's "fail", None where nothing was published."""
+    model: dict[str, Any]
+    """Fields of `recipe.Model`."""
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the original residual unit, which every figure of the paper compares with."""
+        return (self.model.get("shortcut"), self.model.get("placement")) == ("identity", "original")
+
+    @property
+    def results(self) -> list[float]:
+        """The results of the trials that are over."""
+        return [trial.result for trial in self.trials if trial.is_over]
+
+    @property
+    def median(self) -> float | None:
+        """The median result, infinite where most trials diverged; None before the first result."""
+        return statistics.median(self.results) if self.results else None
+
+    @property
+    def finite(self) -> list[float]:
+        """The results of the trials that did not diverge."""
+        return [result for result in self.results if math.isfinite(result)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep as it stands."""
+
+    facts: dict[str, Any]
+    """`sweep.json` without its cells."""
+    cells: list[Cell]
+
+    @property
+    def iterations(self) -> int:
+        """Optimizer steps of each trial."""
+        return self.facts["iterations"]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether trials are shorter than the paper's."""
+        return self.iterations < PAPER_ITERATIONS
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every trial once, also one that serves cells of several tables."""
+        return list({trial.name: trial for cell in self.cells for trial in cell.trials}.values())
+
+    def fails(self, error: float) -> bool:
+        """Whether an error is a "fail" in the paper's sense. Of a run that was cut short, only a diverged one is: all
+        errors are above 20 % early on."""
+        return math.isinf(error) or (error > paper.FAIL_ABOVE and not self.is_short)
+
+
+def read_sweep(directory: RunDirectory) -> Sweep:
+    """Reads `sweep.json` and each trial's folder beside it. Raises FileNotFoundError where there is no sweep."""
+    facts = directory.read_json(SWEEP_FILE)
+    if facts is None:
+        raise FileNotFoundError(f"no {SWEEP_FILE} under {directory.uri}; run jobs/cifar_ablation.py first")
+    trials: dict[str, Trial] = {}
+    cells: dict[str, Cell] = {}
+    for entry in facts["cells"]:
+        name = entry["trial"]
+        if name not in trials:
+            trials[name] = _read_trial(RunDirectory(directory.child(name)), entry)
+        if entry["key"] not in cells:
+            cells[entry["key"]] = Cell(
+                key=entry["key"],
+                table=str(entry["table"]),
+                row=entry["row"],
+                depth=entry["depth"],
+                dataset=entry["dataset"],
+                paper_error=math.inf if entry["paper_fail"] else entry["paper_error"],
+                model=entry["model"],
+            )
+        cells[entry["key"]].trials.append(trials[name])
+    return Sweep(facts={key: value for key, value in facts.items() if key != "cells"}, cells=list(cells.values()))
+
+
+def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
+    records = read_journal(directory)
+    known = directory.read_json("recipe.json") or {}
+    data = known.get("recipe", {}).get("data", {})
+    points = history(records)
+    losses = [(step, value) for step, _, value in points.get("train/loss", [])]
+    errors = [(step, 100 * value) for step, _, value in points.get("val/top1_error", [])]
+    last = records[-1] if records else {}
+    session = _newest(records, "session")
+    outcome = last if last.get("kind") == "finished" else {}
+    ended: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
+    return Trial(
+        seed=entry["seed"],
+        name=entry["trial"],
+        state=ended.get(last.get("kind", ""), "unfinished" if records else "not started"),
+        steps=outcome.get("steps") or max((step for step, _ in losses), default=0),
+        total_steps=session.get("total_steps"),
+        newest_error=100 * outcome["top1_error"] if outcome else (errors[-1][1] if errors else None),
+        fingerprint=known.get("fingerprint", entry["fingerprint"]),
+        data=(data.get("train_digest"), data.get("validation_digest")),
+        device=session.get("device"),
+        images_per_second=outcome.get("images_per_second"),
+        training_loss=_means(losses, _POINTS),
+        test_error=errors,
+    )
+
+
+def _newest(records: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next((record for record in reversed(list(records)) if record["kind"] == kind), {})
+
+
+def _means(curve: Curve, num_points: int) -> Curve:
+    """At most `num_points` points, each the mean of a span of the curve, at the span's last step."""
+    width = -(-len(curve) // num_points) or 1
+    spans = (curve[first : first + width] for first in range(0, len(curve), width))
+    return [(span[-1][0], statistics.fmean(value for _, value in span)) for span in spans]
