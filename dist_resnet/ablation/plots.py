@@ -115,10 +115,11 @@ def _draw(left: Axes, right: Axes, cell: Cell, color: str, *, marked: bool) -> N
         if trial.training_loss:
             left.plot(*zip(*trial.training_loss, strict=True), "--", color=color, linewidth=1.0, alpha=0.8)
         if trial.test_error:
-            mark = "o" if len(trial.test_error) < 25 else None
-            right.plot(*zip(*trial.test_error, strict=True), "-", color=color, linewidth=1.6, marker=mark, markersize=3)
+            curve = zip(*trial.test_error, strict=True)
+            right.plot(*curve, "-", color=color, linewidth=1.6, marker="o" if marked else None, markersize=3)
         if trial.state == "diverged":
-            right.plot(trial.steps, 0.96, "x", color=color, transform=right.get_xaxis_transform(), markeredgewidth=2)
+            cross = {"markeredgewidth": 2, "clip_on": False, "transform": right.get_xaxis_transform()}
+            right.plot(trial.steps, 0.96, "x", color=color, **cross)
 
 
 def _error_limit(cells: Sequence[Cell]) -> float:
