@@ -288,6 +288,8 @@ class Execution:
     """Whether activations lie in memory as NHWC."""
     compile: bool = False
     """Whether the model goes through torch.compile."""
+    recompute: bool = False
+    """Whether residual units are recomputed in the backward pass, which trades time for memory."""
     deterministic: bool = True
     """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
     decode: Literal["auto", "gpu", "cpu"] = "auto"

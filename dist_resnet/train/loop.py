@@ -22,6 +22,7 @@ from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import loss_scaler
+from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
@@ -165,6 +166,8 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
     if execution.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe.optimizer, model)
+    if execution.recompute:
+        recompute_units(model, recipe.model)
     if execution.compile:
         model.compile()
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))

@@ -12,6 +12,7 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker, data_parallel
 from dist_resnet.train.optimizer import set_learning_rate
 from dist_resnet.train.precision import autocast
+from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
 
 
@@ -55,7 +56,8 @@ class TrainStep:
         with autocast(self._execution, self._worker.device):
             logits = self._parallel(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        self._state.scaler.scale(loss / recipe.num_ghost_batches).backward()
+        with held_statistics(self._norms) if self._execution.recompute else contextlib.nullcontext():
+            self._state.scaler.scale(loss / recipe.num_ghost_batches).backward()
         errors = (logits.argmax(dim=1) != labels).sum()
         return torch.stack((loss.detach().double() * len(labels), errors.double(), errors.new_tensor(len(labels))))
 
