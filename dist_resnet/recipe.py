@@ -288,6 +288,9 @@ class Execution:
     """Whether activations lie in memory as NHWC."""
     compile: bool = False
     """Whether the model goes through torch.compile."""
+    cuda_graphs: bool = False
+    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and pictures are small;
+    with one worker, without compile and recompute. The CPU has none and goes on without."""
     recompute: bool = False
     """Whether residual units are recomputed in the backward pass, which trades time for memory."""
     deterministic: bool = True
@@ -312,6 +315,11 @@ class Execution:
         for name in ("workers", "prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             _at_least(f"execution.{name}", getattr(self, name), 1)
         _at_least("execution.max_failures", self.max_failures, 0)
+        for name in ("compile", "recompute"):
+            if self.cuda_graphs and getattr(self, name):
+                raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")
+        if self.cuda_graphs and self.workers > 1:
+            raise ValueError(f"execution.cuda_graphs works with one worker, got {self.workers}; leave one of them out")
         if self.cpus_per_worker is not None:
             _at_least("execution.cpus_per_worker", self.cpus_per_worker, 1)
         if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):

@@ -104,6 +104,9 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(workers=0), "execution.workers must be at least 1, got 0"),
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
+        (lambda: Execution(cuda_graphs=True, compile=True), "cuda_graphs does not go with execution.compile"),
+        (lambda: Execution(cuda_graphs=True, recompute=True), "cuda_graphs does not go with execution.recompute"),
+        (lambda: Execution(cuda_graphs=True, workers=2), "cuda_graphs works with one worker, got 2"),
         (lambda: Execution(precision="fp8"), "precision must be one of bf16, fp16, fp32; got 'fp8'"),
     ],
 )

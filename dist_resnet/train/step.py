@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dist_resnet.data.loader import Batch
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker, data_parallel
+from dist_resnet.train.graphs import GraphedPass, warm_up
 from dist_resnet.train.optimizer import set_learning_rate
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import held_statistics
@@ -27,6 +28,8 @@ class TrainStep:
         self._recipe, self._execution, self._worker, self._state = recipe, execution, worker, state
         self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self._parallel = data_parallel(state.model, worker)
+        # One for ghost batch 0, which changes BN's running statistics, and one for the others; made in the first step.
+        self._graphs: dict[bool, GraphedPass] = {}
         self._settle_buckets()
 
     def __call__(self, batches: Sequence[Batch], learning_rate: float) -> torch.Tensor:
@@ -39,27 +42,33 @@ class TrainStep:
         state.model.train()
         set_learning_rate(state.optimizer, learning_rate)
         totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
+        if self._is_graphed and not self._graphs:
+            self._record(batches[0])
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with self._running_statistics(batch.ghost == 0), self._reduction(last):
-                totals += self._forward_backward(batch.images, batch.labels, batch.ghost)
+                self._seed_masks(batch.ghost)
+                run = self._graphs.get(batch.ghost == 0, self._forward_backward)
+                totals += run(batch.images, batch.labels)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.optimizer.zero_grad()
+        state.optimizer.zero_grad(set_to_none=not self._is_graphed)
         state.step += 1
         return totals
 
-    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor, ghost: int) -> torch.Tensor:
+    def _seed_masks(self, ghost: int) -> None:
+        if self._recipe.model.shortcut == "dropout":
+            torch.manual_seed(_dropout_seed(self._recipe.seed, self._state.step, ghost))
+
+    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         recipe = self._recipe
-        if recipe.model.shortcut == "dropout":
-            torch.manual_seed(_dropout_seed(recipe.seed, self._state.step, ghost))
         with autocast(self._execution, self._worker.device):
             logits = self._parallel(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         with held_statistics(self._norms) if self._execution.recompute else contextlib.nullcontext():
             self._state.scaler.scale(loss / recipe.num_ghost_batches).backward()
         errors = (logits.argmax(dim=1) != labels).sum()
-        return torch.stack((loss.detach().double() * len(labels), errors.double(), errors.new_tensor(len(labels))))
+        return torch.stack((loss.detach().double() * len(labels), errors.double(), errors.new_full((), len(labels))))
 
     def _settle_buckets(self) -> None:
         """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank pictures
@@ -73,8 +82,23 @@ class TrainStep:
             images = images.to(memory_format=torch.channels_last)
         self._state.model.train()
         with self._running_statistics(False):
-            self._forward_backward(images, torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device), ghost=0)
+            self._forward_backward(images, torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device))
         self._state.optimizer.zero_grad()
+
+    @property
+    def _is_graphed(self) -> bool:
+        return self._execution.cuda_graphs and self._worker.device.type == "cuda"
+
+    def _record(self, batch: Batch) -> None:
+        """Records the forward and backward pass of a ghost batch, with and without running statistics."""
+        for parameter in self._state.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with self._running_statistics(False):
+            warm_up(self._forward_backward, batch.images, batch.labels)
+        for kept in (True, False):
+            with self._running_statistics(kept):
+                self._graphs[kept] = GraphedPass(self._forward_backward, batch.images, batch.labels)
+        self._state.optimizer.zero_grad(set_to_none=False)
 
     @contextlib.contextmanager
     def _running_statistics(self, kept: bool) -> Iterator[None]:
