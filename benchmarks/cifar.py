@@ -76,25 +76,29 @@ def compared(options: argparse.Namespace, folder: str) -> str:
     """Images/s of every contender, turn by turn."""
     names = [name for name in CONTENDERS if torch.cuda.is_available() or "CUDA" not in name]
     rates: dict[str, list[float]] = {name: [] for name in names}
+    costs: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         rounds = {name: stack.enter_context(contender(name, folder, options)) for name in names}
         for turn in range(options.rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                rates[name].append(rounds[name]())
-                print(f"round {turn} {name}: {rates[name][-1]:.0f} images/s", flush=True)
+                rounds[name].start()
+                rate, cost = rounds[name].answer()
+                rates[name].append(rate)
+                costs[name].append(cost)
+                print(f"round {turn} {name}: {rate:.0f} images/s, {cost:.2f} CPU-ms", flush=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {options.threads} threads"
     lines = [
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; "
         f"{device}; ResNet-{options.depth}, {options.precision}; {options.rounds} interleaved rounds of "
         f"{options.steps} steps of {BATCH} pictures; load average {os.getloadavg()[0]:.1f} at the end.",
         "",
-        "| loop | images/s, median (range) | dist_resnet over it |",
-        "|---|---:|---:|",
+        "| loop | images/s, median (range) | dist_resnet over it | CPU-ms per picture |",
+        "|---|---:|---:|---:|",
     ]
     for name, found in rates.items():
         ratio = statistics.median(own / other for own, other in zip(rates[OURS], found, strict=True))
-        median = statistics.median(found)
-        lines.append(f"| {name} | {median:.0f} ({min(found):.0f} .. {max(found):.0f}) | {ratio:.2f} |")
+        median, cost = statistics.median(found), statistics.median(costs[name])
+        lines.append(f"| {name} | {median:.0f} ({min(found):.0f} .. {max(found):.0f}) | {ratio:.2f} | {cost:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -108,32 +112,31 @@ def trials_per_hour(options: argparse.Namespace, folder: str) -> str:
     ]
     for name, count in itertools.product((OURS, f"{OURS}, CUDA graphs"), options.trials):
         with contextlib.ExitStack() as stack:
-            loops = [stack.enter_context(contender(name, folder, options, waited=False)) for _ in range(count)]
+            loops = [stack.enter_context(contender(name, folder, options)) for _ in range(count)]
             for loop in loops:
-                loop()
-            together = sum(loop.answer() for loop in loops)
+                loop.start()
+            together = sum(loop.answer()[0] for loop in loops)
         lines.append(f"| {name} | {count} | {together:.0f} | {together * 3600 / (ITERATIONS * BATCH):.2f} |")
     return "\n".join(lines) + "\n"
 
 
 class Contender:
-    """A process that measures a round whenever it is called."""
+    """A process that measures a round whenever it is told to."""
 
-    def __init__(self, orders: Connection, *, waited: bool) -> None:
-        self._orders, self._waited = orders, waited
+    def __init__(self, orders: Connection) -> None:
+        self._orders = orders
 
-    def __call__(self) -> float:
-        """Orders a round; its images/s where it is waited for, else 0."""
+    def start(self) -> None:
+        """Orders a round."""
         self._orders.send(True)
-        return self.answer() if self._waited else 0.0
 
-    def answer(self) -> float:
-        """The images/s of the round that was ordered."""
+    def answer(self) -> tuple[float, float]:
+        """What the round gave: images/s, and CPU milliseconds per picture of the process and its workers."""
         return self._orders.recv()
 
 
 @contextlib.contextmanager
-def contender(name: str, folder: str, options: argparse.Namespace, *, waited: bool = True) -> Iterator[Contender]:
+def contender(name: str, folder: str, options: argparse.Namespace) -> Iterator[Contender]:
     """A contender in a process of its own, ready to measure."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -141,7 +144,7 @@ def contender(name: str, folder: str, options: argparse.Namespace, *, waited: bo
     process.start()
     here.recv()
     try:
-        yield Contender(here, waited=waited)
+        yield Contender(here)
     finally:
         here.send(False)
         process.join()
@@ -160,11 +163,22 @@ def serve(orders: Connection, name: str, folder: str, options: argparse.Namespac
         for _ in range(WARM_UP):
             next(steps)
         wait()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), cpu_seconds()
         for _ in range(options.steps):
             next(steps)
         wait()
-        orders.send(options.steps * BATCH / (time.perf_counter() - start))
+        seconds, cpu, pictures = time.perf_counter() - start, cpu_seconds() - cpu, options.steps * BATCH
+        orders.send((pictures / seconds, 1000 * cpu / pictures))
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and its living children."""
+    ticks = sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, graphs: bool = False) -> Iterator[None]:
