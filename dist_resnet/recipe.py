@@ -315,17 +315,17 @@ class Execution:
         for name in ("workers", "prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             _at_least(f"execution.{name}", getattr(self, name), 1)
         _at_least("execution.max_failures", self.max_failures, 0)
-        for name in ("compile", "recompute"):
-            if self.cuda_graphs and getattr(self, name):
-                raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")
-        if self.cuda_graphs and self.workers > 1:
-            raise ValueError(f"execution.cuda_graphs works with one worker, got {self.workers}; leave one of them out")
         if self.cpus_per_worker is not None:
             _at_least("execution.cpus_per_worker", self.cpus_per_worker, 1)
         if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):
             raise ValueError(f"execution.name must be the name of one folder, without slashes, got {self.name!r}")
         if not self.storage:
             raise ValueError("execution.storage is empty; give a local path, s3:// or gs:// URI")
+        for name in ("compile", "recompute"):
+            if self.cuda_graphs and getattr(self, name):
+                raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")
+        if self.cuda_graphs and self.workers > 1:
+            raise ValueError(f"execution.cuda_graphs works with one worker, got {self.workers}; leave one of them out")
 
 
 def check_pair(recipe: Recipe, execution: Execution) -> None:

@@ -75,8 +75,8 @@ def _notices(sweep: Sweep) -> Iterable[str]:
             f"Not complete: {done} of {len(trials)} trials are over, {counts['unfinished']} are half-way, "
             f"{counts['not started']} have not started. Medians, ranks and counts are over what is there."
         )
-    if sweep.facts.get("early_stop"):
-        yield "Trials that were behind were stopped early, so the rows were not trained equally long."
+    if stopped := sum(trial.state == "stopped early" for trial in trials):
+        yield f"{stopped} trials that were behind were stopped early: they have no result, and medians leave them out."
     for dataset in dict.fromkeys(cell.dataset for cell in sweep.cells):
         of_dataset = {trial.data for cell in sweep.cells if cell.dataset == dataset for trial in cell.trials}
         if len(of_dataset - {(None, None)}) > 1:

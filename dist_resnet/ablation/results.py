@@ -18,7 +18,7 @@ PAPER_ITERATIONS = 64_000
 _POINTS = 200
 
 Curve = list[tuple[int, float]]
-State = Literal["not started", "unfinished", "finished", "diverged"]
+State = Literal["not started", "unfinished", "finished", "diverged", "stopped early"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,14 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
     session = _newest(records, "session")
     outcome = last if last.get("kind") == "finished" else {}
     ended: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
+    state = ended.get(last.get("kind", ""), "unfinished" if records else "not started")
+    # Who stops a trial that is behind says so in its summary; the journal just ends.
+    if state == "unfinished" and (directory.read_json("summary.json") or {}).get("status") == "stopped":
+        state = "stopped early"
     return Trial(
         seed=entry["seed"],
         name=entry["trial"],
-        state=ended.get(last.get("kind", ""), "unfinished" if records else "not started"),
+        state=state,
         steps=outcome.get("steps") or max((step for step, _ in losses), default=0),
         total_steps=session.get("total_steps"),
         newest_error=100 * outcome["top1_error"] if outcome else (errors[-1][1] if errors else None),

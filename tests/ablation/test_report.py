@@ -111,6 +111,18 @@ def test_a_sweep_half_way_says_so_and_counts_only_what_is_over(directory: RunDir
     assert _row(directory, "identity")[8] == "1 of 3"
 
 
+def test_trials_that_were_stopped_early_are_told_and_left_out(directory: RunDirectory):
+    write_sweep(directory, [cell("identity", name, seed=seed) for seed, name in enumerate(("done", "behind"))])
+    write_trial(directory, "done", {64_000: 6.5}, end="finished")
+    write_trial(directory, "behind", {1000: 60.0})
+    directory.write_json("behind/summary.json", {"status": "stopped", "top1_error": 0.6})
+    text = write_report(directory)["report.md"].decode()
+    assert "1 trials that were behind were stopped early" in text
+    assert "Not complete" not in text
+    assert "stopped early at step 1,000" in text
+    assert _row(directory, "identity")[3] == "6.50"
+
+
 def test_a_sweep_before_its_first_trial_has_a_report(directory: RunDirectory):
     write_sweep(directory, [cell("identity", "waiting")])
     assert {"report.md", "report.html", "errors_2.png"} <= set(write_report(directory))
