@@ -132,7 +132,7 @@ def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[B
     slug = re.sub(r"\W+", "_", table).strip("_").lower()
     short = f", {sweep.iterations:,} iterations" if sweep.is_short else ""
     picture = plots.errors(cells, _title(table) + short, fails_are_shown=not sweep.is_short)
-    yield Picture(f"errors_{slug}.png", picture, f"{_title(table)}: our test errors{short} beside the published ones.")
+    yield Picture(f"errors_{slug}.png", picture, f"{_title(table)}: our test errors beside the published ones{short}.")
     for group in groups:
         title = f"{_title(table)}, {_network(group[0])}{short}"
         picture = plots.training_curves(group, title, iterations=sweep.iterations)
