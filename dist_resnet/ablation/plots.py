@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from dist_resnet.ablation.results import Cell
 from dist_resnet.paper import FAIL_ABOVE
@@ -89,10 +89,12 @@ def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> by
                 _draw(axes, right, cell, color, marked=few)
         axes.set_yscale("log")
         axes.set_ylim(bottom, high)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.set_ylim(0, top)
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_xlim(0, iterations)
+        axes.set_xlim(0, 1.02 * iterations)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.set_title(_label(panels[place], cells), fontsize=10)
