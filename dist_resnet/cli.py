@@ -15,12 +15,17 @@ from dist_resnet.recipe import Execution, Recipe
 
 T = TypeVar("T")
 
+FLAT = tyro.conf.arg(name="")
+"""Annotates a field of an options class whose own fields are options without a prefix."""
+FLAG = tyro.conf.FlagCreatePairsOff
+"""Annotates a claim that is only ever switched on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, FLAT]
     execution: Execution
-    demo: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    demo: Annotated[bool, FLAG] = False
     """Shrink the run to generated pictures of ten classes and minutes on a laptop; other options still apply."""
 
 
@@ -40,6 +45,8 @@ def run_job(
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():
+        if execution.trials_per_gpu is not None:
+            raise ValueError("execution.trials-per-gpu is for sweeps; leave it out, a run has its GPUs to itself")
         if demo:
             recipe = write_pictures(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)

@@ -308,15 +308,18 @@ class Execution:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     max_failures: int = 3
-    """Times that Ray Train restarts a failed group of workers, each from the newest checkpoint."""
+    """Times that a failed group of workers, or a failed trial of a sweep, starts again from the newest checkpoint."""
+    trials_per_gpu: int | None = None
+    """Trials of a sweep that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
         for name in ("workers", "prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             _at_least(f"execution.{name}", getattr(self, name), 1)
         _at_least("execution.max_failures", self.max_failures, 0)
-        if self.cpus_per_worker is not None:
-            _at_least("execution.cpus_per_worker", self.cpus_per_worker, 1)
+        for name in ("cpus_per_worker", "trials_per_gpu"):
+            if getattr(self, name) is not None:
+                _at_least(f"execution.{name}", getattr(self, name), 1)
         if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):
             raise ValueError(f"execution.name must be the name of one folder, without slashes, got {self.name!r}")
         if not self.storage:

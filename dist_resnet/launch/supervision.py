@@ -31,7 +31,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
         return finished
     plan.claim()
     uri = plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
-    sink = MlflowSink(uri, plan.directory, _run_card(plan))
+    sink = MlflowSink(uri, plan.directory, run_card(plan))
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     over = threading.Event()
@@ -39,7 +39,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     follower.start()
     try:
         run_workers()
-        summary = _read_outcome(plan)
+        summary = read_outcome(plan)
         status = "FINISHED" if summary["status"] == "finished" else "FAILED"
     except KeyboardInterrupt:
         status, wait_seconds = "KILLED", 5.0
@@ -47,7 +47,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     finally:
         over.set()
         follower.join()
-        sink.close(status, _pictures(plan), wait_seconds=wait_seconds)
+        sink.close(status, pictures(plan), wait_seconds=wait_seconds)
     summary["mlflow_run_id"] = sink.run_id
     plan.directory.write_json(SUMMARY_FILE, summary)
     logger.info("%s: %s", summary["status"], _result(summary))
@@ -70,7 +70,7 @@ def _follow(plan: Plan, over: threading.Event) -> None:
     progress.close()
 
 
-def _read_outcome(plan: Plan) -> dict[str, Any]:
+def read_outcome(plan: Plan) -> dict[str, Any]:
     """The summary, from the journal's last record. Raises RuntimeError where that ends no run."""
     last = read_journal(plan.directory)[-1]
     if last["kind"] not in ("finished", "diverged"):
@@ -87,7 +87,8 @@ def _read_outcome(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _run_card(plan: Plan) -> RunCard:
+def run_card(plan: Plan) -> RunCard:
+    """What MLflow is told of a run that has claimed its directory."""
     recipe = plan.recipe
     return RunCard(
         experiment=plan.execution.experiment,
@@ -101,7 +102,7 @@ def _run_card(plan: Plan) -> RunCard:
     )
 
 
-def _pictures(plan: Plan) -> dict[str, bytes]:
+def pictures(plan: Plan) -> dict[str, bytes]:
     """The training curve's file name and PNG, also kept in the run's directory; nothing before the first point."""
     try:
         points = history(read_journal(plan.directory))

@@ -17,6 +17,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from dist_resnet.tracking.outbox import Tail
 from dist_resnet.tracking.provenance import without_credentials
@@ -59,14 +60,24 @@ class MlflowSink:
     """A background thread that keeps one MLflow run level with one journal.
 
     `card` describes the run when it is new; a run whose directory already names an MLflow run continues that one.
-    `run_id` is None until the server has answered once.
+    With a `parent` the run is its child, and starts once the parent's has. Of the training metrics, those of every
+    `every`-th step are sent. `run_id` is None until the server has answered once.
     """
 
-    def __init__(self, tracking_uri: str, directory: RunDirectory, card: RunCard) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        directory: RunDirectory,
+        card: RunCard,
+        *,
+        parent: "MlflowSink | None" = None,
+        every: int = 1,
+    ) -> None:
         for name, value in _CLIENT_SETTINGS.items():
             os.environ.setdefault(name, value)
         self.run_id: str | None = None
         self._uri, self._directory, self._card = tracking_uri, directory, card
+        self._parent, self._every = parent, every
         self._client: MlflowClient | None = None
         self._tail = Tail(directory)
         self._records: list[dict[str, Any]] = []
@@ -74,17 +85,19 @@ class MlflowSink:
         self._steps: dict[str, int] = {}
         self._down = False
         self._closing = threading.Event()
-        self._ending: tuple[str, dict[str, bytes]] = ("FAILED", {})
+        self._ending: tuple[str, dict[str, bytes], dict[str, str]] = ("FAILED", {}, {})
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="mlflow-sink", daemon=True)
         self._thread.start()
 
-    def close(self, status: str, files: dict[str, bytes], *, wait_seconds: float = 60.0) -> None:
-        """Delivers what is left, attaches the files and ends the MLflow run with `status` (FINISHED, FAILED, KILLED).
+    def close(
+        self, status: str, files: dict[str, bytes], *, tags: dict[str, str] | None = None, wait_seconds: float = 60.0
+    ) -> None:
+        """Delivers what is left, attaches files and tags, ends the MLflow run with `status` (FINISHED, FAILED, KILLED).
 
         Waits no longer than `wait_seconds`; what could not be delivered stays in the journal, with a warning.
         """
-        self._ending = (status, files)
+        self._ending = (status, files, tags or {})
         self._closing.set()
         self._thread.join(wait_seconds)
         if not self._ended:
@@ -100,6 +113,9 @@ class MlflowSink:
     def _work(self) -> None:
         while not self._ended:
             closing = self._closing.is_set()
+            if self._parent is not None and self._parent.run_id is None and not closing:
+                self._closing.wait(_SECONDS_BETWEEN_POLLS)
+                continue
             try:
                 self._level()
                 if closing:
@@ -133,7 +149,7 @@ class MlflowSink:
         batch: list[dict[str, Any]] = []
         metrics: list[Metric] = []
         for record in self._records:
-            values = record["values"] if record["kind"] == "metrics" else {}
+            values = self._sent(record)
             if batch and len(metrics) + len(values) > _METRICS_PER_BATCH:
                 break
             batch.append(record)
@@ -141,6 +157,13 @@ class MlflowSink:
                 if record["step"] > self._steps.get(key, -1):
                     metrics.append(Metric(key, value, int(record["time"] * 1000), record["step"]))
         return batch, metrics
+
+    def _sent(self, record: dict[str, Any]) -> dict[str, float]:
+        """The metrics of a record that are for MLflow."""
+        if record["kind"] != "metrics":
+            return {}
+        thinned = record["step"] % self._every and "val/loss" not in record["values"]
+        return {} if thinned else record["values"]
 
     def _note(self, batch: list[dict[str, Any]]) -> None:
         """Counts the records at the front as arrived."""
@@ -162,7 +185,8 @@ class MlflowSink:
             self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
             return known["run_id"]
         card = self._card
-        run_id = self._client.create_run(self._experiment(), tags=card.tags, run_name=card.name).info.run_id
+        tags = card.tags | self._parent_tag()
+        run_id = self._client.create_run(self._experiment(), tags=tags, run_name=card.name).info.run_id
         params = [Param(key, str(value)) for key, value in card.params.items()]
         for first in range(0, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_BATCH])
@@ -170,6 +194,13 @@ class MlflowSink:
             self._client.log_text(run_id, text, name)
         self._directory.write_json(_RUN_FILE, {"run_id": run_id})
         return run_id
+
+    def _parent_tag(self) -> dict[str, str]:
+        if self._parent is None:
+            return {}
+        if self._parent.run_id is None:
+            raise MlflowException("the parent run has not started")
+        return {MLFLOW_PARENT_RUN_ID: self._parent.run_id}
 
     def _experiment(self) -> str:
         assert self._client is not None
@@ -191,9 +222,11 @@ class MlflowSink:
     def _end(self) -> None:
         assert self._client is not None
         assert self.run_id is not None
-        status, files = self._ending
+        status, files, tags = self._ending
         for name, content in files.items():
             _log_bytes(self._client, self.run_id, name, content)
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
         self._client.set_terminated(self.run_id, status)
         self._ended = True
 

@@ -70,7 +70,7 @@ class Tail:
             start = self._read.get(name, 0)
             if not name.endswith(".jsonl") or size <= start:
                 continue
-            content = self._directory.read(f"{FOLDER}/{name}")[start:]
+            content = self._directory.read(f"{FOLDER}/{name}", start)
             complete = content[: content.rfind(b"\n") + 1]
             self._read[name] = start + len(complete)
             records += [_parse_nonfinite(json.loads(line)) for line in complete.splitlines()]

@@ -70,10 +70,11 @@ class RunDirectory:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
 
-    def read(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
-        with self.open()[0].open_input_stream(self.path(name)) as stream:
-            return stream.read()
+    def read(self, name: str, start: int = 0) -> bytes:
+        """The content of a file from byte `start` on. Raises FileNotFoundError."""
+        with self.open()[0].open_input_file(self.path(name)) as file:
+            file.seek(start)
+            return file.read()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""

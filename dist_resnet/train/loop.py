@@ -6,7 +6,7 @@ It knows neither Ray nor MLflow. Every worker runs it; rank 0 also writes the jo
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,13 +31,24 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
 
+Evaluated = Callable[[int, dict[str, float]], None]
 
-def train(recipe: Recipe, execution: Execution, worker: Worker, loader: Loader, directory: RunDirectory) -> None:
+
+def train(
+    recipe: Recipe,
+    execution: Execution,
+    worker: Worker,
+    loader: Loader,
+    directory: RunDirectory,
+    *,
+    evaluated: Evaluated | None = None,
+) -> None:
     """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
 
-    The journal ends with a `finished` record of the errors and the weights' sha256, or with `diverged`.
+    The journal ends with a `finished` record of the errors and the weights' sha256, or with `diverged`. `evaluated`
+    is called with the step and the metrics after each evaluation is recorded.
     """
-    session = Session(recipe, execution, worker, loader, directory)
+    session = Session(recipe, execution, worker, loader, directory, evaluated)
     try:
         session.run()
     except DivergedError as error:
@@ -49,9 +60,15 @@ class Session:
     """One start of the training loop on one worker, from where the run stands to its end."""
 
     def __init__(
-        self, recipe: Recipe, execution: Execution, worker: Worker, loader: Loader, directory: RunDirectory
+        self,
+        recipe: Recipe,
+        execution: Execution,
+        worker: Worker,
+        loader: Loader,
+        directory: RunDirectory,
+        evaluated: Evaluated | None = None,
     ) -> None:
-        self._recipe, self._execution, self._worker = recipe, execution, worker
+        self._recipe, self._execution, self._worker, self._evaluated = recipe, execution, worker, evaluated
         self._loader, self._directory = loader, directory
         self._total = num_steps(recipe.epochs, loader.steps_per_epoch)
         self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
@@ -123,6 +140,8 @@ class Session:
         )
         self.journal.metrics(self._state.step, self._metrics)
         self.journal.flush(now=True)
+        if self._evaluated:
+            self._evaluated(self._state.step, self._metrics)
 
     def _tell_evaluation(self, crop: int, images: int) -> None:
         """Lets a long evaluation show how far it is."""

@@ -1,0 +1,331 @@
+"""A sweep: the grid's cells and seeds as runs under STORAGE/SWEEP/, started, watched, continued and reported.
+
+`sweep.json` says what the sweep consists of; each run's folder beside it says how far that run is. A recipe that
+several tables share, such as Table 1's and Table 2's "original", is run once and serves all of their cells.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist_resnet.ablation.board import Board, clock
+from dist_resnet.ablation.grid import Cell, Choice, Pictures, choose, trial_name
+from dist_resnet.ablation.watch import Trial, Watcher
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.order import steps_per_epoch
+from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.launch import ray_tune
+from dist_resnet.launch.measure import measure_step
+from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.model.complexity import measure
+from dist_resnet.recipe import Data, Execution, Recipe, flatten
+from dist_resnet.tracking import provenance
+from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
+from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.tracking.storage import RunDirectory, absolute_uri
+
+logger = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+_CIFAR_IMAGES = 50_000
+# A backward pass takes about twice the multiply-adds of a forward pass.
+_TRAINING_OVER_FORWARD = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep that has passed every check."""
+
+    directory: RunDirectory
+    execution: Execution
+    trials: tuple[Trial, ...]
+    """Every run once."""
+    content: dict[str, Any]
+    """What `sweep.json` holds."""
+    shares: tuple[ray_tune.Share, ...] = ()
+    """What each of `unfinished` takes of the cluster."""
+
+    @property
+    def unfinished(self) -> list[Trial]:
+        """The trials that have to be run, from the start or from their newest checkpoint."""
+        return [trial for trial in self.trials if not trial.is_over and not _has_ended(trial.plan)]
+
+
+def prepare_sweep(
+    recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution, *, job: str, early_stop: bool = False
+) -> Sweep:
+    """Checks a sweep against its pictures, its storage and the cluster.
+
+    `recipe` is the paper's, for CIFAR. `job` begins the sweep's name where none is given. Raises ValueError or
+    FileNotFoundError, before any trial starts, with one line that says what to do.
+    """
+    choose(choice, bases(recipe, choice, pictures, {}))
+    splits = {dataset: _open(pictures.data(dataset), dataset) for dataset in choice.datasets}
+    sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
+    cells = choose(choice, bases(recipe, choice, pictures, sizes))
+    directory = sweep_directory(execution, job, choice, recipe)
+    directory.check_writable()
+    execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
+    trials, entries = _trials(cells, choice.seeds, directory, execution)
+    content = {
+        "cells": entries,
+        "iterations": choice.iterations,
+        "seeds": choice.seeds,
+        "global_batch": recipe.global_batch,
+        "early_stop": early_stop,
+    }
+    _check_grid(directory, content)
+    for trial in trials:
+        if (summary := trial.plan.summary()) is not None:
+            trial.sum_up(summary)
+    sweep = Sweep(directory=directory, execution=execution, trials=tuple(trials), content=content)
+    unfinished = sweep.unfinished
+    if not unfinished:
+        return sweep
+    settled, shares = ray_tune.allot([trial.plan for trial in unfinished], execution)
+    for trial in unfinished:
+        own = dataclasses.replace(trial.plan.execution, device=settled.device, cpus_per_worker=settled.cpus_per_worker)
+        trial.plan = dataclasses.replace(trial.plan, execution=own)
+    return dataclasses.replace(sweep, execution=settled, shares=tuple(shares))
+
+
+def run(sweep: Sweep) -> int:
+    """Runs what is left of a sweep and writes its report; returns how many trials have no result."""
+    if all(trial.is_over for trial in sweep.trials):
+        logger.info("the sweep at %s is finished already: %d trials", sweep.directory.uri, len(sweep.trials))
+        write_report(sweep.directory)
+        return 0
+    _claim(sweep)
+    uri = sweep.execution.tracking_uri or embedded_store(RunDirectory(sweep.execution.storage))
+    parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
+    logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, provenance.without_credentials(uri))
+    watcher = Watcher(sweep.trials, parent, uri, Board())
+    unfinished = sweep.unfinished
+    for trial in sweep.trials:
+        # Ended under a driver that died before it could sum them up.
+        if not trial.is_over and trial not in unfinished:
+            watcher.tell(trial.name, "started")
+    status, wait_seconds = "FAILED", 60.0
+    try:
+        if unfinished:
+            plans = [trial.plan for trial in unfinished]
+            ray_tune.fit(
+                plans, sweep.shares, sweep.directory, tell=watcher.tell, early_stop=sweep.content["early_stop"]
+            )
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status, wait_seconds = "KILLED", 5.0
+        raise
+    finally:
+        watcher.close(status, wait_seconds=wait_seconds)
+        lost = sum(trial.status in ("waiting", "running", "died") for trial in sweep.trials)
+        status = "FAILED" if status == "FINISHED" and lost else status
+        parent.close(status, write_report(sweep.directory), wait_seconds=wait_seconds)
+    logger.info(
+        "%d trials: %d finished, %d fail, %d stopped early, %d without a result",
+        *(len(sweep.trials), *(_count(sweep, status) for status in ("finished", "fail", "stopped")), lost),
+    )
+    logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
+    return lost
+
+
+def write_report(directory: RunDirectory) -> dict[str, bytes]:
+    """Writes the report of a sweep, as far as it is, and returns its files by name."""
+    if directory.read_json(SWEEP_FILE) is None:
+        raise FileNotFoundError(f"{directory.uri} is no sweep: it has no {SWEEP_FILE}; give its --execution.name")
+    if importlib.util.find_spec("dist_resnet.ablation.report") is None:
+        return {}
+    report = importlib.import_module("dist_resnet.ablation.report")
+    files = report.write_report(directory)
+    logger.info("the report is at %s", directory.child("report"))
+    return files
+
+
+def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Recipe) -> RunDirectory:
+    """STORAGE/NAME of a sweep; one that was given no name has the job's and a digest of what was chosen."""
+    chosen = json.dumps([dataclasses.asdict(choice), recipe.fingerprint()], sort_keys=True)
+    name = execution.name or f"{job}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
+    return RunDirectory(RunDirectory(execution.storage).child(name))
+
+
+def bases(recipe: Recipe, choice: Choice, pictures: Pictures, sizes: dict[str, int]) -> dict[str, Recipe]:
+    """The paper's recipe for each data set: its classes and pictures, and as many epochs as the iterations take.
+
+    `sizes` holds the training pictures of the data sets; those of CIFAR where it is silent.
+    """
+    found = {}
+    for dataset in ("cifar10", "cifar100"):
+        steps = steps_per_epoch(sizes.get(dataset, _CIFAR_IMAGES), recipe.global_batch)
+        found[dataset] = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(recipe.model, num_classes=DATASETS[dataset].num_classes),
+            data=pictures.data(dataset),
+            epochs=choice.iterations / steps,
+        )
+    return found
+
+
+def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution) -> str:
+    """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
+    cells = choose(choice, bases(recipe, choice, pictures, {}))
+    device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
+    if device.type == "cpu" and execution.cpus_per_worker:
+        torch.set_num_threads(execution.cpus_per_worker)
+    macs = [measure(cell.recipe.model, cell.recipe.augment.size).multiply_adds for cell in cells]
+    per_step = [_TRAINING_OVER_FORWARD * recipe.global_batch * each for each in macs]
+    probe = min(range(len(cells)), key=lambda place: per_step[place])
+    rate = per_step[probe] / measure_step(cells[probe].recipe, execution, device).seconds
+    width = max(len(cell.key) for cell in cells)
+    lines = [
+        f"{'cell':<{width}}  {'paper':>6}  {'multiply-adds per picture':>25}  {'per run':>9}  {'time per run':>12}"
+    ]
+    costs = {}
+    for cell, forward, step in zip(cells, macs, per_step, strict=True):
+        cost = costs[cell.recipe.fingerprint()] = step * choice.iterations
+        error = "fail" if cell.paper_fail else "" if cell.paper_error is None else f"{cell.paper_error:.2f}"
+        numbers = f"{error:>6}  {forward / 1e6:>23.1f} M  {cost / 1e15:>7.2f} P  {clock(cost / rate):>12}"
+        lines.append(f"{cell.key:<{width}}  {numbers}")
+    total = sum(costs.values()) * choice.seeds
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    lines += [
+        f"{len(cells)} cells, {len(costs)} of them different, {choice.seeds} seeds, {choice.iterations} iterations of "
+        f"{recipe.global_batch} pictures: {total / 1e15:.1f} P multiply-adds, {clock(total / rate)} one after another",
+        f"a run counts {_TRAINING_OVER_FORWARD} forward passes for each picture; times follow from steps of "
+        f"{cells[probe].key} measured just now at {rate / 1e9:.1f} G multiply-adds/s ({device.type}{threads})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _open(data: Data, dataset: str) -> Split:
+    """The training split. Raises ValueError where the pictures are not of so many classes."""
+    expected = DATASETS[dataset].num_classes
+    splits = [open_split(absolute_uri(uri)) for uri in (data.train, data.validation)]
+    for split in splits:
+        names = split.class_names
+        found = len(names) if names is not None else split.label_range[1] + 1
+        if found != expected:
+            raise ValueError(
+                f"{dataset} was asked for, which has {expected} classes, but the shards at {split.uri} have {found}; "
+                "give others by --data, or choose by --datasets"
+            )
+    return splits[0]
+
+
+def _trials(
+    cells: Sequence[Cell], seeds: int, directory: RunDirectory, execution: Execution
+) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """The runs, each once, and the entries of `sweep.json`, one for each cell and seed."""
+    by_recipe: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_recipe.setdefault(cell.recipe.fingerprint(), []).append(cell)
+    trials: dict[tuple[str, int], Trial] = {}
+    for fingerprint, sharing in by_recipe.items():
+        first = prepare(
+            sharing[0].recipe,
+            dataclasses.replace(execution, storage=directory.uri, name=trial_name(sharing[0], 0)),
+            job="",
+        )
+        for seed in range(seeds):
+            trials[fingerprint, seed] = Trial(_with_seed(first, directory, trial_name(sharing[0], seed), seed), sharing)
+    entries = [
+        _entry(cell, seed, trials[cell.recipe.fingerprint(), seed].plan) for cell in cells for seed in range(seeds)
+    ]
+    return list(trials.values()), entries
+
+
+def _with_seed(plan: Plan, directory: RunDirectory, name: str, seed: int) -> Plan:
+    return dataclasses.replace(
+        plan,
+        recipe=dataclasses.replace(plan.recipe, seed=seed),
+        execution=dataclasses.replace(plan.execution, name=name),
+        directory=RunDirectory(directory.child(name)),
+    )
+
+
+def _entry(cell: Cell, seed: int, plan: Plan) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "table": cell.table,
+        "row": cell.row,
+        "depth": cell.depth,
+        "dataset": cell.dataset,
+        "paper_error": cell.paper_error,
+        "paper_fail": cell.paper_fail,
+        "seed": seed,
+        "trial": plan.name,
+        "fingerprint": plan.recipe.fingerprint(),
+        "model": dataclasses.asdict(cell.recipe.model),
+    }
+
+
+def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
+    """Raises ValueError, naming what differs, where another grid's sweep lives in the directory."""
+    known = directory.read_json(SWEEP_FILE)
+    if known is None:
+        return
+    differences = [
+        f"{key} (was {known.get(key)}, now {value})"
+        for key, value in content.items()
+        if key != "cells" and known.get(key) != value
+    ]
+    was, now = ({entry["key"]: entry for entry in each["cells"]} for each in (known, content))
+    for said, only in (("without", was.keys() - now.keys()), ("with", now.keys() - was.keys())):
+        if only:
+            differences.append(f"now {said} {', '.join(sorted(only)[:3])}{' ...' if len(only) > 3 else ''}")
+    prints = [
+        {(entry["key"], entry["seed"]): entry["fingerprint"] for entry in each["cells"]} for each in (known, content)
+    ]
+    if not differences and prints[0] != prints[1]:
+        changed = next(key for key in prints[1] if prints[0].get(key) != prints[1][key])
+        differences.append(f"the recipe of {changed[0]} ({_recipe_difference(directory, was, now, changed[0])})")
+    if differences:
+        raise ValueError(
+            f"the name {directory.uri.rsplit('/', 1)[-1]} is used by a sweep with another grid: "
+            f"{'; '.join(differences)}; use another --execution.name, or the same options to continue that sweep"
+        )
+
+
+def _recipe_difference(directory: RunDirectory, was: dict, now: dict, key: str) -> str:
+    before, after = flatten(was[key]["model"]), flatten(now[key]["model"])
+    fields = [f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]]
+    return ", ".join(fields) or "its pictures, optimizer, schedule or evaluations"
+
+
+def _has_ended(plan: Plan) -> bool:
+    """Whether a run's journal has its end."""
+    records = read_journal(plan.directory)
+    return bool(records) and records[-1]["kind"] in ("finished", "diverged")
+
+
+def _claim(sweep: Sweep) -> None:
+    """Makes the directory this sweep's, by its `sweep.json`."""
+    if sweep.directory.read_json(SWEEP_FILE) is None:
+        facts = {
+            "commit": provenance.collect()["commit"],
+            "hardware": ray_tune.hardware(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        sweep.directory.write_json(SWEEP_FILE, sweep.content | facts)
+
+
+def _sweep_card(sweep: Sweep) -> RunCard:
+    content = {key: value for key, value in sweep.content.items() if key != "cells"}
+    return RunCard(
+        experiment=sweep.execution.experiment,
+        name=sweep.directory.uri.rsplit("/", 1)[-1],
+        params=content | {"cells": len({entry["key"] for entry in sweep.content["cells"]})},
+        tags=provenance.collect() | {"sweep_directory": sweep.directory.uri},
+        texts={SWEEP_FILE: sweep.directory.read(SWEEP_FILE).decode()},
+    )
+
+
+def _count(sweep: Sweep, status: str) -> int:
+    return sum(trial.status == status for trial in sweep.trials)

@@ -1,0 +1,61 @@
+"""What a step of a recipe costs on a device, measured on random pictures."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dist_resnet.data.loader import Batch
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.precision import autocast
+from dist_resnet.train.step import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """The cost of one optimizer step on one device."""
+
+    seconds: float
+    """Wall-clock time, after a first step that is not counted."""
+    memory_bytes: int
+    """Most memory that torch held on the GPU, in training and in evaluation; 0 on the CPU."""
+
+
+def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, num_steps: int = 2) -> StepCost:
+    """Takes a few steps on random pictures, and one forward pass of an evaluation where there is memory to count."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    worker = Worker(rank=0, world_size=1, device=device)
+    state = create_state(recipe, execution, worker)
+    step = TrainStep(recipe, execution, worker, state)
+    batches = [_random_batch(recipe.ghost_batch, recipe, ghost, device) for ghost in range(recipe.num_ghost_batches)]
+    step(batches, 0.0)
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        step(batches, 0.0)
+    _wait_for(device)
+    seconds = (time.perf_counter() - start) / num_steps
+    if not cuda:
+        return StepCost(seconds=seconds, memory_bytes=0)
+    state.model.eval()
+    with torch.no_grad(), autocast(execution, device):
+        state.model(_random_batch(execution.evaluation_batch, recipe, 0, device).images)
+    return StepCost(seconds=seconds, memory_bytes=torch.cuda.max_memory_reserved(device))
+
+
+def _random_batch(num_images: int, recipe: Recipe, ghost: int, device: torch.device) -> Batch:
+    size = recipe.augment.size
+    images = torch.randn(num_images, 3, size, size, device=device)
+    labels = torch.zeros(num_images, dtype=torch.int64, device=device)
+    return Batch(images, labels, np.arange(num_images), ghost)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,238 @@
+"""Many small runs as the trials of one Ray Tune experiment: one process, and a share of a GPU or some cores, each.
+
+A trial is a plain Tune function around the same `run_worker` as any run, on a run directory of its own. What a trial
+has done stands in its directory; Tune only starts processes, and starts those that die again. So a sweep is continued
+by a new experiment over the runs that have no end yet, not by `Tuner.restore`: Tune's own record of trials is written
+every few seconds and could only be staler than the journals and checkpoints.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_resnet.launch.ray_train import connect  # first: it sets what Ray reads when it is imported
+
+# Tune's CSV, JSON and TensorBoard files would repeat the journals; Ctrl-C is the driver's own affair.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from dist_resnet.launch.measure import measure_step
+from dist_resnet.launch.preparation import Plan
+from dist_resnet.launch.worker import run_worker
+from dist_resnet.recipe import Execution
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.precision import check_precision
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = "ray"
+_MOST_TRIALS_PER_GPU = 8
+# Of a GPU's memory; the rest is for fragmentation and what else runs on it.
+_USABLE = 0.92
+# What a process holds on a GPU before its first tensor: the CUDA context and cuDNN's and cuBLAS's workspaces.
+_CONTEXT_BYTES = 3 << 28
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a trial takes of the cluster."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[Share]]:
+    """Connects to Ray and settles on which device and with which share of it each plan is a trial.
+
+    On GPUs a step of every different plan is measured first, on a GPU of the cluster. Raises ValueError where more is
+    asked for than the cluster has.
+    """
+    connect(execution)
+    resources = ray.cluster_resources()
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    execution = settle(execution, gpus=gpus, cores=cores)
+    check_precision(execution)
+    cpus = execution.cpus_per_worker or 1
+    if execution.device == "cpu":
+        logger.info("%d trials at once, each on %d CPU cores", min(len(plans), cores // cpus), cpus)
+        return execution, [Share(cpus=cpus)] * len(plans)
+    needs, gpu_bytes = _measure_memory(plans, execution)
+    shares = []
+    for plan, need in zip(plans, needs, strict=True):
+        most = min(_MOST_TRIALS_PER_GPU, cores // gpus // cpus)
+        number = trials_per_gpu(plan.name, execution.trials_per_gpu, need, gpu_bytes, most)
+        # Rounded down to Ray's four digits, so that three thirds fit.
+        shares.append(Share(cpus=cpus, gpus=int(10_000 / number) / 10_000))
+        logger.info(
+            "%s: %d such trials share a GPU; each needs %.2f GiB of its %.1f GiB (measured)",
+            *(plan.name, number, need / _GIB, gpu_bytes / _GIB),
+        )
+    return execution, shares
+
+
+def settle(execution: Execution, *, gpus: int, cores: int) -> Execution:
+    """The execution with `device` and `cpus_per_worker` settled. Raises ValueError where the cluster lacks them."""
+    cpus = execution.cpus_per_worker or 1
+    if execution.workers != 1:
+        raise ValueError(
+            f"execution.workers is 1 for a trial, got {execution.workers}; as many trials run at once as the cluster "
+            "has room for"
+        )
+    if execution.device == "gpu" and not gpus:
+        raise ValueError("execution.device gpu needs a GPU, the cluster has none; use --execution.device cpu")
+    device = "gpu" if gpus and execution.device != "cpu" else "cpu"
+    if device == "cpu" and execution.trials_per_gpu is not None:
+        raise ValueError(
+            f"execution.trials-per-gpu {execution.trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, "
+            "or use a cluster with a GPU"
+        )
+    if cpus > cores:
+        raise ValueError(
+            f"a trial of {cpus} CPU cores cannot fit into the cluster's {cores}; lower --execution.cpus-per-worker"
+        )
+    return dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
+
+
+def trials_per_gpu(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) -> int:
+    """How many trials that need so many bytes share a GPU: the number asked for, else as many as fit up to `most`.
+
+    Raises ValueError where that many cannot fit.
+
+    >>> trials_per_gpu("trial", None, 10 << 30, 80 << 30, 8)
+    7
+    """
+    room = int(gpu_bytes * _USABLE // need)
+    if (asked or 1) > room:
+        raise ValueError(
+            f"execution.trials-per-gpu {asked or 1} cannot fit: {name} needs {need / _GIB:.2f} GiB and a GPU has "
+            f"{gpu_bytes / _GIB:.1f} GiB, of which {_USABLE:.0%} are used; at most {room} fit"
+        )
+    return asked or max(1, min(room, most))
+
+
+def fit(
+    plans: Sequence[Plan],
+    shares: Sequence[Share],
+    directory: RunDirectory,
+    *,
+    tell: Callable[[str, str], None],
+    early_stop: bool = False,
+) -> None:
+    """Runs every plan as a trial and returns once all have ended, one way or another.
+
+    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. With `early_stop`, trials that
+    trail behind the others are stopped (ASHA). On Ctrl-C, Ray and every trial are stopped before it is passed on.
+    """
+    by_name = {plan.name: plan for plan in plans}
+    share_of = dict(zip(by_name, shares, strict=True))
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        share = share_of[config["trial"]]
+        return tune.PlacementGroupFactory([{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})])
+
+    trainable = tune.with_parameters(_run_trial, plans=by_name, early_stop=early_stop)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space={"trial": tune.grid_search(list(by_name))},
+        tune_config=tune.TuneConfig(
+            **(_asha(plans) if early_stop else {}),
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=_FOLDER,
+            storage_path=directory.uri,
+            failure_config=tune.FailureConfig(max_failures=plans[0].execution.max_failures),
+            callbacks=[_Teller(tell)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into SystemExit
+        ray.shutdown()
+        raise
+
+
+def _run_trial(config: dict[str, Any], *, plans: dict[str, Plan], early_stop: bool) -> None:
+    """A trial's whole life, also after it has died once."""
+    plan = plans[config["trial"]]
+    plan.claim()
+    device = torch.device("cuda" if plan.execution.device == "gpu" else "cpu")
+    run_worker(plan, Worker(rank=0, world_size=1, device=device), evaluated=_report if early_stop else None)
+
+
+def _report(step: int, metrics: dict[str, float]) -> None:
+    tune.report({"step": step, "top1_error": metrics["val/top1_error"]})
+
+
+def _asha(plans: Sequence[Plan]) -> dict[str, Any]:
+    longest = max(plan.num_steps for plan in plans)
+    # One step past the end, for a trial that has come to its end shall write it down.
+    scheduler = ASHAScheduler(time_attr="step", max_t=longest + 1, grace_period=max(1, longest // 8))
+    return {"metric": "top1_error", "mode": "min", "scheduler": scheduler}
+
+
+def _name_of(trial: Any) -> str:
+    return trial.config["trial"]
+
+
+class _Teller(tune.Callback):
+    """Passes on what becomes of trials."""
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks into the experiment's folder; nobody reads that.
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._tell(_name_of(trial), "started")
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._tell(_name_of(trial), "retried")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._tell(_name_of(trial), "ended")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._tell(_name_of(trial), "died")
+
+
+def _measure_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int], int]:
+    """Bytes that each plan needs on a GPU, and the bytes that the GPU has; measured in a process that ends with it."""
+    # Seeds do not change what fits.
+    keys = [dataclasses.replace(plan.recipe, seed=0).fingerprint() for plan in plans]
+    different = dict(zip(keys, plans, strict=True))
+    measure = ray.remote(num_gpus=1, num_cpus=1, max_calls=1)(_peak_memory)
+    peaks, gpu_bytes = ray.get(measure.remote(list(different.values()), execution))
+    needs = dict(zip(different, peaks, strict=True))
+    return [needs[key] for key in keys], gpu_bytes
+
+
+def _peak_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int], int]:
+    device = torch.device("cuda")
+    needs = []
+    for plan in plans:
+        cost = measure_step(plan.recipe, execution, device, num_steps=1)
+        pictures = (plan.train.num_images + plan.validation.num_images) * 3 * plan.recipe.augment.size**2
+        needs.append(cost.memory_bytes + pictures + _CONTEXT_BYTES)
+    return needs, torch.cuda.get_device_properties(device).total_memory
+
+
+def hardware() -> str:
+    """What the cluster has, such as `8 CPU cores, 1 x H200`."""
+    resources = ray.cluster_resources()
+    kinds = [key.split(":", 1)[1] for key in resources if key.startswith("accelerator_type:")]
+    gpus = f", {resources['GPU']:g} x {' and '.join(kinds) or 'GPU'}" if resources.get("GPU") else ""
+    return f"{resources.get('CPU', 0):g} CPU cores{gpus}"

@@ -1,0 +1,122 @@
+"""The CIFAR tables of arXiv:1603.05027 as one sweep: Tables 1, 2 and 3, and a public replication at ResNet-20.
+
+    python jobs/cifar_ablation.py --demo
+    python jobs/cifar_ablation.py --list
+    python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
+    python jobs/cifar_ablation.py --data.train "cifar10/train-*.parquet" --data.validation "cifar10/test-*.parquet"
+    python jobs/cifar_ablation.py --tables 1 2 replication --depths 20 --seeds 1 --iterations 1600
+    python jobs/cifar_ablation.py --grid full --depths 20 --shortcuts identity conv1x1
+    python jobs/cifar_ablation.py --execution.name NAME --report-only
+
+The same command again continues a sweep, whatever stopped it. The report lies under STORAGE/NAME/report/.
+Expected after 64k steps, medians of 5 runs: Table 1 from 6.61 % (original) to 12.86 % and "fail"; Table 2 from 5.46 %
+(full pre-activation, ResNet-164) to 8.17 %; Table 3 4.92 % for ResNet-1001. The row "ResNet-110 (1-layer skip)" of
+Table 3 is left out: no recipe describes it.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from dist_resnet import cli, logs
+from dist_resnet.ablation.grid import Choice, Pictures
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+
+ITERATIONS = 64_000
+
+# What every cell shares; the rows of the tables change the model. A run's epochs follow from its iterations.
+RECIPE = Recipe(
+    # As in KaimingHe/resnet-1k-layers: stride on the first 1x1 convolution of a bottleneck unit.
+    model=Model(depth=110, num_classes=10, placement="original", stride_on="conv1x1"),
+    data=Data(train="cifar10/train-*.parquet", validation="cifar10/test-*.parquet", dataset="cifar10"),
+    augment=Augment(kind="pad", size=32, padding=4, flip=True),
+    optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
+    # 0.01 for the first 400 iterations, then 0.1, divided by 10 at 32k and 48k.
+    schedule=Schedule(
+        kind="step",
+        learning_rate=0.1,
+        drops=(32_000 / ITERATIONS, 48_000 / ITERATIONS),
+        warmup=400 / ITERATIONS,
+        warmup_kind="constant",
+        warmup_factor=0.1,
+    ),
+    evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
+    # 2 GPUs of 64 pictures each in the paper.
+    global_batch=128,
+    ghost_batch=128 // 2,
+)
+EXECUTION = Execution(checkpoint_every=1000, evaluation_batch=500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    choice: Annotated[Choice, cli.FLAT]
+    data: Pictures
+    execution: Execution
+    global_batch: int = 128
+    """Pictures per optimizer step, in two ghost batches."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations."""
+    early_stop: Annotated[bool, cli.FLAG] = False
+    """Stop trials that trail behind the others (ASHA). It changes what the tables mean: a stopped trial has no result,
+    and rows that start slowly, such as gates, are stopped for it."""
+    list: Annotated[bool, cli.FLAG] = False
+    """Print the cells with their cost and an estimate of their time, and run nothing."""
+    report_only: Annotated[bool, cli.FLAG] = False
+    """Write the report of the sweep as far as it is, and run nothing."""
+    demo: Annotated[bool, cli.FLAG] = False
+    """Run Tables 1 and 2 at 8 layers on generated pictures, in minutes on a laptop; other options still apply."""
+
+
+FULL = Options(choice=Choice(iterations=ITERATIONS), data=Pictures(), execution=EXECUTION)
+DEMO = Options(
+    choice=Choice(tables=("1", "2"), depths=(8,), seeds=1, iterations=60),
+    data=Pictures(train="demo", validation="demo"),
+    execution=dataclasses.replace(EXECUTION, log_every=1, checkpoint_every=20),
+    global_batch=32,
+)
+
+
+def main() -> None:
+    """Reads the options; lists, reports or runs the sweep."""
+    options = cli.parse_options(Options, doc=__doc__, default=lambda: DEMO if "--demo" in sys.argv else FULL)
+    job = "cifar_ablation-demo" if options.demo else "cifar_ablation"
+    logs.configure()
+    # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
+    from dist_resnet.ablation import sweep
+    from dist_resnet.launch.demo import write_pictures
+
+    with cli.bad_input_exits():
+        recipe, data, execution = recipe_of(options), options.data, options.execution
+        if options.list:
+            print(sweep.listing(recipe, options.choice, data, execution), end="")
+            return
+        if options.report_only:
+            sweep.write_report(sweep.sweep_directory(execution, job, options.choice, recipe))
+            return
+        if options.demo:
+            drawn = write_pictures(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
+            data = dataclasses.replace(data, train=drawn.train, validation=drawn.validation)
+        planned = sweep.prepare_sweep(recipe, options.choice, data, execution, job=job, early_stop=options.early_stop)
+    try:
+        sys.exit(1 if sweep.run(planned) else 0)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues the sweep", file=sys.stderr)
+        sys.exit(130)
+
+
+def recipe_of(options: Options) -> Recipe:
+    """The recipe that every cell starts from."""
+    if options.global_batch % 2:
+        raise ValueError(f"global_batch must be even, for two ghost batches, got {options.global_batch}")
+    return dataclasses.replace(
+        RECIPE,
+        evaluation=dataclasses.replace(RECIPE.evaluation, every_epochs=options.evaluate_every),
+        global_batch=options.global_batch,
+        ghost_batch=options.global_batch // 2,
+    )
+
+
+if __name__ == "__main__":
+    main()
