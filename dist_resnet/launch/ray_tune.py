@@ -15,13 +15,15 @@ from typing import Any
 
 from dist_resnet.launch.ray_train import connect  # first: it sets what Ray reads when it is imported
 
-# Tune's CSV, JSON and TensorBoard files would repeat the journals; Ctrl-C is the driver's own affair.
+# Tune's CSV, JSON and TensorBoard files would repeat the journals, its table ours; Ctrl-C is the driver's own affair.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
 import torch
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from dist_resnet.launch.measure import measure_step
@@ -33,6 +35,8 @@ from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
 logger = logging.getLogger(__name__)
+# It misses, trial by trial, the files that are switched off above.
+logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 _FOLDER = "ray"
 _MOST_TRIALS_PER_GPU = 8
@@ -148,6 +152,9 @@ def fit(
             **(_asha(plans) if early_stop else {}),
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
+            # On the CPU a process goes on to the next trial, for starting one takes long; on a GPU its end is what
+            # surely frees its memory.
+            reuse_actors=plans[0].execution.device == "cpu",
         ),
         run_config=tune.RunConfig(
             name=_FOLDER,
@@ -187,14 +194,17 @@ def _name_of(trial: Any) -> str:
     return trial.config["trial"]
 
 
-class _Teller(tune.Callback):
-    """Passes on what becomes of trials."""
+class _Teller(TrialProgressCallback):
+    """Passes on what becomes of trials, in the place of Tune's own callback, which prints it."""
 
     def __init__(self, tell: Callable[[str, str], None]) -> None:
         self._tell = tell
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks into the experiment's folder; nobody reads that.
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **_: Any) -> None:
+        """Says nothing."""
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
         self._tell(_name_of(trial), "started")
