@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dist_resnet import cli, logs
-from dist_resnet.ablation.grid import Choice, Pictures
+from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
 
 ITERATIONS = 64_000
@@ -83,12 +83,13 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__, default=lambda: DEMO if "--demo" in sys.argv else FULL)
     job = "cifar_ablation-demo" if options.demo else "cifar_ablation"
     logs.configure()
-    # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
-    from dist_resnet.ablation import sweep
-    from dist_resnet.launch.demo import write_pictures
-
     with cli.bad_input_exits():
         recipe, data, execution = recipe_of(options), options.data, options.execution
+        choose(options.choice, bases(recipe, options.choice, data))
+        # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
+        from dist_resnet.ablation import sweep
+        from dist_resnet.launch.demo import write_pictures
+
         if options.list:
             print(sweep.listing(recipe, options.choice, data, execution), end="")
             return

@@ -9,9 +9,12 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from dist_resnet import paper
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.model.depths import layout_of
 from dist_resnet.recipe import Data, Placement, Recipe, Shortcut
 
@@ -19,6 +22,7 @@ Published = paper.Table1 | paper.Table2 | paper.Table3 | paper.Replication
 Dataset = Literal["cifar10", "cifar100"]
 
 TABLES = ("1", "2", "3", "replication")
+_CIFAR_IMAGES = 50_000
 _PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 _SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 
@@ -112,6 +116,25 @@ class Pictures:
         if dataset == "cifar100":
             return Data(train=self.train100, validation=self.validation100, dataset="cifar100")
         return Data(train=self.train, validation=self.validation, dataset="cifar10")
+
+
+def bases(
+    recipe: Recipe, choice: Choice, pictures: Pictures, sizes: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Recipe]:
+    """The paper's recipe for each data set: its classes and pictures, and as many epochs as the iterations take.
+
+    `sizes` holds the training pictures of the data sets; those of CIFAR where it is silent.
+    """
+    found = {}
+    for dataset in ("cifar10", "cifar100"):
+        steps = steps_per_epoch(sizes.get(dataset, _CIFAR_IMAGES), recipe.global_batch)
+        found[dataset] = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(recipe.model, num_classes=DATASETS[dataset].num_classes),
+            data=pictures.data(dataset),
+            epochs=choice.iterations / steps,
+        )
+    return found
 
 
 def choose(choice: Choice, bases: Mapping[str, Recipe]) -> list[Cell]:

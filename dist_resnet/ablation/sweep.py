@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from dist_resnet.ablation.board import Board, clock
-from dist_resnet.ablation.grid import Cell, Choice, Pictures, choose, trial_name
+from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import ray_tune
 from dist_resnet.launch.measure import measure_step
@@ -35,7 +34,6 @@ from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
-_CIFAR_IMAGES = 50_000
 # A backward pass takes about twice the multiply-adds of a forward pass.
 _TRAINING_OVER_FORWARD = 3
 
@@ -67,7 +65,8 @@ def prepare_sweep(
     `recipe` is the paper's, for CIFAR. `job` begins the sweep's name where none is given. Raises ValueError or
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
-    choose(choice, bases(recipe, choice, pictures, {}))
+    ray_tune.check_trials(execution)
+    choose(choice, bases(recipe, choice, pictures))
     splits = {dataset: _open(pictures.data(dataset), dataset) for dataset in choice.datasets}
     sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
     cells = choose(choice, bases(recipe, choice, pictures, sizes))
@@ -156,26 +155,9 @@ def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Reci
     return RunDirectory(RunDirectory(execution.storage).child(name))
 
 
-def bases(recipe: Recipe, choice: Choice, pictures: Pictures, sizes: dict[str, int]) -> dict[str, Recipe]:
-    """The paper's recipe for each data set: its classes and pictures, and as many epochs as the iterations take.
-
-    `sizes` holds the training pictures of the data sets; those of CIFAR where it is silent.
-    """
-    found = {}
-    for dataset in ("cifar10", "cifar100"):
-        steps = steps_per_epoch(sizes.get(dataset, _CIFAR_IMAGES), recipe.global_batch)
-        found[dataset] = dataclasses.replace(
-            recipe,
-            model=dataclasses.replace(recipe.model, num_classes=DATASETS[dataset].num_classes),
-            data=pictures.data(dataset),
-            epochs=choice.iterations / steps,
-        )
-    return found
-
-
 def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution) -> str:
     """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
-    cells = choose(choice, bases(recipe, choice, pictures, {}))
+    cells = choose(choice, bases(recipe, choice, pictures))
     device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
     if device.type == "cpu" and execution.cpus_per_worker:
         torch.set_num_threads(execution.cpus_per_worker)

@@ -84,27 +84,37 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
     return execution, shares
 
 
-def settle(execution: Execution, *, gpus: int, cores: int) -> Execution:
-    """The execution with `device` and `cpus_per_worker` settled. Raises ValueError where the cluster lacks them."""
-    cpus = execution.cpus_per_worker or 1
+def check_trials(execution: Execution) -> None:
+    """Raises ValueError where trials cannot run as asked on any cluster."""
     if execution.workers != 1:
         raise ValueError(
             f"execution.workers is 1 for a trial, got {execution.workers}; as many trials run at once as the cluster "
             "has room for"
         )
+    _check_fraction(execution)
+
+
+def settle(execution: Execution, *, gpus: int, cores: int) -> Execution:
+    """The execution with `device` and `cpus_per_worker` settled. Raises ValueError where the cluster lacks them."""
+    cpus = execution.cpus_per_worker or 1
     if execution.device == "gpu" and not gpus:
         raise ValueError("execution.device gpu needs a GPU, the cluster has none; use --execution.device cpu")
     device = "gpu" if gpus and execution.device != "cpu" else "cpu"
-    if device == "cpu" and execution.trials_per_gpu is not None:
-        raise ValueError(
-            f"execution.trials-per-gpu {execution.trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, "
-            "or use a cluster with a GPU"
-        )
+    execution = dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
+    _check_fraction(execution)
     if cpus > cores:
         raise ValueError(
             f"a trial of {cpus} CPU cores cannot fit into the cluster's {cores}; lower --execution.cpus-per-worker"
         )
-    return dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
+    return execution
+
+
+def _check_fraction(execution: Execution) -> None:
+    if execution.device == "cpu" and execution.trials_per_gpu is not None:
+        raise ValueError(
+            f"execution.trials-per-gpu {execution.trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, "
+            "or use a cluster with a GPU"
+        )
 
 
 def trials_per_gpu(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) -> int:

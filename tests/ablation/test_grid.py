@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from dist_resnet.ablation.grid import Choice, Pictures, choose, trial_name
-from dist_resnet.ablation.sweep import bases
+from dist_resnet.ablation.grid import Choice, Pictures, bases, choose, trial_name
 from dist_resnet.recipe import Augment, Data, Model, Recipe, Schedule
 from dist_resnet.train.schedule import learning_rate, num_steps
 
@@ -22,7 +21,7 @@ PAPER = Recipe(
 
 def _cells(**options):
     choice = Choice(**options)
-    return choose(choice, bases(PAPER, choice, Pictures(), {}))
+    return choose(choice, bases(PAPER, choice, Pictures()))
 
 
 def _by_key(**options):
@@ -107,7 +106,7 @@ def test_basic_networks_widen_by_zeros_and_bottleneck_networks_by_projections():
 @pytest.mark.parametrize("options", [{}, {"grid": "full"}, {"depths": (20, 110)}])
 def test_a_cell_changes_nothing_but_the_model(options):
     choice = Choice(**options)
-    base = bases(PAPER, choice, Pictures(), {})["cifar10"]
+    base = bases(PAPER, choice, Pictures())["cifar10"]
     for cell in choose(choice, {"cifar10": base, "cifar100": base}):
         assert dataclasses.replace(cell.recipe, model=base.model) == base
         assert cell.recipe.model.stride_on == "conv1x1"
