@@ -67,7 +67,7 @@ def test_a_gpu_fraction_that_cannot_fit_exits_with_2_and_starts_no_trial(ten_cla
 
 
 def test_the_list_has_the_published_cells_and_costs_no_pictures():
-    done = _run("--list", "--tables", "1", "replication", "--execution.precision", "fp32")
+    done = _run("--list", "--tables", "1", "replication", "--global-batch", "4", "--execution.precision", "fp32")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:-2]}
     assert len(lines) == 11 + 11
