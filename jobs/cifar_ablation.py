@@ -87,11 +87,11 @@ def main() -> None:
         recipe, data, execution = recipe_of(options), options.data, options.execution
         choose(options.choice, bases(recipe, options.choice, data))
         # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
-        from dist_resnet.ablation import sweep
+        from dist_resnet.ablation import cost, sweep
         from dist_resnet.launch.demo import write_pictures
 
         if options.list:
-            print(sweep.listing(recipe, options.choice, data, execution), end="")
+            print(cost.listing(recipe, options.choice, data, execution), end="")
             return
         if options.report_only:
             sweep.write_report(sweep.sweep_directory(execution, job, options.choice, recipe))

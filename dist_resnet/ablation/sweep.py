@@ -10,21 +10,18 @@ import hashlib
 import importlib.util
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from dist_resnet.ablation.board import Board, clock
+from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import ray_tune
-from dist_resnet.launch.measure import measure_step
-from dist_resnet.launch.preparation import Plan, prepare
-from dist_resnet.model.complexity import measure
+from dist_resnet.launch.preparation import SUMMARY_FILE, Plan, prepare
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
@@ -34,8 +31,6 @@ from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
-# A backward pass takes about twice the multiply-adds of a forward pass.
-_TRAINING_OVER_FORWARD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +92,12 @@ def prepare_sweep(
 
 
 def run(sweep: Sweep) -> int:
-    """Runs what is left of a sweep and writes its report; returns how many trials have no result."""
-    if all(trial.is_over for trial in sweep.trials):
+    """Runs what is left of a sweep and writes its report; returns how many trials have no result.
+
+    A sweep whose every trial has one leaves `summary.json` beside `sweep.json`, and is not touched again.
+    """
+    if sweep.directory.read_json(SUMMARY_FILE) is not None:
         logger.info("the sweep at %s is finished already: %d trials", sweep.directory.uri, len(sweep.trials))
-        write_report(sweep.directory)
         return 0
     _claim(sweep)
     uri = sweep.execution.tracking_uri or embedded_store(RunDirectory(sweep.execution.storage))
@@ -125,13 +122,17 @@ def run(sweep: Sweep) -> int:
         raise
     finally:
         watcher.close(status, wait_seconds=wait_seconds)
-        lost = sum(trial.status in ("waiting", "running", "died") for trial in sweep.trials)
+        counts = Counter(trial.status for trial in sweep.trials)
+        lost = counts["waiting"] + counts["running"] + counts["died"]
         status = "FAILED" if status == "FINISHED" and lost else status
-        parent.close(status, write_report(sweep.directory), wait_seconds=wait_seconds)
+        parent.close(status, _report(sweep.directory), wait_seconds=wait_seconds)
     logger.info(
         "%d trials: %d finished, %d fail, %d stopped early, %d without a result",
-        *(len(sweep.trials), *(_count(sweep, status) for status in ("finished", "fail", "stopped")), lost),
+        *(len(sweep.trials), counts["finished"], counts["fail"], counts["stopped"], lost),
     )
+    if not lost:
+        ended = {"status": "finished", "trials": dict(counts), "mlflow_run_id": parent.run_id}
+        sweep.directory.write_json(SUMMARY_FILE, ended)
     logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
     return lost
 
@@ -148,42 +149,20 @@ def write_report(directory: RunDirectory) -> dict[str, bytes]:
     return files
 
 
+def _report(directory: RunDirectory) -> dict[str, bytes]:
+    """The report; a sweep's end does not depend on it."""
+    try:
+        return write_report(directory)
+    except Exception:
+        logger.exception("the report could not be written; --report-only tries again")
+        return {}
+
+
 def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Recipe) -> RunDirectory:
     """STORAGE/NAME of a sweep; one that was given no name has the job's and a digest of what was chosen."""
     chosen = json.dumps([dataclasses.asdict(choice), recipe.fingerprint()], sort_keys=True)
     name = execution.name or f"{job}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
     return RunDirectory(RunDirectory(execution.storage).child(name))
-
-
-def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution) -> str:
-    """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
-    cells = choose(choice, bases(recipe, choice, pictures))
-    device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
-    if device.type == "cpu" and execution.cpus_per_worker:
-        torch.set_num_threads(execution.cpus_per_worker)
-    macs = [measure(cell.recipe.model, cell.recipe.augment.size).multiply_adds for cell in cells]
-    per_step = [_TRAINING_OVER_FORWARD * recipe.global_batch * each for each in macs]
-    probe = min(range(len(cells)), key=lambda place: per_step[place])
-    rate = per_step[probe] / measure_step(cells[probe].recipe, execution, device).seconds
-    width = max(len(cell.key) for cell in cells)
-    lines = [
-        f"{'cell':<{width}}  {'paper':>6}  {'multiply-adds per picture':>25}  {'per run':>9}  {'time per run':>12}"
-    ]
-    costs = {}
-    for cell, forward, step in zip(cells, macs, per_step, strict=True):
-        cost = costs[cell.recipe.fingerprint()] = step * choice.iterations
-        error = "fail" if cell.paper_fail else "" if cell.paper_error is None else f"{cell.paper_error:.2f}"
-        numbers = f"{error:>6}  {forward / 1e6:>23.1f} M  {cost / 1e15:>7.2f} P  {clock(cost / rate):>12}"
-        lines.append(f"{cell.key:<{width}}  {numbers}")
-    total = sum(costs.values()) * choice.seeds
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    lines += [
-        f"{len(cells)} cells, {len(costs)} of them different, {choice.seeds} seeds, {choice.iterations} iterations of "
-        f"{recipe.global_batch} pictures: {total / 1e15:.1f} P multiply-adds, {clock(total / rate)} one after another",
-        f"a run counts {_TRAINING_OVER_FORWARD} forward passes for each picture; times follow from steps of "
-        f"{cells[probe].key} measured just now at {rate / 1e9:.1f} G multiply-adds/s ({device.type}{threads})",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _open(data: Data, dataset: str) -> Split:
@@ -307,7 +286,3 @@ def _sweep_card(sweep: Sweep) -> RunCard:
         tags=provenance.collect() | {"sweep_directory": sweep.directory.uri},
         texts={SWEEP_FILE: sweep.directory.read(SWEEP_FILE).decode()},
     )
-
-
-def _count(sweep: Sweep, status: str) -> int:
-    return sum(trial.status == status for trial in sweep.trials)

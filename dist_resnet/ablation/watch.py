@@ -101,6 +101,7 @@ class Watcher:
         self._parent, self._uri, self._board = parent, tracking_uri, board
         self._tails: dict[str, Tail] = {}
         self._sinks: dict[str, MlflowSink] = {}
+        self._told: list[tuple[str, str]] = []
         self._heard: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._over = threading.Event()
         self._ends = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial-end")
@@ -137,12 +138,11 @@ class Watcher:
 
     def _look(self) -> None:
         """Reads what is new of every trial that has started."""
-        after: list[tuple[str, str]] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 name, what = self._heard.get_nowait()
                 self._tails.setdefault(name, Tail(self._trials[name].plan.directory))
-                after.append((name, what))
+                self._told.append((name, what))
         for name, tail in self._tails.items():
             trial = self._trials[name]
             records = tail.poll()
@@ -152,7 +152,9 @@ class Watcher:
                 self._sinks[name] = self._open_sink(trial)
             if trial.status in ("finished", "fail") and name not in self._ending:
                 self._ending[name] = self._ends.submit(self._end, trial, self._sinks[name])
-        for name, what in after:
+        # Kept until the journals have been read, should that fail this time.
+        while self._told:
+            name, what = self._told.pop(0)
             self._note(self._trials[name], what)
         self._board.draw(list(self._trials.values()))
 
