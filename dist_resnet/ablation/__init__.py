@@ -1,1 +1,1 @@
-"""The paper's tables of CIFAR results: their cells, the sweep over them, the report."""
+"""The paper's tables as one sweep: its grid of cells, its trials, its report."""

@@ -101,7 +101,7 @@ def test_ctrl_c_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
 @pytest.mark.timeout(900)
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
     options = ("--shortcuts", "identity", "conv1x1", "dropout", "--iterations", "300")
-    assert _start(tmp_path, "whole", *options).wait(timeout=400) == 0
+    _finish(_start(tmp_path, "whole", *options))
     driver = _start(tmp_path, "broken", *options)
     folder = tmp_path / "broken"
     names = sorted(path.name for path in (tmp_path / "whole").glob("*-seed0"))
@@ -121,8 +121,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
     assert psutil.wait_procs(started, timeout=60)[1] == []
     done = [name for name in names if (folder / name / "summary.json").exists()]
     files = {path: path.stat().st_mtime_ns for name in done for path in (folder / name).rglob("*") if path.is_file()}
-    again = _start(tmp_path, "broken", *options)
-    assert again.wait(timeout=400) == 0
+    _finish(_start(tmp_path, "broken", *options))
     assert {path: path.stat().st_mtime_ns for path in files} == files
     starts = {
         name: [each["start_step"] for each in _records(folder / name) if each["kind"] == "session"] for name in names
@@ -146,6 +145,11 @@ def _start(storage: Path, name: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
+
+
+def _finish(driver: subprocess.Popen) -> None:
+    _, said = driver.communicate(timeout=400)
+    assert driver.returncode == 0, said
 
 
 def _wait_until(holds: Callable[[], bool], driver: subprocess.Popen) -> None:
