@@ -7,7 +7,6 @@ several tables share, such as Table 1's and Table 2's "original", is run once an
 import dataclasses
 import datetime
 import hashlib
-import importlib.util
 import json
 import logging
 from collections import Counter
@@ -15,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
+from dist_resnet.ablation.results import SWEEP_FILE
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import Split, open_split
@@ -29,8 +30,6 @@ from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 
 logger = logging.getLogger(__name__)
-
-SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +140,6 @@ def write_report(directory: RunDirectory) -> dict[str, bytes]:
     """Writes the report of a sweep, as far as it is, and returns its files by name."""
     if directory.read_json(SWEEP_FILE) is None:
         raise FileNotFoundError(f"{directory.uri} is no sweep: it has no {SWEEP_FILE}; give its --execution.name")
-    if importlib.util.find_spec("dist_resnet.ablation.report") is None:
-        return {}
-    report = importlib.import_module("dist_resnet.ablation.report")
     files = report.write_report(directory)
     logger.info("the report is at %s", directory.child("report"))
     return files

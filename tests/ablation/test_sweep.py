@@ -81,6 +81,9 @@ def test_a_sweep_leaves_runs_summaries_a_report_and_mlflow_runs_below_one_parent
     parent = runs.pop("sweep")
     assert parent.info.status == "FINISHED"
     assert set(runs) == set(names)
+    attached = {file.path for file in MlflowClient(quick.tracking_uri).list_artifacts(parent.info.run_id)}
+    assert {"report.md", "report.html", "sweep.json"} <= attached
+    assert "ResNet-8" in (folder / "report" / "report.md").read_text()
     for seed, name in enumerate(names):
         summary = json.loads((folder / name / "summary.json").read_text())
         entry = next(entry for entry in content["cells"] if entry["trial"] == name)
