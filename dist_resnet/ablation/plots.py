@@ -28,15 +28,15 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
     """
     figure = Figure(figsize=(9, 1.5 + 0.36 * len(cells)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    limit = FAIL_ABOVE if fails_are_shown else math.inf
-    shown = [error for cell in cells for error in (cell.paper_error, *cell.results) if error is not None]
-    inside = [error for error in shown if error <= limit and math.isfinite(error)] or [0.0, FAIL_ABOVE]
+    shown = [(error, cell) for cell in cells for error in (cell.paper_error, *cell.results) if error is not None]
+
+    def is_inside(error: float, cell: Cell) -> bool:
+        return math.isfinite(error) and (error <= cell.fail_above or not fails_are_shown)
+
+    inside = [error for error, cell in shown if is_inside(error, cell)] or [0.0, FAIL_ABOVE]
     room = max(1.0, max(inside) - min(inside))
     fail = max(inside) + 0.12 * room
     has_fails = len(inside) < len(shown)
-
-    def place(error: float) -> float:
-        return error if error <= limit and math.isfinite(error) else fail
 
     for row, cell in enumerate(cells):
         if cell.paper_error is not None:
@@ -44,10 +44,17 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
             published = cell.paper_error if math.isfinite(cell.paper_error) else fail
             axes.plot(published, row, "D", markersize=8, markerfacecolor="none", color=BLUE, markeredgewidth=1.5)
         if cell.median is not None:
-            results = [place(result) for result in cell.results]
+            results = [result if is_inside(result, cell) else fail for result in cell.results]
             if len(results) > 1:
                 axes.plot(results, [row] * len(results), "|", markersize=11, color=VERMILLION)
-            axes.plot(place(cell.median), row, "o", markersize=6, color=VERMILLION, markeredgecolor="white")
+            axes.plot(
+                cell.median if is_inside(cell.median, cell) else fail,
+                row,
+                "o",
+                markersize=6,
+                color=VERMILLION,
+                markeredgecolor="white",
+            )
     axes.set_yticks(range(len(cells)), [_label(cell, cells) for cell in cells])
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xlim(min(inside) - 0.06 * room, (fail if has_fails else max(inside)) + 0.06 * room)

@@ -151,7 +151,7 @@ def _rows(sweep: Sweep, cells: Sequence[Cell]) -> Iterable[tuple[str, ...]]:
             cell.row,
             _network(cell),
             _error(cell.paper_error, fails=cell.paper_error == math.inf),
-            _error(median, fails=median is not None and sweep.fails(median)),
+            _error(median, fails=sweep.fails(cell)),
             _spread(cell),
             _difference(cell, sweep),
             str(published_ranks.get(cell.key, NONE)),
@@ -203,8 +203,7 @@ def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 def _ours(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, float]:
     """Our medians by cell, all fails alike."""
-    medians = ((cell.key, cell.median) for cell in cells)
-    return {key: math.inf if sweep.fails(median) else median for key, median in medians if median is not None}
+    return {cell.key: math.inf if sweep.fails(cell) else cell.median for cell in cells if cell.median is not None}
 
 
 def _error(error: float | None, *, fails: bool) -> str:
@@ -229,7 +228,7 @@ def _spread(cell: Cell) -> str:
 def _difference(cell: Cell, sweep: Sweep) -> str:
     if cell.paper_error is None or cell.median is None:
         return NONE
-    fails = (math.isinf(cell.paper_error), sweep.fails(cell.median))
+    fails = (math.isinf(cell.paper_error), sweep.fails(cell))
     if any(fails):
         return "both fail" if all(fails) else NONE
     return f"{cell.median - cell.paper_error:+.2f}".replace("-", MINUS)

@@ -78,6 +78,12 @@ def test_above_20_percent_fails_and_ranks_last(directory: RunDirectory):
     assert [_row(directory, name)[7] for name in ("low", "high", "gone")] == ["1", "2", "2"]
 
 
+def test_an_error_above_20_percent_is_no_fail_on_cifar_100(directory: RunDirectory):
+    write_sweep(directory, [cell("identity", "a", dataset="cifar100", paper_error=24.33)])
+    write_trial(directory, "a", {64_000: 25.0}, end="finished")
+    assert _row(directory, "identity")[2:4] == ["24.33", "25.00"]
+
+
 def test_a_published_fail_is_compared_as_one(directory: RunDirectory):
     cells = [cell("plain", "a", paper_error=None, paper_fail=True), cell("identity", "b")]
     for name, error in (("a", 35.0), ("b", 6.5)):
