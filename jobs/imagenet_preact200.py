@@ -16,6 +16,7 @@ RECIPE = Recipe(
     model=Model(depth=200, num_classes=1000, placement="full_preactivation", stride_on="conv3x3"),
     data=Data(train="imagenet/train", validation="imagenet/validation", dataset="imagenet"),
     augment=Augment(kind="scale", size=224, shorter_side=(256, 480), flip=True, color=True),
+    # Departs from the paper: its text says momentum; the released code, facebook/fb.resnet.torch, takes Nesterov's.
     optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
     schedule=Schedule(kind="step", learning_rate=0.1, drops=(30 / 90, 60 / 90)),
     evaluation=Evaluation(crops=(224, 320), shorter_sides=(256, 320)),
