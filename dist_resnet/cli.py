@@ -15,6 +15,9 @@ from dist_resnet.recipe import Execution, Recipe
 
 T = TypeVar("T")
 
+# As a shell says it of a command that Ctrl-C ended.
+_STOPPED = 130
+
 FLAT = tyro.conf.arg(name="")
 """Annotates a field of an options class whose own fields are options without a prefix."""
 FLAG = tyro.conf.FlagCreatePairsOff
@@ -35,7 +38,7 @@ def run_job(
     """A training job's whole main: reads the command line, trains on Ray Train, exits.
 
     Exits with 0 where the run is finished, now or from before; 1 where it failed or diverged; 2 on bad input, which
-    is named in one line on standard error before any worker starts.
+    is named in one line on standard error before any worker starts; 130 where it was stopped and can go on.
     """
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
@@ -55,8 +58,9 @@ def run_job(
     except RuntimeError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from the newest checkpoint")
-    sys.exit(0 if summary["status"] == "finished" else 1)
+        sys.stderr.write(f"{job}: interrupted; the same command goes on from the newest checkpoint\n")
+        sys.exit(_STOPPED)
+    sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
 
 
 def parse(

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -266,8 +267,9 @@ class Recipe:
 class Execution:
     """Where a run is computed and how fast; nothing here changes its numbers beyond rounding."""
 
-    workers: int = 1
-    """Ray Train workers, from 1 to the recipe's number of ghost batches."""
+    workers: int | str = 1
+    """Ray Train workers, from 1 to the recipe's number of ghost batches; MIN:MAX goes on with as many of them as the
+    cluster has room for, as machines come and go."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: a GPU per worker where the cluster has that many GPUs, else the CPU."""
     cpus_per_worker: int | None = None
@@ -305,18 +307,30 @@ class Execution:
     """Steps between writes of the journal; every step's numbers are in it."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the end of an epoch with an evaluation makes one too."""
+    checkpoint_minutes: float = 15.0
+    """Longest time between checkpoints, whatever the number of steps."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the one of the lowest validation error."""
+    storage_minutes: float = 30.0
+    """How long the storage may fail before training gives up; checkpoints and the journal wait meanwhile."""
+    hang_minutes: float = 10.0
+    """Time without a step after which a worker counts as dead."""
+    resize_minutes: float = 1.0
+    """Time between looks whether the cluster has room for more of MIN:MAX workers."""
     max_failures: int = 3
-    """Times that a failed group of workers, or a failed trial of a sweep, starts again from the newest checkpoint."""
+    """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
     trials_per_gpu: int | None = None
     """Trials of a sweep that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
-        for name in ("workers", "prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
+        _ = self.worker_range  # raises where the text is none
+        for name in ("prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             _at_least(f"execution.{name}", getattr(self, name), 1)
         _at_least("execution.max_failures", self.max_failures, 0)
+        for name in ("checkpoint_minutes", "storage_minutes", "hang_minutes", "resize_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"execution.{name} must be above 0, got {getattr(self, name)}")
         for name in ("cpus_per_worker", "trials_per_gpu"):
             if getattr(self, name) is not None:
                 _at_least(f"execution.{name}", getattr(self, name), 1)
@@ -327,13 +341,29 @@ class Execution:
         for name in ("compile", "recompute"):
             if self.cuda_graphs and getattr(self, name):
                 raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")
-        if self.cuda_graphs and self.workers > 1:
+        if self.cuda_graphs and self.most_workers > 1:
             raise ValueError(f"execution.cuda_graphs works with one worker, got {self.workers}; leave one of them out")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The smallest and the largest number of workers. Raises ValueError where `workers` says none."""
+        found = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", str(self.workers))
+        least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if least > most:
+            raise ValueError(
+                f"execution.workers must be a number from 1 on, or MIN:MAX such as 2:8, got {self.workers!r}"
+            )
+        return least, most
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers."""
+        return self.worker_range[1]
 
 
 def check_pair(recipe: Recipe, execution: Execution) -> None:
     """Raises ValueError where a recipe cannot be computed the way an execution asks."""
-    if execution.workers > recipe.num_ghost_batches:
+    if execution.most_workers > recipe.num_ghost_batches:
         raise ValueError(
             f"execution.workers {execution.workers} exceeds the {recipe.num_ghost_batches} ghost batches of a step "
             f"(global_batch {recipe.global_batch} / ghost_batch {recipe.ghost_batch}); use at most "

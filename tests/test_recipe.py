@@ -101,7 +101,10 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Schedule(learning_rate=0.0), "schedule.learning_rate must be positive"),
         (lambda: Evaluation(crops=(224,), shorter_sides=(256, 320)), "evaluation.shorter_sides needs one entry"),
         (lambda: Evaluation(crops=(320,), shorter_sides=(256,)), "has 256, below its crop of 320 pixels"),
-        (lambda: Execution(workers=0), "execution.workers must be at least 1, got 0"),
+        (lambda: Execution(workers=0), "execution.workers must be a number from 1 on, or MIN:MAX such as 2:8, got 0"),
+        (lambda: Execution(workers="4:2"), "or MIN:MAX such as 2:8, got '4:2'"),
+        (lambda: Execution(workers="2:"), "or MIN:MAX such as 2:8, got '2:'"),
+        (lambda: Execution(hang_minutes=0), "execution.hang_minutes must be above 0, got 0"),
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
         (lambda: Execution(cuda_graphs=True, compile=True), "cuda_graphs does not go with execution.compile"),
@@ -119,3 +122,10 @@ def test_more_workers_than_ghost_batches_are_refused():
     with pytest.raises(ValueError, match="execution.workers 9 exceeds the 8 ghost batches of a step"):
         check_pair(_recipe(), Execution(workers=9))
     check_pair(_recipe(), Execution(workers=8))
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(3, (3, 3)), ("3", (3, 3)), ("2:8", (2, 8))])
+def test_a_number_of_workers_may_be_a_range(workers, expected):
+    execution = Execution(workers=workers)
+    assert execution.worker_range == expected
+    assert execution.most_workers == expected[1]

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +20,13 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
-_TIMEOUT = datetime.timedelta(minutes=10)
-
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     """Checks a run for `execution.workers` processes of this machine.
 
     Raises ValueError or FileNotFoundError, before anything starts, as `prepare` does.
     """
-    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.workers)
+    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.most_workers)
     execution = dataclasses.replace(execution, device=_device(execution), cpus_per_worker=cpus)
     check_precision(execution)
     return prepare(recipe, execution, job=job)
@@ -40,7 +39,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
 def start_workers(plan: Plan) -> None:
     """Runs the workers of a plan and returns once all have: one in this process, several as processes of their own."""
-    world_size = plan.execution.workers
+    world_size = plan.execution.most_workers
     if world_size == 1:
         run_worker(plan, Worker(rank=0, world_size=1, device=_torch_device(plan, 0)))
         return
@@ -50,11 +49,14 @@ def start_workers(plan: Plan) -> None:
 
 
 def _run(rank: int, plan: Plan, rendezvous: str) -> None:
-    world_size = plan.execution.workers
+    world_size = plan.execution.most_workers
     logs.configure(rank)
+    # Ctrl-C reaches every process of a terminal; what to do about it is the driver's affair.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     device = _torch_device(plan, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    timeout = datetime.timedelta(minutes=plan.execution.hang_minutes)
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
     try:
         run_worker(plan, Worker(rank=rank, world_size=world_size, device=device))
     finally:
@@ -68,9 +70,9 @@ def _torch_device(plan: Plan, rank: int) -> torch.device:
 def _device(execution: Execution) -> Literal["gpu", "cpu"]:
     """What the workers train on. Raises ValueError where GPUs were asked for and there are too few."""
     available = torch.cuda.device_count()
-    if execution.device == "gpu" and available < execution.workers:
+    if execution.device == "gpu" and available < execution.most_workers:
         raise ValueError(
-            f"execution.device gpu needs a GPU for each of the {execution.workers} workers, this machine has "
+            f"execution.device gpu needs a GPU for each of the {execution.most_workers} workers, this machine has "
             f"{available}; use fewer workers or --execution.device cpu"
         )
-    return "gpu" if execution.device != "cpu" and available >= execution.workers else "cpu"
+    return "gpu" if execution.device != "cpu" and available >= execution.most_workers else "cpu"

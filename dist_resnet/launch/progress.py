@@ -44,7 +44,7 @@ class Progress:
                 self._say(f"step {record['step']}: evaluating at {record['crop']} px, {done:.0%}")
             elif record["kind"] == "metrics" and "val/loss" in record["values"]:
                 self._say(_evaluation_line(record))
-            elif record["kind"] == "metrics":
+            elif record["kind"] == "metrics" and "train/loss" in record["values"]:
                 self._step, latest = record["step"], record["values"]
                 self._recent.append(latest["time/step_seconds"])
         if latest:

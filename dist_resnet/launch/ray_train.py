@@ -1,38 +1,45 @@
 """Runs on Ray Train workers: on the cluster at hand, or on a Ray of our own in this process's machine.
 
-Recovery is Ray Train's: when a worker dies the whole group starts again, and each worker goes on from the newest
-checkpoint in the run's directory. Nothing is reported through `ray.train.report`, which costs two seconds a call and
-is no commit; the journal and the checkpoints on storage are what counts.
+Recovery is Ray Train's: when a worker or its machine dies the whole group starts again, with MIN:MAX workers on what
+is left of the cluster, and each worker goes on from the newest checkpoint in the run's directory. Nothing is reported
+through `ray.train.report`, which costs two seconds a call and is no commit; the journal and the checkpoints on storage
+are what counts.
 """
 
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 # Ray reads these when it is imported. With the first, workers would each resolve the environment again under `uv run`.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+# How often the controller looks whether its workers live.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from dist_resnet import logs
+from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
 logger = logging.getLogger(__name__)
 
-# A collective that hangs longer than this is treated as a death.
-_COLLECTIVE_TIMEOUT_SECONDS = 600
+_HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
@@ -75,7 +82,9 @@ def connect(execution: Execution) -> None:
                     f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']} ({_first_line(error)}); "
                     "start one with `ray start --head`, or unset it to run Ray in this process"
                 ) from error
-    cores = max(os.cpu_count() or 1, execution.workers * (execution.cpus_per_worker or 1))
+    cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
+    # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(address="local", num_cpus=cores, **quiet)
 
 
@@ -84,47 +93,89 @@ def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
 
     Raises ValueError where more is asked for than the cluster has.
     """
-    workers, gpus, cores = execution.workers, int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    if execution.device == "gpu" and gpus < workers:
+    (least, most), gpus, cores = execution.worker_range, int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    if execution.device == "gpu" and gpus < least:
         raise ValueError(
-            f"execution.device gpu needs a GPU for each of the {workers} workers, the cluster has {gpus}; "
+            f"execution.device gpu needs a GPU for each of the {least} workers, the cluster has {gpus}; "
             "use fewer workers, a larger cluster, or --execution.device cpu"
         )
-    cpus = execution.cpus_per_worker or max(1, cores // workers)
-    if workers * cpus > cores:
+    cpus = execution.cpus_per_worker or max(1, cores // most)
+    if least * cpus > cores:
         raise ValueError(
-            f"{workers} workers of {cpus} CPU cores need {workers * cpus}, the cluster has {cores}; "
+            f"{least} workers of {cpus} CPU cores need {least * cpus}, the cluster has {cores}; "
             "use fewer --execution.workers or --execution.cpus-per-worker, or a larger cluster"
         )
-    device = "gpu" if execution.device != "cpu" and gpus >= workers else "cpu"
+    device = "gpu" if execution.device != "cpu" and gpus >= least else "cpu"
     return dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
 
 
 def _fit(plan: Plan) -> None:
-    """Runs the worker group to its end, restarting it after failures as often as the execution allows."""
-    use_gpu = plan.execution.device == "gpu"
-    trainer = TorchTrainer(
+    """Runs the worker group to its end.
+
+    Ray Train allows a number of failures in all; here they count only while no new checkpoint comes between, and the
+    death of its controller is one of them.
+    """
+    execution = plan.execution
+    while True:
+        try:
+            _in_a_thread(_trainer(plan).fit)
+            return
+        except WorkerGroupError as error:
+            if not _has_moved(plan):
+                rank, failure = min(error.worker_failures.items())
+                times = f"after {execution.max_failures} restarts" if execution.max_failures else "without a restart"
+                raise RuntimeError(f"training failed {times}: rank {rank}: {_first_line(failure)}") from error
+            logger.warning("%d failures so far, but with progress between them: going on", execution.max_failures + 1)
+        except RayActorError as error:
+            if not execution.max_failures or not _has_moved(plan):
+                raise RuntimeError(f"the training controller died: {_first_line(error)}") from error
+            logger.warning("the training controller died; starting another")
+
+
+def _has_moved(plan: Plan) -> bool:
+    """Whether a checkpoint came between the latest sessions, as many as the failures that are allowed in a row."""
+    starts = [record["start_step"] for record in read_journal(plan.directory) if record["kind"] == "session"]
+    allowed = plan.execution.max_failures
+    return allowed > 0 and (len(starts) <= allowed or len(set(starts[-allowed - 1 :])) > 1)
+
+
+def _trainer(plan: Plan) -> TorchTrainer:
+    execution = plan.execution
+    use_gpu = execution.device == "gpu"
+    least, most = execution.worker_range
+    # Ray reads it in the driver and hands it on.
+    os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
+    return TorchTrainer(
         _run,
         train_loop_config={"plan": plan},
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+        torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
         scaling_config=ScalingConfig(
-            num_workers=plan.execution.workers,
+            num_workers=most if least == most else (least, most),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": plan.execution.cpus_per_worker or 1} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker={"CPU": execution.cpus_per_worker or 1} | ({"GPU": 1} if use_gpu else {}),
+            elastic_resize_monitor_interval_s=60 * execution.resize_minutes,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=plan.directory.uri,
-            failure_config=FailureConfig(max_failures=plan.execution.max_failures),
+            failure_config=FailureConfig(max_failures=execution.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        rank, failure = min(error.worker_failures.items())
-        times = f"after {plan.execution.max_failures} restarts" if plan.execution.max_failures else "without a restart"
-        raise RuntimeError(f"training failed {times}: rank {rank}: {_first_line(failure)}") from error
+
+
+def _in_a_thread(call: Callable[[], Any]) -> Any:
+    """What `call` returns. In a thread of its own, Ray Train leaves Ctrl-C to the main thread."""
+    outcome: Future = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="ray-train", daemon=True).start()
+    return outcome.result()
 
 
 def _first_line(error: BaseException) -> str:
@@ -139,4 +190,4 @@ def _run(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)
-    run_worker(config["plan"], worker)
+    run_worker(config["plan"], worker, warned=lambda: ray.train.get_preemption_info() is not None)

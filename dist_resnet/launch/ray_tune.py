@@ -86,7 +86,7 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
 
 def check_trials(execution: Execution) -> None:
     """Raises ValueError where trials cannot run as asked on any cluster."""
-    if execution.workers != 1:
+    if execution.worker_range != (1, 1):
         raise ValueError(
             f"execution.workers is 1 for a trial, got {execution.workers}; as many trials run at once as the cluster "
             "has room for"

@@ -1,18 +1,20 @@
 """The driver's part while workers train: progress in the terminal, delivery to MLflow, the summary at the end."""
 
+import contextlib
 import logging
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.recipe import flatten
-from dist_resnet.tracking import provenance
+from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
 from dist_resnet.tracking.outbox import Tail, history, read_journal
 from dist_resnet.tracking.plots import training_curve
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.storage import RunDirectory, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +26,15 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     """Runs the workers of a planned run, shows and delivers its journal meanwhile, and writes `summary.json`.
 
     `run_workers` returns once all workers have. Returns the summary; a run that was finished before is not run again.
+    The first Ctrl-C or SIGTERM has the workers save a checkpoint and stop, which makes a summary of status `stopped`
+    that is not written down; the second one raises KeyboardInterrupt.
     """
     finished = plan.summary()
     if finished is not None:
         logger.info("the run at %s is %s already: %s", plan.directory.uri, finished["status"], _result(finished))
         return finished
     plan.claim()
+    stop.withdraw(plan.directory)
     uri = plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
     sink = MlflowSink(uri, plan.directory, run_card(plan))
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
@@ -38,9 +43,10 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     follower = threading.Thread(target=_follow, args=(plan, over), name="progress", daemon=True)
     follower.start()
     try:
-        run_workers()
+        with _stopping_on_signals(plan.directory):
+            run_workers()
         summary = read_outcome(plan)
-        status = "FINISHED" if summary["status"] == "finished" else "FAILED"
+        status = {"finished": "FINISHED", "stopped": "KILLED"}.get(summary["status"], "FAILED")
     except KeyboardInterrupt:
         status, wait_seconds = "KILLED", 5.0
         raise
@@ -48,8 +54,15 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
         over.set()
         follower.join()
         sink.close(status, pictures(plan), wait_seconds=wait_seconds)
+    if summary["status"] == "stopped":
+        logger.info("stopped after step %d of %d; the same command goes on there", summary["steps"], plan.num_steps)
+        return summary
     summary["mlflow_run_id"] = sink.run_id
-    plan.directory.write_json(SUMMARY_FILE, summary)
+    patiently(
+        lambda: plan.directory.write_json(SUMMARY_FILE, summary),
+        what=f"{SUMMARY_FILE} cannot be written to {plan.directory.uri}",
+        seconds=60 * plan.execution.storage_minutes,
+    )
     logger.info("%s: %s", summary["status"], _result(summary))
     logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
     return summary
@@ -70,10 +83,36 @@ def _follow(plan: Plan, over: threading.Event) -> None:
     progress.close()
 
 
+@contextlib.contextmanager
+def _stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
+    """Within the block a first SIGINT or SIGTERM asks the run to stop, a second one is a KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def on_signal(number: int, _: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        name = signal.Signals(number).name
+        logger.warning("%s: stopping with a checkpoint; send it again to stop at once", name)
+        # Elsewhere, for a signal comes in the middle of anything, and a storage may be slow.
+        threading.Thread(target=stop.request, args=(directory,), name="stop", daemon=True).start()
+
+    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def read_outcome(plan: Plan) -> dict[str, Any]:
     """The summary, from the journal's last record. Raises RuntimeError where that ends no run."""
     last = read_journal(plan.directory)[-1]
-    if last["kind"] not in ("finished", "diverged"):
+    if last["kind"] not in ("finished", "diverged", "stopped"):
         raise RuntimeError(f"the workers returned, but the journal of {plan.directory.uri} has no end")
     outcome = {"status": last["kind"], "steps": last.get("steps", last.get("step"))}
     outcome |= {

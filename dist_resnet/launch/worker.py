@@ -1,5 +1,7 @@
 """What every worker process does, however it was started."""
 
+from collections.abc import Callable
+
 import torch
 
 from dist_resnet.data.loader import open_loader
@@ -8,8 +10,14 @@ from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import Evaluated, train
 
 
-def run_worker(plan: Plan, worker: Worker, *, evaluated: Evaluated | None = None) -> None:
-    """Trains this worker's share of a planned run to its end; `evaluated` is called after each evaluation."""
+def run_worker(
+    plan: Plan,
+    worker: Worker,
+    *,
+    evaluated: Evaluated | None = None,
+    warned: Callable[[], bool] = lambda: False,
+) -> None:
+    """Trains this worker's share of a planned run to its end; `evaluated` and `warned` are those of `train`."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
     loader = open_loader(
         plan.recipe,
@@ -21,6 +29,6 @@ def run_worker(plan: Plan, worker: Worker, *, evaluated: Evaluated | None = None
         device=worker.device,
     )
     try:
-        train(plan.recipe, plan.execution, worker, loader, plan.directory, evaluated=evaluated)
+        train(plan.recipe, plan.execution, worker, loader, plan.directory, evaluated=evaluated, warned=warned)
     finally:
         loader.close()

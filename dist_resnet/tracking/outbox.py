@@ -7,53 +7,69 @@ and no longer count. Whoever wants to show or deliver a run (progress bar, MLflo
 
 import json
 import math
+import os
+import threading
 import time
 from typing import Any
 
 from dist_resnet.tracking.storage import RunDirectory
 
 FOLDER = "journal"
-# An object store cannot append, so there each flush makes an object of its own, no more often than this.
-_SECONDS_BETWEEN_OBJECTS = 15.0
+_SECONDS_BETWEEN_APPENDS, _SECONDS_BETWEEN_OBJECTS = 0.5, 15.0
 
 
 class Journal:
-    """Appends records to a run's journal; one writer at a time (rank 0)."""
+    """Appends records to a run's journal; one writing process at a time (rank 0), any of its threads."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
         names = [name for name, _ in directory.list(FOLDER)]
         self._number = 1 + max((int(name.split(".")[0]) for name in names if name.endswith(".jsonl")), default=0)
         self._waiting: list[str] = []
-        self._written_at = 0.0
-        self._created = False
+        self._adding, self._writing = threading.Lock(), threading.Lock()
+        self._size_bytes = 0
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Adds a record, stamped with the time in seconds since 1970; `flush` makes it durable."""
+        """Adds a record, stamped with the time in seconds since 1970; `commit` makes it durable."""
         record = {"kind": kind, "time": time.time()} | fields
-        self._waiting.append(json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n")
+        line = json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n"
+        with self._adding:
+            self._waiting.append(line)
 
-    def flush(self, *, now: bool = False) -> None:
-        """Hands the records to the storage; `now` also where it is an object store that was written just before."""
-        if not self._waiting:
-            return
-        if self._directory.is_local:
-            self._append_locally("".join(self._waiting))
-        elif now or time.monotonic() - self._written_at >= _SECONDS_BETWEEN_OBJECTS:
-            self._directory.write(f"{FOLDER}/{self._number:06d}.jsonl", "".join(self._waiting).encode())
-            self._number += 1
-        else:
-            return
-        self._written_at = time.monotonic()
-        self._waiting.clear()
+    def commit(self) -> None:
+        """Makes all records so far durable. Raises OSError where the storage fails; nothing is lost then."""
+        with self._writing:
+            with self._adding:
+                lines = list(self._waiting)
+            if not lines:
+                return
+            self._directory.check_present()
+            self._write("".join(lines).encode())
+            with self._adding:
+                del self._waiting[: len(lines)]
 
-    def _append_locally(self, text: str) -> None:
+    def _write(self, content: bytes) -> None:
         name = f"{FOLDER}/{self._number:06d}.jsonl"
-        if not self._created:
+        if not self._directory.is_local:
+            # An object store cannot append: each commit makes an object of its own.
+            self._directory.write(name, content)
+            self._number += 1
+            return
+        if self._size_bytes == 0:
             self._directory.write(name, b"")
-            self._created = True
-        with open(self._directory.path(name), "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(self._directory.path(name), "r+b") as file:
+            # What a full disk let through of an earlier try is overwritten.
+            file.truncate(self._size_bytes)
+            file.seek(self._size_bytes)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size_bytes += len(content)
+
+    @property
+    def seconds_between_commits(self) -> float:
+        """How long records may wait: an object store is given fewer and larger objects."""
+        return _SECONDS_BETWEEN_APPENDS if self._directory.is_local else _SECONDS_BETWEEN_OBJECTS
 
 
 class Tail:

@@ -1,9 +1,18 @@
-"""What the training loop calls to record a run; on ranks other than 0 it records nothing."""
+"""What the training loop calls to record a run; on ranks other than 0 it records nothing.
 
+A call only adds to a list: a thread takes it to the storage, so that the loop waits for no disk and no network.
+"""
+
+import logging
+import threading
 from typing import Any
 
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_AFTER_A_FAILURE = 5.0
 
 
 class Run:
@@ -11,6 +20,11 @@ class Run:
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
+        self._hurry, self._over = threading.Event(), threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        if journal:
+            self._thread.start()
 
     @classmethod
     def of_rank(cls, rank: int, directory: RunDirectory) -> "Run":
@@ -23,12 +37,43 @@ class Run:
             self._journal.append("metrics", step=step, values=values)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Records that something happened, at once."""
+        """Records that something happened, and has it written without delay."""
         if self._journal:
             self._journal.append(kind, **fields)
-            self._journal.flush(now=True)
+            self._hurry.set()
 
-    def flush(self, *, now: bool = False) -> None:
-        """Hands what was recorded to the storage; `now` whatever the storage."""
+    def flush(self) -> None:
+        """Has what was recorded so far written without delay."""
+        self._hurry.set()
+
+    def commit(self) -> None:
+        """Returns once everything recorded so far is durable. Raises OSError where the storage fails."""
         if self._journal:
-            self._journal.flush(now=now)
+            self._journal.commit()
+
+    def close(self) -> None:
+        """Writes what is left, if the storage lets it, and ends the thread."""
+        if self._journal and not self._over.is_set():
+            self._over.set()
+            self._hurry.set()
+            self._thread.join()
+            try:
+                self._journal.commit()
+            except OSError as error:
+                logger.warning("the journal's last records could not be written: %s", error)
+
+    def _write(self) -> None:
+        assert self._journal is not None
+        while not self._over.is_set():
+            self._hurry.wait(self._journal.seconds_between_commits)
+            self._hurry.clear()
+            try:
+                self._journal.commit()
+                if self._failing:
+                    logger.warning("the journal is written again")
+                self._failing = False
+            except OSError as error:
+                if not self._failing:
+                    logger.warning("the journal cannot be written (%s); its records wait in memory", error)
+                self._failing = True
+                self._over.wait(_SECONDS_AFTER_A_FAILURE)

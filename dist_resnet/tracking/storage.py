@@ -1,12 +1,20 @@
 """A run's directory, `STORAGE/NAME/`, on a local disk or an object store."""
 
 import json
+import logging
 import os
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 _LOCAL = ("file", "local")
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 
 def absolute_uri(uri: str) -> str:
@@ -45,6 +53,14 @@ class RunDirectory:
     def is_local(self) -> bool:
         """Whether the files lie on a file system that can append and rename."""
         return self.open()[0].type_name in _LOCAL
+
+    def check_present(self) -> None:
+        """Raises FileNotFoundError where a local directory is gone, as when its disk is no longer mounted.
+
+        Whoever writes into a run calls it first, so that nothing is written below a mount point instead.
+        """
+        if self.is_local and not os.path.isdir(self.path("")):
+            raise FileNotFoundError(f"the directory {self.uri} is gone; is its disk mounted?")
 
     def path(self, name: str) -> str:
         """The path of `name` within the file system."""
@@ -93,9 +109,18 @@ class RunDirectory:
         found = self.open()[0].get_file_info(selector)
         return sorted((info.base_name, info.size if info.is_file else -1) for info in found)
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        return self.open()[0].get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
     def delete(self, name: str) -> None:
-        """Deletes a folder and all in it."""
-        self.open()[0].delete_dir(self.path(name))
+        """Deletes a folder and all in it, or a file, if it is there."""
+        filesystem, path = self.open()[0], self.path(name)
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
 
     def check_writable(self) -> None:
         """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
@@ -107,6 +132,36 @@ class RunDirectory:
             raise ValueError(
                 f"storage {self.uri} cannot be written ({error}); give a writable path or URI: --execution.storage URI"
             ) from error
+
+
+def patiently(action: Callable[[], T], *, what: str, seconds: float, alive: Callable[[], None] = lambda: None) -> T:
+    """What `action` returns, tried again while the storage fails it, with one warning and one line on recovery.
+
+    `what` says in the log what fails, such as "the journal of /runs/a cannot be written". `alive` is called at each
+    try. Raises the last OSError after `seconds` of failures.
+    """
+    failing_since, pause = None, _FIRST_PAUSE_SECONDS
+    while True:
+        alive()
+        try:
+            found = action()
+        except OSError as error:
+            now = time.monotonic()
+            if failing_since is None:
+                failing_since = now
+                logger.warning("%s (%s); trying again for %.0f minutes", what, _one_line(error), seconds / 60)
+            if now - failing_since >= seconds:
+                raise
+            time.sleep(min(pause, max(0.01, failing_since + seconds - now)))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            continue
+        if failing_since is not None:
+            logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)
+        return found
+
+
+def _one_line(error: OSError) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _sync_folder(path: str) -> None:

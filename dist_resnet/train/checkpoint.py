@@ -2,7 +2,8 @@
 
 `checkpoints/step_00000040/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, written last,
 `manifest.json` with the size and sha256 of each. A folder without a manifest is not a checkpoint; one whose files
-disagree with the manifest is damaged and the one before it is used.
+disagree with the manifest is damaged and the one before it is used. Which checkpoints there are, the storage alone
+decides: nothing else is asked.
 """
 
 import hashlib
@@ -34,23 +35,68 @@ class Checkpoint:
     counters: dict[str, Any]
     weights_sha256: str
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.counters["step"]
 
-def save(directory: RunDirectory, state: TrainState, *, keep: int) -> None:
-    """Writes a checkpoint of the state, then deletes all but the newest `keep`."""
-    folder = f"{FOLDER}/step_{state.step:08d}"
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A copy of the training state on the CPU, as it stood after a step, to be written while training goes on."""
+
+    step: int
+    weights: dict[str, torch.Tensor]
+    momenta: dict[str, torch.Tensor]
+    counters: dict[str, Any]
+
+    @classmethod
+    def of(cls, state: TrainState) -> "Snapshot":
+        """A copy of the state."""
+        return cls(step=state.step, weights=state.weights(), momenta=state.momenta(), counters=state.counters())
+
+
+def folder_of(step: int) -> str:
+    """The folder of the checkpoint after `step` steps, within the run's directory."""
+    return f"{FOLDER}/step_{step:08d}"
+
+
+def save(directory: RunDirectory, snapshot: Snapshot) -> None:
+    """Writes a checkpoint: it counts from the moment that its manifest, the last of its files, lies on the storage.
+
+    Raises OSError where the storage fails; what was written till then is no checkpoint.
+    """
+    folder = folder_of(snapshot.step)
+    # Where a damaged one is written again, the old manifest must not vouch for a mixture.
+    directory.delete(f"{folder}/{MANIFEST}")
     files = {
-        WEIGHTS: safetensors.torch.save(state.weights()),
-        OPTIMIZER: safetensors.torch.save(state.momenta()),
-        STATE: json.dumps(state.counters()).encode(),
+        WEIGHTS: lambda: safetensors.torch.save(snapshot.weights),
+        OPTIMIZER: lambda: safetensors.torch.save(snapshot.momenta),
+        STATE: lambda: json.dumps(snapshot.counters).encode(),
     }
     manifest = {}
-    for name, content in files.items():
+    for name, serialize in files.items():
+        content = serialize()
         directory.write(f"{folder}/{name}", content)
         manifest[name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     directory.write_json(f"{folder}/{MANIFEST}", manifest)
-    complete = [name for name in _folders(directory) if directory.read_json(f"{FOLDER}/{name}/{MANIFEST}") is not None]
-    for name in complete[:-keep]:
-        directory.delete(f"{FOLDER}/{name}")
+
+
+def prune(directory: RunDirectory, *, keep: int, best: int | None) -> None:
+    """Deletes every checkpoint but the newest `keep` and that of the step `best`, and what never became one.
+
+    Folders newer than the newest complete checkpoint are left alone.
+    """
+    folders = _folders(directory)
+    complete = [name for name in folders if directory.exists(f"{FOLDER}/{name}/{MANIFEST}")]
+    if not complete:
+        return
+    kept = {*complete[-keep:], folder_of(best).split("/")[-1] if best is not None else complete[-1]}
+    for name in folders:
+        if name < complete[-1] and name not in kept:
+            # The manifest first: a folder half deleted is no checkpoint.
+            directory.delete(f"{FOLDER}/{name}/{MANIFEST}")
+            directory.delete(f"{FOLDER}/{name}")
 
 
 def latest(directory: RunDirectory) -> Checkpoint | None:

@@ -31,10 +31,12 @@ class Worker:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Returns once every worker has called it."""
+    def from_rank_zero(self, number: int) -> int:
+        """Rank 0's number, on every worker."""
+        tensor = torch.tensor(number, device=self.device)
         if self.world_size > 1:
-            dist.barrier()
+            dist.broadcast(tensor, src=0)
+        return int(tensor)
 
     def broadcast_buffers(self, model: torch.nn.Module) -> None:
         """Gives every worker rank 0's buffers: BN's running statistics, which follow ghost batch 0."""

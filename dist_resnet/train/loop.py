@@ -7,16 +7,20 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from dist_resnet.data.loader import Loader
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.stop import StopWatch
+from dist_resnet.tracking.storage import RunDirectory, patiently
 from dist_resnet.train import checkpoint
+from dist_resnet.train.agreement import Agreement
+from dist_resnet.train.checkpoint import Checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
@@ -26,12 +30,19 @@ from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
+from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.train.writer import CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
 
+T = TypeVar("T")
 Evaluated = Callable[[int, dict[str, float]], None]
+
+
+class StopRequestedError(Exception):
+    """The run was asked to stop; its state is handed over for a checkpoint."""
 
 
 def train(
@@ -42,18 +53,26 @@ def train(
     directory: RunDirectory,
     *,
     evaluated: Evaluated | None = None,
+    warned: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
 
-    The journal ends with a `finished` record of the errors and the weights' sha256, or with `diverged`. `evaluated`
-    is called with the step and the metrics after each evaluation is recorded.
+    The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, or with
+    `stopped` where `stop.request` asked for it. `evaluated` is called with the step and the metrics after each
+    evaluation is recorded. `warned` says whether machines are about to be taken away, the same on every worker, which
+    call it together; a checkpoint is made at once then. Raises OSError once the storage has failed for longer than
+    the execution allows, and ValueError where there are checkpoints and none is whole.
     """
-    session = Session(recipe, execution, worker, loader, directory, evaluated)
+    session = Session(recipe, execution, worker, loader, directory, evaluated, warned)
     try:
         session.run()
     except DivergedError as error:
         logger.error("stopped: %s", error)
-        session.journal.event("diverged", step=error.step)
+        session.end("diverged", step=error.step)
+    except StopRequestedError:
+        session.end("stopped", step=session.step)
+    finally:
+        session.close()
 
 
 class Session:
@@ -67,6 +86,7 @@ class Session:
         loader: Loader,
         directory: RunDirectory,
         evaluated: Evaluated | None = None,
+        warned: Callable[[], bool] = lambda: False,
     ) -> None:
         self._recipe, self._execution, self._worker, self._evaluated = recipe, execution, worker, evaluated
         self._loader, self._directory = loader, directory
@@ -74,25 +94,52 @@ class Session:
         self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
+        self._watchdog = Watchdog(60 * execution.hang_minutes)
+        self._watchdog.alive()
 
         _configure_backend(execution)
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
-        resumed = checkpoint.latest(directory)
-        if resumed is not None:
-            self._state.load(resumed.weights, resumed.momenta, resumed.counters)
-        self.journal = Run.of_rank(worker.rank, directory)
-        self._meter = StepMeter(worker, self.journal)
+        self._resume()
+
+        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
+        self._meter = StepMeter(worker, self._journal)
+        self._writer = self._checkpoint_writer() if worker.rank == 0 else None
+        self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
+        self._agreement = Agreement(
+            worker,
+            save_every_seconds=60 * execution.checkpoint_minutes,
+            stop=lambda: self._stop_watch is not None and self._stop_watch.asked(),
+            warned=warned,
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._state.step
 
     def run(self) -> None:
-        """Takes every step that is left. Raises DivergedError."""
-        self.journal.event("session", start_step=self._state.step, **self._facts())
+        """Takes every step that is left. Raises DivergedError, and StopRequestedError where it was asked to stop."""
+        self._journal.event("session", start_step=self._state.step, **self._facts())
         # A run stopped in the middle of an evaluation left the checkpoint from just before it.
         if self._is_evaluated():
             self._evaluate()
         for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._loader.steps_per_epoch):
             self._train_epoch(epoch, first_step, last_step)
-        self.journal.event("finished", **self._outcome())
+        self.end("finished", **self._outcome())
+
+    def end(self, kind: str, **fields: Any) -> None:
+        """Commits what is left to be written, and `kind` as the journal's last record."""
+        if self._writer:
+            self._writer.wait(self._watchdog.alive)
+        self._journal.event(kind, **fields)
+        self._patiently(self._journal.commit, "cannot be written")
+
+    def close(self) -> None:
+        """Ends this worker's threads."""
+        for part in (self._writer, self._stop_watch, self._journal, self._watchdog):
+            if part:
+                part.close()
 
     def _train_epoch(self, epoch: int, first_step: int, last_step: int) -> None:
         """Takes the steps from `first_step` up to `last_step` of an epoch, with their checkpoints and evaluations."""
@@ -103,18 +150,23 @@ class Session:
             # Forward and backward over this worker's ghost batches, one reduction, one update.
             rate = learning_rate(recipe.schedule, state.step, self._total)
             totals = self._step(ghost_batches, rate)
+            self._watchdog.alive()
             self._meter.add(
                 state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
             )
 
             # Record every step's numbers, a block at a time, and all of them before a checkpoint.
-            saved = self._is_evaluated() or state.step % execution.checkpoint_every == 0
+            decision = self._agreement.after_step()
+            scheduled = self._is_evaluated() or state.step % execution.checkpoint_every == 0
+            saved = scheduled or decision.save or decision.stop
             if saved or state.step % execution.log_every == 0:
-                self._meter.flush(now=saved)
+                self._meter.flush()
 
             # Save before evaluating: an evaluation can be repeated, steps should not be.
             if saved:
                 self._save()
+            if decision.stop:
+                raise StopRequestedError
             if self._is_evaluated():
                 self._evaluate()
             if saved:
@@ -127,9 +179,35 @@ class Session:
         return step == self._total or (step > 0 and step % self._evaluate_every == 0)
 
     def _save(self) -> None:
+        """Hands a copy of the state over to be written."""
+        self._agreement.saved()
+        if self._writer:
+            self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
+
+    def _resume(self) -> None:
+        """Puts the newest whole checkpoint, if there is any, into the state; rank 0 says to all which one it is."""
+        directory, unreadable = self._directory, "cannot be read"
+        found = None
         if self._worker.rank == 0:
-            checkpoint.save(self._directory, self._state, keep=self._execution.keep_checkpoints)
-            self.journal.event("checkpoint", step=self._state.step)
+            found = self._patiently(lambda: newest_checkpoint(directory), unreadable)
+        step = self._worker.from_rank_zero(found.step if found else -1)
+        if step < 0:
+            return
+        if found is None:
+            found = self._patiently(lambda: checkpoint.read(directory, checkpoint.folder_of(step)), unreadable)
+            assert found is not None
+        self._state.load(found.weights, found.momenta, found.counters)
+
+    def _checkpoint_writer(self) -> CheckpointWriter:
+        execution = self._execution
+        earlier = self._patiently(lambda: history(read_journal(self._directory)), "cannot be read")
+        return CheckpointWriter(
+            self._directory,
+            self._journal,
+            keep=execution.keep_checkpoints,
+            errors={step: error for step, _, error in earlier.get("val/top1_error", [])},
+            patience_seconds=60 * execution.storage_minutes,
+        )
 
     def _evaluate(self) -> None:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
@@ -138,17 +216,28 @@ class Session:
         self._metrics = evaluate_crops(
             self._recipe, self._state.model, self._loader, self._execution, self._worker, tell=self._tell_evaluation
         )
-        self.journal.metrics(self._state.step, self._metrics)
-        self.journal.flush(now=True)
+        self._journal.metrics(self._state.step, self._metrics)
+        self._journal.flush()
+        if self._writer:
+            self._writer.note_error(self._state.step, self._metrics["val/top1_error"])
         if self._evaluated:
             self._evaluated(self._state.step, self._metrics)
 
     def _tell_evaluation(self, crop: int, images: int) -> None:
-        """Lets a long evaluation show how far it is."""
+        """Lets a long evaluation show how far it is, and that it goes on."""
+        self._watchdog.alive()
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
             self._told_at = time.monotonic()
             share = self._loader.num_validation_images // self._worker.world_size
-            self.journal.event("evaluating", step=self._state.step, crop=crop, images=images, share=share)
+            self._journal.event("evaluating", step=self._state.step, crop=crop, images=images, share=share)
+
+    def _patiently(self, action: Callable[[], T], complaint: str) -> T:
+        return patiently(
+            action,
+            what=f"the run's directory {self._directory.uri} {complaint}",
+            seconds=60 * self._execution.storage_minutes,
+            alive=self._watchdog.alive,
+        )
 
     def _facts(self) -> dict[str, Any]:
         """What the journal says of this session: its length, workers and hardware."""
@@ -163,10 +252,14 @@ class Session:
         }
 
     def _outcome(self) -> dict[str, Any]:
-        """What the journal says of the finished run."""
-        folder = f"{checkpoint.FOLDER}/step_{self._state.step:08d}"
-        self._worker.barrier()
-        manifest = self._directory.read_json(f"{folder}/{checkpoint.MANIFEST}")
+        """What rank 0's journal says of the finished run, once its last checkpoint is committed."""
+        if not self._writer:
+            return {}
+        self._writer.wait(self._watchdog.alive)
+        folder = checkpoint.folder_of(self._state.step)
+        manifest = self._patiently(
+            lambda: self._directory.read_json(f"{folder}/{checkpoint.MANIFEST}"), "cannot be read"
+        )
         return {
             "steps": self._state.step,
             "epochs": self._state.step / self._loader.steps_per_epoch,
@@ -176,6 +269,24 @@ class Session:
             "model": f"{folder}/{checkpoint.WEIGHTS}",
             "weights_sha256": manifest[checkpoint.WEIGHTS]["sha256"],
         }
+
+
+def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or None where none was ever committed.
+
+    Raises ValueError where all are damaged or gone, for a run shall not silently begin anew, and OSError where the
+    storage fails.
+    """
+    directory.check_present()
+    found = checkpoint.latest(directory)
+    if found is None:
+        told = [record["step"] for record in read_journal(directory) if record["kind"] == "checkpoint"]
+        if told:
+            raise ValueError(
+                f"the journal of {directory.uri} tells of a checkpoint after step {told[-1]}, but there is none under "
+                f"{checkpoint.FOLDER}; restore it from a copy, or start anew under another --execution.name"
+            )
+    return found
 
 
 def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:

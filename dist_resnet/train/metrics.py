@@ -48,7 +48,7 @@ class StepMeter:
         }
         self._steps.append((step, values))
 
-    def flush(self, *, now: bool = False) -> None:
+    def flush(self) -> None:
         """Records the steps added since the last call; all workers call it together.
 
         Raises DivergedError, after recording, on the first loss that is not finite.
@@ -63,7 +63,6 @@ class StepMeter:
                     diverged = DivergedError(step, loss)
             self._steps.clear()
             self._totals.clear()
-        self._run.flush(now=now)
         if diverged is not None:
             raise diverged
 

@@ -47,4 +47,4 @@ def write_trial(
         journal.append("finished", steps=last, top1_error=errors[last] / 100, images_per_second=1234.5)
     elif end == "diverged":
         journal.append("diverged", step=last)
-    journal.flush(now=True)
+    journal.commit()

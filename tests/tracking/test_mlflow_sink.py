@@ -40,7 +40,7 @@ def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
     journal.append("session", start_step=start_step, world_size=2, device="CPU, 1 threads each")
     for step in steps:
         journal.append("metrics", step=step, values={"train/loss": 1.0 / step, "train/top1_error": 0.5})
-    journal.flush()
+    journal.commit()
 
 
 def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
@@ -93,7 +93,7 @@ def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     journal = Journal(directory)
     journal.append("metrics", step=1, values={"train/loss": math.nan})
-    journal.flush()
+    journal.commit()
     sink = MlflowSink(store, directory, CARD)
     sink.close("FINISHED", {})
     assert math.isnan(_points(store, sink.run_id)[0][1])
@@ -142,7 +142,7 @@ class _Server:
 
 
 def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
-    directory = RunDirectory(str(tmp_path / "run"))
+    directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
     sink = MlflowSink(server.uri, directory, CARD)
     deadline = time.monotonic() + 60

@@ -18,7 +18,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 def _metrics(journal: Journal, *steps: int, value: float = 0.0) -> None:
     for step in steps:
         journal.append("metrics", step=step, values={"train/loss": value or float(step)})
-    journal.flush()
+    journal.commit()
 
 
 def test_records_are_read_in_their_order(directory: RunDirectory):
@@ -65,7 +65,7 @@ def test_what_is_not_a_number_is_kept_in_valid_json(directory: RunDirectory, tmp
     journal = Journal(directory)
     for step, value in enumerate((math.nan, math.inf, -math.inf)):
         journal.append("metrics", step=step, values={"train/loss": value})
-    journal.flush()
+    journal.commit()
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -77,12 +77,40 @@ def test_what_is_not_a_number_is_kept_in_valid_json(directory: RunDirectory, tmp
     assert values[1:] == [math.inf, -math.inf]
 
 
-def test_on_an_object_store_flushes_are_gathered_until_asked_for(s3: str):
+def test_on_an_object_store_each_commit_is_an_object(s3: str):
     directory = RunDirectory(f"{s3}/journal-run")
     journal = Journal(directory)
     _metrics(journal, 1)
     _metrics(journal, 2)
-    assert [record["step"] for record in read_journal(directory)] == [1]
-    journal.flush(now=True)
+    journal.commit()
     assert [record["step"] for record in read_journal(directory)] == [1, 2]
     assert len(directory.list("journal")) == 2
+
+
+def test_what_a_full_disk_cut_off_is_written_again_and_once(directory: RunDirectory, tmp_path: Path, monkeypatch):
+    journal = Journal(directory)
+    _metrics(journal, 1)
+    journal.append("metrics", step=2, values={"train/loss": 2.0})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", _full)
+        with pytest.raises(OSError, match="no space"):
+            journal.commit()
+    with (tmp_path / "journal/000001.jsonl").open("a") as file:
+        file.write('{"kind": "metr')
+    _metrics(journal, 3)
+    assert [record["step"] for record in read_journal(directory)] == [1, 2, 3]
+
+
+def _full(_: int) -> None:
+    raise OSError("no space")
+
+
+def test_a_directory_that_is_gone_is_not_made_anew(directory: RunDirectory, tmp_path: Path):
+    journal = Journal(RunDirectory(str(tmp_path / "gone")))
+    journal.append("session", start_step=0)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        journal.commit()
+    assert not (tmp_path / "gone").exists()
+    (tmp_path / "gone").mkdir()
+    journal.commit()
+    assert len(read_journal(RunDirectory(str(tmp_path / "gone")))) == 1

@@ -13,6 +13,7 @@ from dist_resnet.data.loader import Batch
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.storage import RunDirectory
 from dist_resnet.train import checkpoint
+from dist_resnet.train.checkpoint import Snapshot
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState
@@ -31,11 +32,11 @@ def _trained(recipe: Recipe, execution: Execution, steps: int = 1) -> TrainState
     return state
 
 
-def _saved(tmp_path: Path, state: TrainState, steps: tuple[int, ...] = (1,), keep: int = 5) -> RunDirectory:
+def _saved(tmp_path: Path, state: TrainState, steps: tuple[int, ...] = (1,)) -> RunDirectory:
     directory = RunDirectory(str(tmp_path / "run"))
     for step in steps:
         state.step = step
-        checkpoint.save(directory, state, keep=keep)
+        checkpoint.save(directory, Snapshot.of(state))
     return directory
 
 
@@ -62,9 +63,23 @@ def test_the_same_state_gives_the_same_sha256(recipe: Recipe, execution: Executi
     assert hashes[0] == hashlib.sha256(content).hexdigest()
 
 
-def test_only_the_newest_are_kept(recipe: Recipe, execution: Execution, tmp_path: Path):
-    directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 4), keep=2)
-    assert [name for name, _ in directory.list("checkpoints")] == ["step_00000003", "step_00000004"]
+@pytest.mark.parametrize(("best", "kept"), [(None, [3, 4]), (1, [1, 3, 4]), (4, [3, 4]), (9, [3, 4])])
+def test_the_newest_and_the_best_are_kept(recipe: Recipe, execution: Execution, tmp_path: Path, best, kept):
+    directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 4))
+    checkpoint.prune(directory, keep=2, best=best)
+    assert [name for name, _ in directory.list("checkpoints")] == [f"step_{step:08d}" for step in kept]
+
+
+def test_what_was_half_written_goes_once_a_newer_one_is_complete(recipe: Recipe, execution: Execution, tmp_path: Path):
+    directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3))
+    folders = tmp_path / "run/checkpoints"
+    for step in (2, 3):
+        (folders / f"step_{step:08d}/manifest.json").unlink()
+    checkpoint.prune(directory, keep=2, best=None)
+    assert len(list(folders.iterdir())) == 3
+    _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(4,))
+    checkpoint.prune(directory, keep=2, best=None)
+    assert sorted(path.name for path in folders.iterdir()) == ["step_00000001", "step_00000004"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dist_resnet.launch import local
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+from dist_resnet.tracking import stop
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import train
@@ -25,7 +27,9 @@ class _StoppedError(Exception):
 
 
 def _plan(recipe: Recipe, execution: Execution, **changes) -> Plan:
-    return prepare(recipe, dataclasses.replace(execution, **changes), job="test")
+    plan = prepare(recipe, dataclasses.replace(execution, **changes), job="test")
+    plan.claim()
+    return plan
 
 
 def _train_until(plan: Plan, step: int) -> None:
@@ -154,6 +158,52 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execu
     run_worker(plan, WORKER)
     assert _last(plan)["kind"] == "diverged"
     assert not math.isfinite(history(read_journal(plan.directory))["train/loss"][-1][2])
+
+
+def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(recipe, epochs=100)
+    whole, stopped = (_plan(recipe, execution, name=name, checkpoint_every=1000) for name in ("whole", "stopped"))
+    run_worker(whole, WORKER)
+    asking = threading.Timer(1.0, stop.request, args=(stopped.directory,))
+    asking.start()
+    run_worker(stopped, WORKER)
+    asking.join()
+    last = _last(stopped)
+    assert last["kind"] == "stopped"
+    assert 0 < last["step"] < 300
+    stop.withdraw(stopped.directory)
+    run_worker(stopped, WORKER)
+    sessions = [record for record in read_journal(stopped.directory) if record["kind"] == "session"]
+    assert sessions[1]["start_step"] == last["step"]
+    assert _last(stopped)["weights_sha256"] == _last(whole)["weights_sha256"]
+
+
+def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):
+    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.0)
+    plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoint_every=1000)
+    run_worker(plan, WORKER, warned=lambda: True)
+    # Asked at every fifth step: after 5, and the ends of the four epochs of three steps.
+    assert _checkpoints(plan) == {3, 5, 6, 9, 12}
+
+
+def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution, monkeypatch):
+    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.0)
+    plan = _plan(recipe, execution, checkpoint_every=1000, checkpoint_minutes=1e-9)
+    run_worker(plan, WORKER)
+    assert _checkpoints(plan) == {1, 2, 3, 4, 5, 6}
+
+
+def _checkpoints(plan: Plan) -> set[int]:
+    """Steps whose state was copied for a checkpoint."""
+    return {step for step, _, _ in history(read_journal(plan.directory))["time/checkpoint_seconds"]}
+
+
+def test_checkpoints_that_are_gone_are_an_error_and_not_a_fresh_start(recipe: Recipe, execution: Execution):
+    plan = _plan(recipe, execution)
+    _train_until(plan, 5)
+    plan.directory.delete("checkpoints")
+    with pytest.raises(ValueError, match="tells of a checkpoint after step 4, but there is none"):
+        run_worker(plan, WORKER)
 
 
 def test_the_loop_imports_neither_ray_nor_mlflow():

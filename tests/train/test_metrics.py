@@ -14,9 +14,10 @@ from dist_resnet.train.metrics import DivergedError, StepMeter
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def _meter(tmp_path) -> tuple[StepMeter, RunDirectory]:
+def _meter(tmp_path) -> tuple[StepMeter, Run, RunDirectory]:
     directory = RunDirectory(str(tmp_path))
-    return StepMeter(WORKER, Run.of_rank(0, directory)), directory
+    run = Run.of_rank(0, directory)
+    return StepMeter(WORKER, run), run, directory
 
 
 def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
@@ -25,28 +26,31 @@ def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
 
 
 def test_means_are_sums_over_pictures(tmp_path):
-    meter, directory = _meter(tmp_path)
+    meter, run, directory = _meter(tmp_path)
     _add(meter, 1, 16.0, 2)
     _add(meter, 2, 4.0, 8)
     meter.flush()
+    run.close()
     points = history(read_journal(directory))
     assert [value for _, _, value in points["train/loss"]] == [2.0, 0.5]
     assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
 
 
 def test_nothing_is_recorded_twice(tmp_path):
-    meter, directory = _meter(tmp_path)
+    meter, run, directory = _meter(tmp_path)
     _add(meter, 1, 1.0, 0)
     meter.flush()
     meter.flush()
+    run.close()
     assert len(read_journal(directory)) == 1
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
-    meter, directory = _meter(tmp_path)
+    meter, run, directory = _meter(tmp_path)
     _add(meter, 1, 1.0, 0)
     _add(meter, 2, loss, 0)
     with pytest.raises(DivergedError, match="after step 2"):
         meter.flush()
+    run.close()
     assert [step for step, _, _ in history(read_journal(directory))["train/loss"]] == [1, 2]

@@ -1,0 +1,49 @@
+"""How a run is told to stop with a checkpoint: a file named `stop` in its directory, whoever puts it there."""
+
+import logging
+import threading
+
+from dist_resnet.tracking.storage import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+FILE = "stop"
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def request(directory: RunDirectory) -> None:
+    """Asks the workers of the run in a directory to save a checkpoint and to stop."""
+    directory.write(FILE, b"")
+
+
+def withdraw(directory: RunDirectory) -> None:
+    """Takes back what `request` asked, so that the run can go on."""
+    directory.delete(FILE)
+
+
+class StopWatch:
+    """Looks every second, beside the training loop, whether the run was asked to stop."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._asked, self._over = threading.Event(), threading.Event()
+        threading.Thread(target=self._look, name="stop-watch", daemon=True).start()
+
+    def asked(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._asked.is_set()
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            try:
+                found = self._directory.exists(FILE)
+            except OSError as error:
+                logger.debug("could not look for %s: %s", self._directory.child(FILE), error)
+                continue
+            if found:
+                self._asked.set()
+                return

@@ -1,0 +1,80 @@
+"""What all workers decide together every few seconds, so that each acts after the same step."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dist_resnet.train.distributed import Worker
+
+# How long, about, a wish to save or to stop waits to be heard.
+_SECONDS_BETWEEN_DECISIONS = 1.0
+# Of short steps: a decision costs about a millisecond, and steps may grow longer.
+_MOST_STEPS_BETWEEN_DECISIONS = 100
+# Asking whether machines are about to go costs a call to another process.
+_DECISIONS_BETWEEN_WARNINGS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What every worker does after the step just taken."""
+
+    save: bool = False
+    stop: bool = False
+
+
+class Agreement:
+    """Turns clocks and signals, which no two workers see alike, into decisions that all of them share.
+
+    `stop` is asked on rank 0. `warned`, whether machines of the run are about to be taken away, is asked on every
+    worker at once and must say the same on all.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        save_every_seconds: float,
+        stop: Callable[[], bool],
+        warned: Callable[[], bool],
+    ) -> None:
+        self._worker, self._save_every_seconds = worker, save_every_seconds
+        self._stop, self._warned = stop, warned
+        self._decisions = 0
+        self._was_warned = False
+        self._saved_at = time.monotonic()
+        self._since = time.monotonic()
+        # Every decision may at most double the steps till the next, so that a first short step does not mislead.
+        self._steps, self._due = 0, 1
+
+    def after_step(self) -> Decision:
+        """What to do now. Every worker calls it after each step; every so many steps it is a collective."""
+        self._steps += 1
+        if self._steps < self._due:
+            return Decision()
+        now = time.monotonic()
+        leads = self._worker.rank == 0
+        wishes = (
+            leads and now - self._saved_at >= self._save_every_seconds,
+            leads and self._stop(),
+            # Rank 0's clock decides, on all workers, how many steps pass till the next decision.
+            leads and self._steps * _SECONDS_BETWEEN_DECISIONS / max(now - self._since, 1e-6),
+        )
+        due = torch.tensor(wishes, dtype=torch.float64, device=self._worker.device)
+        save, stop, steps = self._worker.sum(due).tolist()
+        most = min(2 * self._due, _MOST_STEPS_BETWEEN_DECISIONS)
+        self._steps, self._since, self._due = 0, now, min(max(1, int(steps)), most)
+        return Decision(save=bool(save) or self._newly_warned(), stop=bool(stop))
+
+    def saved(self) -> None:
+        """The time to the next timed checkpoint counts from now."""
+        self._saved_at = time.monotonic()
+
+    def _newly_warned(self) -> bool:
+        """Whether a warning has come that had not come before."""
+        self._decisions += 1
+        if self._was_warned or self._decisions % _DECISIONS_BETWEEN_WARNINGS:
+            return False
+        self._was_warned = self._warned()
+        return self._was_warned

@@ -1,0 +1,121 @@
+"""Checkpoints written beside the training loop: the loop stops for a copy to the CPU's memory and no longer."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.storage import RunDirectory, patiently
+from dist_resnet.train import checkpoint
+from dist_resnet.train.checkpoint import Snapshot
+from dist_resnet.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_CLOSE = 5.0
+
+
+class CheckpointWriter:
+    """Commits copies of the training state, one after the other, in a thread of rank 0.
+
+    A checkpoint is committed once the journal up to its step, its files and last its manifest lie on the storage. A
+    copy that is still waiting when a newer one comes is dropped for it. Where the storage fails, the newest copy is
+    tried again for `patience_seconds`; then the error reaches the loop by its next call. The newest `keep` are kept,
+    and the one of the step with the lowest validation error; `errors` are those of earlier sessions by step.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, run: Run, *, keep: int, patience_seconds: float, errors: dict[int, float]
+    ) -> None:
+        self._directory, self._run = directory, run
+        self._keep, self._patience_seconds = keep, patience_seconds
+        self._errors = dict(errors)
+        self._waiting: Snapshot | None = None
+        self._current: Snapshot | None = None
+        self._over = False
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def save(self, state: TrainState) -> float:
+        """Copies the state and returns the seconds that took. Raises what writing an earlier one failed with."""
+        start = time.perf_counter()
+        snapshot = Snapshot.of(state)
+        seconds = time.perf_counter() - start
+        with self._changed:
+            self._check()
+            self._waiting = snapshot
+            self._changed.notify_all()
+        return seconds
+
+    def note_error(self, step: int, error: float) -> None:
+        """Notes the validation error after a step, for the best checkpoint is kept however old it gets."""
+        self._errors[step] = error
+
+    def wait(self, alive: Callable[[], None]) -> None:
+        """Returns once everything handed over is committed, calling `alive` every second.
+
+        Raises what writing it failed with.
+        """
+        with self._changed:
+            while (self._current or self._waiting) and self._error is None:
+                alive()
+                self._changed.wait(1.0)
+            self._check()
+
+    def close(self) -> None:
+        """Drops a copy that waits, gives the one being written a few seconds, and writes no other."""
+        with self._changed:
+            self._over, self._waiting = True, None
+            self._changed.notify_all()
+        self._thread.join(_SECONDS_TO_CLOSE)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while self._take():
+            try:
+                self._commit()
+            except Exception as error:
+                self._error = error
+            with self._changed:
+                self._current = None
+                self._changed.notify_all()
+
+    def _take(self) -> bool:
+        """Waits for a copy and takes it on; False once there will be none."""
+        with self._changed:
+            while self._waiting is None and not self._over:
+                self._changed.wait()
+            self._current, self._waiting = self._waiting, None
+            return self._current is not None
+
+    def _commit(self) -> None:
+        start = time.perf_counter()
+        step = patiently(
+            self._write_newest,
+            what=f"no checkpoint can be written to {self._directory.uri}, training goes on meanwhile",
+            seconds=self._patience_seconds,
+        )
+        self._run.event("checkpoint", step=step, seconds=time.perf_counter() - start)
+        errors = dict(self._errors)
+        try:
+            best = min(errors, key=lambda step: (errors[step], step), default=None)
+            checkpoint.prune(self._directory, keep=self._keep, best=best)
+        except OSError as error:
+            logger.warning("old checkpoints could not be deleted: %s", error)
+
+    def _write_newest(self) -> int:
+        with self._changed:
+            if self._waiting is not None:
+                self._current, self._waiting = self._waiting, None
+            snapshot = self._current
+        assert snapshot is not None
+        self._directory.check_present()
+        self._run.commit()
+        checkpoint.save(self._directory, snapshot)
+        return snapshot.step

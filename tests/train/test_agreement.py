@@ -1,0 +1,54 @@
+"""Decisions of all workers. Oracle: the wishes that were made."""
+
+import time
+
+import torch
+
+from dist_resnet.train.agreement import Agreement
+from dist_resnet.train.distributed import Worker
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def _agreement(*, stop=lambda: False, warned=lambda: False, save_every_seconds: float = 1e9) -> Agreement:
+    return Agreement(WORKER, save_every_seconds=save_every_seconds, stop=stop, warned=warned)
+
+
+def _decisions(agreement: Agreement, seconds: float) -> list:
+    """One decision a step, of 1 ms steps."""
+    found, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.001)
+        found.append(agreement.after_step())
+    return found
+
+
+def test_a_wish_to_stop_is_heard_within_a_few_seconds_of_short_steps():
+    assert any(decision.stop for decision in _decisions(_agreement(stop=lambda: True), 3.0))
+
+
+def test_nobody_wishing_nothing_is_done():
+    assert not any(decision.stop or decision.save for decision in _decisions(_agreement(), 1.5))
+
+
+def test_time_makes_a_checkpoint_and_starts_anew_with_it():
+    agreement = _agreement(save_every_seconds=0.5)
+    assert any(decision.save for decision in _decisions(agreement, 2.5))
+    agreement.saved()
+    assert not agreement.after_step().save
+
+
+def test_most_steps_ask_nobody():
+    asked = []
+    agreement = _agreement(stop=lambda: bool(asked.append(1)))
+    steps = len(_decisions(agreement, 2.0))
+    assert len(asked) < steps / 20
+
+
+def test_after_long_steps_there_is_a_decision_each_time():
+    agreement = _agreement(stop=lambda: True)
+    found = []
+    for _ in range(4):
+        time.sleep(1.05)
+        found.append(agreement.after_step().stop)
+    assert found == [True] * 4

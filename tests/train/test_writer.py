@@ -1,0 +1,176 @@
+"""Checkpoints in the background. Oracle: what lies on the storage, and a storage made to fail."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.state import TrainState
+from dist_resnet.train.writer import CheckpointWriter
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def state(recipe: Recipe, execution: Execution) -> TrainState:
+    return create_state(recipe, execution, WORKER)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "run").mkdir()
+    return RunDirectory(str(tmp_path / "run"))
+
+
+def _writer(directory: RunDirectory, *, keep: int = 2, patience: float = 60.0, errors=()) -> CheckpointWriter:
+    run = Run.of_rank(0, directory)
+    return CheckpointWriter(directory, run, keep=keep, patience_seconds=patience, errors=dict(errors))
+
+
+def _save(writer: CheckpointWriter, state: TrainState, *steps: int) -> None:
+    for step in steps:
+        state.step = step
+        writer.save(state)
+        writer.wait(lambda: None)
+
+
+def _steps(directory: RunDirectory) -> list[int]:
+    return [int(name.split("_")[1]) for name, _ in directory.list("checkpoints")]
+
+
+def test_a_checkpoint_holds_the_state_as_it_was_when_it_was_handed_over(directory: RunDirectory, state: TrainState):
+    writer = _writer(directory)
+    name = next(iter(state.weights()))
+    expected = state.weights()[name]
+    writer.save(state)
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.zero_()
+    writer.wait(lambda: None)
+    assert torch.equal(checkpoint.latest(directory).weights[name], expected)
+    writer.close()
+
+
+def test_the_loop_does_not_wait_for_the_storage(directory: RunDirectory, state: TrainState, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(checkpoint, "save", lambda *_: release.wait(30))
+    writer = _writer(directory)
+    start = time.monotonic()
+    for step in range(5):
+        state.step = step
+        writer.save(state)
+    assert time.monotonic() - start < 5
+    release.set()
+    writer.wait(lambda: None)
+    writer.close()
+
+
+def test_a_copy_that_waits_gives_way_to_a_newer_one(directory: RunDirectory, state: TrainState, monkeypatch):
+    begun, release, whole = threading.Event(), threading.Event(), checkpoint.save
+
+    def slow(*arguments) -> None:
+        begun.set()
+        release.wait(30)
+        whole(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    writer = _writer(directory, keep=9)
+    for step in (1, 2, 3):
+        state.step = step
+        writer.save(state)
+        assert begun.wait(30)
+    release.set()
+    writer.wait(lambda: None)
+    writer.close()
+    assert _steps(directory) == [1, 3]
+
+
+def test_the_best_is_kept_also_when_an_earlier_session_found_it(directory: RunDirectory, state: TrainState):
+    writer = _writer(directory, keep=1)
+    _save(writer, state, 1)
+    writer.note_error(1, 0.5)
+    _save(writer, state, 2)
+    writer.note_error(2, 0.1)
+    _save(writer, state, 3)
+    writer.note_error(3, 0.3)
+    writer.close()
+    assert _steps(directory) == [2, 3]
+    again = _writer(directory, keep=1, errors={1: 0.5, 2: 0.1, 3: 0.3})
+    _save(again, state, 4)
+    again.close()
+    assert _steps(directory) == [2, 4]
+
+
+def test_a_storage_that_vanishes_for_a_while_delays_checkpoints(directory, state, tmp_path: Path, caplog):
+    writer = _writer(directory)
+    _save(writer, state, 1)
+    os.rename(tmp_path / "run", tmp_path / "elsewhere")
+    state.step = 2
+    writer.save(state)
+    time.sleep(0.7)
+    state.step = 3
+    writer.save(state)
+    assert not (tmp_path / "run").exists()
+    os.rename(tmp_path / "elsewhere", tmp_path / "run")
+    writer.wait(lambda: None)
+    writer.close()
+    assert _steps(directory) == [1, 3]
+    assert caplog.text.count("no checkpoint can be written") == 1
+    assert caplog.text.count("the storage works again") == 1
+
+
+def test_a_storage_that_stays_away_is_an_error_after_the_stated_time(directory, state, tmp_path: Path):
+    writer = _writer(directory, patience=0.6)
+    os.rename(tmp_path / "run", tmp_path / "elsewhere")
+    writer.save(state)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        writer.wait(lambda: None)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        writer.save(state)
+    writer.close()
+
+
+def test_a_full_disk_delays_checkpoints_and_leaves_no_half_one(directory, state, monkeypatch):
+    full, whole = [True], RunDirectory.write
+
+    def write(self: RunDirectory, name: str, content: bytes) -> None:
+        if full[0] and name.endswith("optimizer.safetensors"):
+            raise OSError(28, "No space left on device")
+        whole(self, name, content)
+
+    monkeypatch.setattr(RunDirectory, "write", write)
+    writer = _writer(directory)
+    writer.save(state)
+    time.sleep(0.3)
+    assert checkpoint.latest(directory) is None
+    full[0] = False
+    writer.wait(lambda: None)
+    writer.close()
+    assert checkpoint.latest(directory).step == 0
+
+
+def test_the_journal_up_to_a_checkpoint_is_durable_before_it(directory: RunDirectory, state: TrainState, monkeypatch):
+    whole, seen = checkpoint.save, []
+    run = Run.of_rank(0, directory)
+
+    def look(*arguments) -> None:
+        seen.append([record["step"] for record in read_journal(directory) if record["kind"] == "metrics"])
+        whole(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", look)
+    writer = CheckpointWriter(directory, run, keep=2, patience_seconds=60, errors={})
+    for step in (1, 2, 3):
+        run.metrics(step, {"train/loss": 1.0})
+    _save(writer, state, 3)
+    writer.close()
+    assert seen == [[1, 2, 3]]
