@@ -70,7 +70,7 @@ class Trial:
             elif record["kind"] == "metrics" and "val/loss" in record["values"]:
                 self.error = record["values"]["val/top1_error"]
                 told.append(f"step {record['step']}/{self.total}: validation error {self.error:.2%}")
-            elif record["kind"] == "metrics":
+            elif record["kind"] == "metrics" and "train/loss" in record["values"]:
                 self.step = record["step"]
                 self._recent.append(record["values"]["time/step_seconds"])
             elif record["kind"] in ("finished", "diverged"):
