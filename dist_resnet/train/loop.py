@@ -94,6 +94,7 @@ class Session:
         self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
+        self._begun = time.time()
         self._watchdog = Watchdog(60 * execution.hang_minutes)
         self._watchdog.alive()
 
@@ -248,6 +249,7 @@ class Session:
             "steps_per_epoch": self._loader.steps_per_epoch,
             "global_batch": self._recipe.global_batch,
             "world_size": self._worker.world_size,
+            "begun": self._begun,
             "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
         }
 

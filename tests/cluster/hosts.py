@@ -94,6 +94,10 @@ class Hosts:
             _kill(int(pid))
         self._nodes.pop(host).wait()
 
+    def has_ended(self, host: int) -> bool:
+        """Whether a host's Ray node is no longer there."""
+        return self._nodes[host].poll() is not None
+
     def cut(self, host: int) -> None:
         """Takes a host off the network; its processes go on."""
         _ip("-n", self._names[host], "link", "set", "eth0", "down")
@@ -136,6 +140,11 @@ class Hosts:
         return dict(os.environ) | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._folder / "token"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            # A host that vanishes is missed after some seconds, not after half a minute.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "4",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_API_SERVER_ADDRESS": f"http://{self.address(0)}:{_DASHBOARD_PORT}",
             "HOME": str(self._folder),

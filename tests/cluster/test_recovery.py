@@ -1,0 +1,334 @@
+"""Runs on several hosts of their own that are killed, cut off, lost and gained. Oracle: the run that nothing disturbed.
+
+On real CIFAR-10 pictures. Each host is a network namespace with a Ray node; see `hosts.py`.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from cluster.hosts import Hosts, reason_against
+from oracle.pictures import real
+
+from dist_resnet import cli
+from dist_resnet.launch import local
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.tracking.storage import RunDirectory
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+_ROOT = Path(__file__).parents[2]
+_KILLS = 20
+_SECONDS_FOR_A_CHANGE = 180.0
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> None:
+    reason = reason_against()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """The first 1,280 training and 1,000 test pictures of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("cifar")
+    for split, name, rows in (("train", "train", 1280), ("validation", "test", 1000)):
+        source = real(f"cifar10/{name}-*.parquet").uri
+        table = pq.read_table(str(next(Path(source).parent.glob(Path(source).name)))).slice(0, rows)
+        pq.write_table(table, folder / f"{split}.parquet", row_group_size=100, compression="none")
+    return Data(train=str(folder / "train.parquet"), validation=str(folder / "validation.parquet"), dataset="cifar10")
+
+
+@pytest.fixture
+def recipe(data: Data) -> Recipe:
+    """ResNet-20, 10 steps an epoch of 4 ghost batches of 32, evaluated every 2 epochs."""
+    return Recipe(
+        model=Model(depth=20, num_classes=10),
+        data=data,
+        augment=Augment(kind="pad", size=32),
+        schedule=Schedule(learning_rate=0.05, kind="cosine"),
+        evaluation=Evaluation(crops=(32,), shorter_sides=(32,), every_epochs=2),
+        epochs=30,
+        global_batch=128,
+        ghost_batch=32,
+    )
+
+
+class _Job:
+    """A run whose driver is a process on host 0, and what its directory says of it."""
+
+    def __init__(self, hosts: Hosts, recipe: Recipe, folder: Path, **execution: object) -> None:
+        self._hosts = hosts
+        self.folder = folder / "runs" / "run"
+        options = {"storage": str(folder / "runs"), "name": "run", "cpus_per_worker": 1, "precision": "fp32"}
+        options |= {"checkpoint_every": 5, "max_failures": 10, "hang_minutes": 2.0, "device": "cpu"} | execution
+        self.arguments = json.dumps([recipe.to_dict(), options])
+        self._log = folder / "driver.log"
+        self._driver: subprocess.Popen | None = None
+        self._tail_read: dict[str, int] = {}
+
+    def start(self) -> None:
+        code = (
+            "import json, sys; from dist_resnet import logs; from dist_resnet.launch import ray_train; "
+            "from dist_resnet.recipe import Execution, Recipe; recipe, execution = json.loads(sys.argv[1]); "
+            "logs.configure(); "
+            "plan = ray_train.prepare_run(Recipe.from_dict(recipe), Execution(**execution), job='test'); "
+            "print(ray_train.run(plan))"
+        )
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-c", code, self.arguments]
+            address = {"RAY_ADDRESS": f"{self._hosts.address(0)}:6379"}
+            self._driver = self._hosts.popen(0, command, stdout=log, stderr=log, cwd=_ROOT, env=address)
+
+    def kill_driver(self) -> None:
+        """SIGKILL of the driver, and the same command again."""
+        assert self._driver is not None
+        os.kill(self._driver.pid, signal.SIGKILL)
+        self._driver.wait()
+        self.start()
+
+    def records(self) -> list[dict]:
+        return read_journal(RunDirectory(str(self.folder))) if self.folder.exists() else []
+
+    def step(self) -> int:
+        """The last step that the journal tells of."""
+        steps = [record["step"] for record in self.records() if record["kind"] == "metrics"]
+        return steps[-1] if steps else 0
+
+    def sessions(self) -> list[dict]:
+        return [record for record in self.records() if record["kind"] == "session"]
+
+    def wait_until(self, what: Callable[[], bool], *, pause: float = 0.05) -> None:
+        """Returns once `what` holds. Fails where the driver ends before, or nothing happens for minutes."""
+        deadline = time.monotonic() + _SECONDS_FOR_A_CHANGE
+        while not what():
+            assert self._driver is not None
+            ended = self._driver.poll()
+            if ended is not None and not what():
+                pytest.fail(f"the driver ended with {ended}:\n{self._log.read_text()[-3000:]}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"nothing happened for too long:\n{self._log.read_text()[-3000:]}")
+            time.sleep(pause)
+
+    def finish(self) -> dict:
+        """The summary, once the run is over."""
+        assert self._driver is not None
+        code = self._driver.wait(timeout=600)
+        assert code == 0, self._log.read_text()[-3000:]
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def stop(self) -> None:
+        if self._driver is not None and self._driver.poll() is None:
+            self._driver.kill()
+            self._driver.wait()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    with Hosts(4, Path("/tmp") / f"dr{os.getpid()}") as three:
+        try:
+            yield three
+        finally:
+            logs = Path("/tmp") / f"dr{os.getpid()}"
+    shutil.rmtree(logs, ignore_errors=True)
+
+
+def _undisturbed(recipe: Recipe, folder: Path, workers: int) -> dict:
+    """The summary of the same run without Ray that nobody disturbs."""
+    execution = Execution(
+        workers=workers,
+        cpus_per_worker=1,
+        device="cpu",
+        precision="fp32",
+        storage=str(folder / "runs"),
+        name="whole",
+        checkpoint_every=1000,
+    )
+    return local.run(local.prepare_run(recipe, execution, job="test"))
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    known = psutil.process_iter(["cmdline"])
+    found = [process for process in known if name in " ".join(process.info["cmdline"] or [])]
+    return sorted(found, key=lambda process: process.pid)
+
+
+def _kill_process(name: str, number: int = 0) -> bool:
+    found = _processes(name)
+    if not found:
+        return False
+    found[number % len(found)].kill()
+    return True
+
+
+def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+    whole = _undisturbed(recipe, tmp_path, 2)
+    hosts.start_head(cpus=0)
+    for host in (1, 2):
+        hosts.start_node(host, cpus=1)
+    job = _Job(hosts, recipe, tmp_path, workers=2)
+    job.start()
+    chance = random.Random(0)
+    kills: collections.Counter[str] = collections.Counter()
+    plan = ["worker"] * 6 + ["checkpoint"] * 4 + ["evaluation"] * 3 + ["controller"] * 2 + ["driver"] * 2 + ["node"] * 3
+    assert len(plan) == _KILLS
+    chance.shuffle(plan)
+    try:
+        for kind in plan:
+            before = len(job.sessions())
+            target = job.step() + chance.randint(2, 9)
+            job.wait_until(lambda target=target: job.step() >= target)
+            _kill(kind, job, hosts, chance)
+            kills[kind] += 1
+            print(f"kill {sum(kills.values())}: {kind} after step {job.step()}", flush=True)
+            job.wait_until(lambda before=before: len(job.sessions()) > before)
+        summary = job.finish()
+    finally:
+        job.stop()
+    sessions = job.sessions()
+    print(kills, "sessions began after steps", [session["start_step"] for session in sessions])
+    assert sum(kills.values()) == _KILLS
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+    assert summary["top1_error"] == whole["top1_error"]
+
+
+def _kill(kind: str, job: _Job, hosts: Hosts, chance: random.Random) -> None:
+    if kind == "worker":
+        assert _kill_process("ray::RayTrainWorker", chance.randint(0, 1))
+    elif kind == "checkpoint":
+        job.wait_until(lambda: _is_writing(job.folder), pause=0.001)
+        for _ in range(2):
+            _kill_process("ray::RayTrainWorker")
+    elif kind == "evaluation":
+        job.wait_until(lambda: _is_evaluating(job), pause=0.01)
+        assert _kill_process("ray::RayTrainWorker", chance.randint(0, 1))
+    elif kind == "controller":
+        assert _kill_process("ray::TrainController")
+    elif kind == "driver":
+        job.kill_driver()
+    elif kind == "node":
+        host = chance.randint(1, 2)
+        hosts.kill_node(host)
+        hosts.start_node(host, cpus=1)
+
+
+def _is_writing(folder: Path) -> bool:
+    """Whether the newest checkpoint has files but no manifest yet."""
+    folders = sorted((folder / "checkpoints").glob("step_*"))
+    return bool(folders) and not (folders[-1] / "manifest.json").exists()
+
+
+def _is_evaluating(job: _Job) -> bool:
+    """Whether the last step is followed by an evaluation that is not over."""
+    records = [record for record in job.records() if record["kind"] == "metrics"]
+    last = records[-1]
+    return last["step"] % 20 == 0 and "val/loss" not in last["values"]
+
+
+def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
+    hosts: Hosts, recipe: Recipe, tmp_path: Path
+):
+    recipe = dataclasses.replace(recipe, epochs=40)
+    hosts.start_head(cpus=0)
+    for host in (1, 2, 3):
+        hosts.start_node(host, cpus=1)
+    job = _Job(hosts, recipe, tmp_path, workers="1:3", resize_minutes=0.1)
+    job.start()
+    try:
+        job.wait_until(lambda: job.step() >= 20)
+        hosts.kill_node(2)
+        job.wait_until(lambda: len(job.sessions()) >= 2 and job.step() >= job.sessions()[-1]["start_step"] + 10)
+        assert job.sessions()[-1]["world_size"] == 2
+        hosts.start_node(2, cpus=1)
+        job.wait_until(lambda: job.sessions()[-1]["world_size"] == 3 and len(job.sessions()) >= 3)
+        summary = job.finish()
+    finally:
+        job.stop()
+    sizes = [session["world_size"] for session in job.sessions()]
+    print("world sizes", sizes, "from steps", [session["start_step"] for session in job.sessions()])
+    assert sizes[0] == 3
+    assert summary["steps"] == 400
+    whole = _undisturbed(recipe, tmp_path, 3)
+    assert summary["top1_error"] == pytest.approx(whole["top1_error"], abs=0.08)
+
+
+def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+    hosts.start_head(cpus=0)
+    for host in (1, 2):
+        hosts.start_node(host, cpus=1)
+    job = _Submitted(hosts, recipe.data, tmp_path)
+    try:
+        job.submit("first")
+        job.wait_until(lambda: job.step() >= 20)
+        hosts.cut(2)
+        job.wait_until(lambda: hosts.num_nodes() == 2, pause=1.0)
+        hosts.restore(2)
+        # Ray ends a node that was declared dead; whoever runs the cluster starts it again.
+        job.wait_until(lambda: hosts.has_ended(2), pause=1.0)
+        hosts.start_node(2, cpus=1)
+        cut_off = job.sessions()
+        job.wait_until(lambda: len(job.sessions()) > len(cut_off) and job.step() >= 60)
+        job.ray("stop", "first")
+        job.wait_until(lambda: job.records()[-1]["kind"] == "stopped")
+        job.submit("second")
+        job.wait_until(lambda: (job.folder / "summary.json").exists())
+    finally:
+        print(job.ray("logs", "first")[-3000:])
+    print("sessions began after steps", [session["start_step"] for session in job.sessions()])
+    summary = json.loads((job.folder / "summary.json").read_text())
+    execution = dataclasses.replace(job.execution, name="whole", device="cpu")
+    whole = local.run(local.prepare_run(job.recipe, execution, job="test"))
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+
+
+class _Submitted(_Job):
+    """The same by `ray job submit` of a job of ours."""
+
+    def __init__(self, hosts: Hosts, data: Data, folder: Path) -> None:
+        self._hosts = hosts
+        self.folder = folder / "runs" / "run"
+        self._log = folder / "driver.log"
+        self._log.touch()
+        self._arguments = [
+            *("--model.depth", "20", "--epochs", "30", "--global-batch", "128", "--ghost-batch", "32"),
+            *("--data.train", data.train, "--data.validation", data.validation, "--evaluation.every-epochs", "2"),
+            *("--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.hang-minutes", "2"),
+            *("--execution.precision", "fp32", "--execution.checkpoint-every", "5"),
+            *("--execution.storage", str(folder / "runs"), "--execution.name", "run"),
+        ]
+        job = runpy.run_path(str(_ROOT / "jobs" / "cifar_preact164.py"))
+        self.recipe, self.execution, _ = cli.parse(job["RECIPE"], job["EXECUTION"], doc=None, arguments=self._arguments)
+
+    def submit(self, name: str) -> None:
+        environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+        options = ["--no-wait", "--submission-id", name, "--working-dir", ".", "--runtime-env-json", environment]
+        self.ray("submit", *options, "--", "python", "jobs/cifar_preact164.py", *self._arguments)
+
+    def ray(self, *arguments: str) -> str:
+        """What `ray job` says."""
+        process = self._hosts.popen(
+            0, ["ray", "job", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=_ROOT, text=True
+        )
+        return process.communicate(timeout=120)[0]
+
+    def wait_until(self, what: Callable[[], bool], *, pause: float = 0.2) -> None:
+        deadline = time.monotonic() + _SECONDS_FOR_A_CHANGE
+        while not what():
+            if time.monotonic() > deadline:
+                pytest.fail("nothing happened for too long")
+            time.sleep(pause)
