@@ -41,6 +41,15 @@ def _start(recipe: Recipe, execution: Execution) -> subprocess.Popen:
     return process
 
 
+def _said(process: subprocess.Popen) -> str:
+    """What a driver wrote to standard error, once it has ended well."""
+    assert process.stderr is not None
+    with process.stderr as stream:
+        said = stream.read()
+    assert process.wait() == 0, said
+    return said
+
+
 def test_a_finished_run_leaves_its_summary_recipe_journal_curve_and_mlflow_run(recipe: Recipe, execution: Execution):
     plan = local.prepare_run(recipe, execution, job="test")
     summary = local.run(plan)
@@ -99,6 +108,31 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Reci
     client = MlflowClient(f"sqlite:///{execution.storage}/mlflow.db")
     steps = [point.step for point in client.get_metric_history(again["mlflow_run_id"], "train/loss")]
     assert steps == list(range(1, 121))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe, execution: Execution, number):
+    recipe = dataclasses.replace(recipe, epochs=400)
+    execution = dataclasses.replace(execution, checkpoint_every=10_000, evaluation_batch=40)
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=1000))
+    process = _start(recipe, execution)
+    journal = Path(execution.storage, "run", "journal", "000001.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("train/loss") < 20):
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = _said(process)
+    assert f"{number.name}: stopping with a checkpoint" in said
+    last = json.loads(journal.read_text().splitlines()[-1])
+    assert last["kind"] == "stopped"
+    assert Path(execution.storage, "run", "checkpoints", f"step_{last['step']:08d}", "manifest.json").exists()
+    client = MlflowClient(f"sqlite:///{execution.storage}/mlflow.db")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "dist_resnet"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"
+    _said(_start(recipe, execution))
+    sessions = [json.loads(path.read_text().splitlines()[0]) for path in sorted(journal.parent.iterdir())]
+    assert [session["start_step"] for session in sessions] == [0, last["step"]]
 
 
 def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Execution, monkeypatch):

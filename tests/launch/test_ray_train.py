@@ -41,6 +41,19 @@ def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Reci
     assert len(plan.directory.list("journal")) == 2
 
 
+def test_a_killed_controller_is_replaced(ray_cluster, recipe: Recipe, on_two: Execution, caplog):
+    recipe = dataclasses.replace(recipe, epochs=40)
+    whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
+    plan = ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="broken"), job="test")
+    arguments = (Path(plan.directory.uri), 12, "TrainController")
+    killer = threading.Thread(target=_kill_a_worker_after, args=arguments, daemon=True)
+    killer.start()
+    summary = ray_train.run(plan)
+    killer.join()
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+    assert "the training controller died; starting another" in caplog.text
+
+
 def test_a_picture_that_cannot_be_decoded_ends_the_run_with_its_file_and_row(ray_cluster, recipe, on_two, tmp_path):
     images = [jpeg(smooth(32, 32, index)) for index in range(40)]
     images[17] = images[17][:100]
@@ -54,13 +67,13 @@ def test_a_picture_that_cannot_be_decoded_ends_the_run_with_its_file_and_row(ray
     assert "\n" not in str(caught.value)
 
 
-def _kill_a_worker_after(run: Path, points: int) -> None:
+def _kill_a_worker_after(run: Path, points: int, name: str = "RayTrainWorker") -> None:
     journal = run / "journal" / "000001.jsonl"
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < points):
         time.sleep(0.01)
-    workers = [process for process in psutil.process_iter(["name"]) if "RayTrainWorker" in " ".join(_command(process))]
-    os.kill(workers[0].pid, signal.SIGKILL)
+    found = [process for process in psutil.process_iter(["name"]) if name in " ".join(_command(process))]
+    os.kill(found[0].pid, signal.SIGKILL)
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -114,6 +114,32 @@ def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execu
         torch.testing.assert_close(losses[workers], losses[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_run_may_stop_on_any_number_of_workers_and_go_on_with_any_other(shard_recipe: Recipe, execution: Execution):
+    # Every ordered pair of 1 to 4 workers is next to each other once; two steps on each.
+    workers = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
+    schedule = Schedule(kind="step", learning_rate=0.01, drops=(), warmup=0.0)
+    recipe = dataclasses.replace(shard_recipe, epochs=2 * len(workers) / 3, schedule=schedule)
+    whole, changing = (_plan(recipe, execution, name=name) for name in ("whole", "changing"))
+    local.start_workers(whole)
+    for number, count in enumerate(workers, start=1):
+        part = dataclasses.replace(
+            changing,
+            recipe=dataclasses.replace(recipe, epochs=2 * number / 3),
+            execution=dataclasses.replace(changing.execution, workers=count),
+        )
+        local.start_workers(part)
+    sessions = [record for record in read_journal(changing.directory) if record["kind"] == "session"]
+    assert [session["world_size"] for session in sessions] == workers
+    assert [session["start_step"] for session in sessions] == [2 * number for number in range(len(workers))]
+    losses = [
+        torch.tensor([value for _, _, value in history(read_journal(plan.directory))["train/loss"]])
+        for plan in (whole, changing)
+    ]
+    assert len(losses[0]) == 26
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=2e-4)
+
+
 def _on_real_pictures(recipe: Recipe) -> Recipe:
     """The recipe on 500 ImageNet pictures at 64 pixels."""
     shards = real("imagenet-sample/train-*.parquet").uri
