@@ -21,9 +21,8 @@ from typing import Annotated
 
 from dist_resnet import cli, logs
 from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
+from dist_resnet.paper import CIFAR_ITERATIONS as ITERATIONS
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
-
-ITERATIONS = 64_000
 
 # What every cell shares; the rows of the tables change the model. A run's epochs follow from its iterations.
 RECIPE = Recipe(

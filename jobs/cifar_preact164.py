@@ -8,10 +8,11 @@ Expected after 64k steps: 5.46 % error (median of 5 runs; 5.93 % with --model.pl
 """
 
 from dist_resnet.cli import run_job
+from dist_resnet.paper import CIFAR_ITERATIONS as ITERATIONS
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
 
 # The paper counts iterations of 128 pictures; 50,000 pictures hold 390 whole ones.
-ITERATIONS, STEPS_PER_EPOCH = 64_000, 50_000 // 128
+STEPS_PER_EPOCH = 50_000 // 128
 
 RECIPE = Recipe(
     # As in KaimingHe/resnet-1k-layers: stride on the first 1x1 convolution.

@@ -84,7 +84,7 @@ class Choice:
     """Data sets; cifar100 adds the lower half of Table 3 and needs --data.train100 and --data.validation100."""
     seeds: int = 5
     """Runs of each cell, with seeds 0, 1, ...; the paper's numbers are medians of 5."""
-    iterations: int = 64_000
+    iterations: int = paper.CIFAR_ITERATIONS
     """Optimizer steps of a run; the whole schedule scales with it. The paper: 64000."""
 
     def __post_init__(self) -> None:

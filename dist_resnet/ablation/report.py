@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dist_resnet import paper
 from dist_resnet.ablation import plots
 from dist_resnet.ablation.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown
 from dist_resnet.ablation.ranking import agreement, published_orders, ranks
-from dist_resnet.ablation.results import PAPER_ITERATIONS, Cell, Sweep, Trial, read_sweep
+from dist_resnet.ablation.results import Cell, Sweep, Trial, read_sweep
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -62,8 +63,8 @@ def _notices(sweep: Sweep) -> Iterable[str]:
     """What a reader has to know before the numbers."""
     if sweep.is_short:
         yield (
-            f"Shortened runs: {sweep.iterations:,} iterations, the paper has {PAPER_ITERATIONS:,}. Errors are not "
-            'comparable with the published ones, nor is "fail"; only runs that diverged are marked so.'
+            f"Shortened runs: {sweep.iterations:,} iterations, the paper has {paper.CIFAR_ITERATIONS:,}. Errors are "
+            'not comparable with the published ones, nor is "fail"; only runs that diverged are marked so.'
         )
     trials = sweep.trials
     counts = {
@@ -88,7 +89,7 @@ def _facts(sweep: Sweep) -> Table:
     done = sum(trial.is_over for trial in trials)
     diverged = sum(trial.state == "diverged" for trial in trials)
     rows = [
-        ("iterations", f"{sweep.iterations:,}; the paper: {PAPER_ITERATIONS:,}"),
+        ("iterations", f"{sweep.iterations:,}; the paper: {paper.CIFAR_ITERATIONS:,}"),
         ("mini-batch", _text(facts.get("global_batch"))),
         ("seeds", _text(facts.get("seeds"))),
         (

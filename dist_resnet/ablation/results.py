@@ -11,7 +11,6 @@ from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.storage import RunDirectory
 
 SWEEP_FILE = "sweep.json"
-PAPER_ITERATIONS = 64_000
 """Iterations of every CIFAR experiment of arXiv:1603.05027."""
 
 # A panel shows no more, and means over longer spans are calmer.
@@ -114,7 +113,7 @@ class Sweep:
     @property
     def is_short(self) -> bool:
         """Whether trials are shorter than the paper's."""
-        return self.iterations < PAPER_ITERATIONS
+        return self.iterations < paper.CIFAR_ITERATIONS
 
     @property
     def trials(self) -> list[Trial]:

@@ -97,8 +97,8 @@ def test_a_sweep_leaves_runs_summaries_a_report_and_mlflow_runs_below_one_parent
         assert tags["cell"] == "table1/original/8 table2/original/8"
         assert (tags["table"], tags["depth"], tags["seed"]) == ("1 2", "8", str(seed))
         assert (tags["shortcut"], tags["placement"]) == ("identity", "original")
-        failed = summary["top1_error"] > 0.2
-        assert tags["result"] == ("fail" if failed else f"{100 * summary['top1_error']:.2f}")
+        # Of a shortened run, whatever its error, nothing but divergence is a "fail".
+        assert tags["result"] == f"{100 * summary['top1_error']:.2f}"
 
 
 @pytest.mark.ray
