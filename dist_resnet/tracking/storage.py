@@ -1,5 +1,6 @@
 """A run's directory, `STORAGE/NAME/`, on a local disk or an object store."""
 
+import contextlib
 import json
 import logging
 import os
@@ -117,10 +118,12 @@ class RunDirectory:
         """Deletes a folder and all in it, or a file, if it is there."""
         filesystem, path = self.open()[0], self.path(name)
         kind = filesystem.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            filesystem.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            filesystem.delete_file(path)
+        # An object store may list a folder's marker that is no object any more.
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
 
     def check_writable(self) -> None:
         """Writes and removes a marker. Raises ValueError, saying why, where that fails."""

@@ -76,7 +76,7 @@ class _Job:
         self._hosts = hosts
         self.folder = folder / "runs" / "run"
         options = {"storage": str(folder / "runs"), "name": "run", "cpus_per_worker": 1, "precision": "fp32"}
-        options |= {"checkpoint_every": 5, "max_failures": 10, "hang_minutes": 2.0, "device": "cpu"} | execution
+        options |= {"checkpoint_every": 5, "max_failures": 10, "hang_minutes": 0.5, "device": "cpu"} | execution
         self.arguments = json.dumps([recipe.to_dict(), options])
         self._log = folder / "driver.log"
         self._driver: subprocess.Popen | None = None
@@ -185,7 +185,8 @@ def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe,
     job.start()
     chance = random.Random(0)
     kills: collections.Counter[str] = collections.Counter()
-    plan = ["worker"] * 6 + ["checkpoint"] * 4 + ["evaluation"] * 3 + ["controller"] * 2 + ["driver"] * 2 + ["node"] * 3
+    plan = ["worker"] * 5 + ["checkpoint"] * 4 + ["evaluation"] * 3 + ["controller"] * 2 + ["driver"] * 2 + ["node"] * 3
+    plan += ["hang"]
     assert len(plan) == _KILLS
     chance.shuffle(plan)
     try:
@@ -217,6 +218,8 @@ def _kill(kind: str, job: _Job, hosts: Hosts, chance: random.Random) -> None:
     elif kind == "evaluation":
         job.wait_until(lambda: _is_evaluating(job), pause=0.01)
         assert _kill_process("ray::RayTrainWorker", chance.randint(0, 1))
+    elif kind == "hang":
+        _processes("ray::RayTrainWorker")[1].suspend()
     elif kind == "controller":
         assert _kill_process("ray::TrainController")
     elif kind == "driver":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import read_journal
@@ -174,3 +175,27 @@ def test_the_journal_up_to_a_checkpoint_is_durable_before_it(directory: RunDirec
     _save(writer, state, 3)
     writer.close()
     assert seen == [[1, 2, 3]]
+
+
+def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: TrainState, monkeypatch, caplog):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    directory = RunDirectory(f"{s3}/away")
+    writer = _writer(directory)
+    _save(writer, state, 1)
+    server.stop()
+    state.step = 2
+    writer.save(state)
+    deadline = time.monotonic() + 60
+    while "no checkpoint can be written" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.1)
+    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    again.start()
+    writer.wait(lambda: None)
+    writer.close()
+    again.stop()
+    assert checkpoint.latest(directory).step == 2
+    assert caplog.text.count("no checkpoint can be written") == 1
+    assert caplog.text.count("the storage works again") == 1
