@@ -79,13 +79,10 @@ class Hosts:
     def start_head(self, *, cpus: int) -> None:
         """Starts a Ray head with token authentication on host 0 and waits till its job server answers."""
         self._start(0, "--head", f"--port={_PORT}", f"--dashboard-host={self.address(0)}", f"--num-cpus={cpus}")
-        self._wait_for_nodes(1)
 
     def start_node(self, host: int, *, cpus: int) -> None:
         """Starts a Ray node on a host and waits till the head counts it."""
-        there = self.num_nodes()
         self._start(host, f"--address={self.address(0)}:{_PORT}", f"--num-cpus={cpus}")
-        self._wait_for_nodes(there + 1)
 
     def kill_node(self, host: int) -> None:
         """Kills every process of a host at once, as a power failure does."""
@@ -116,8 +113,8 @@ class Hosts:
             **options,  # pyrefly: ignore
         )
 
-    def num_nodes(self) -> int:
-        """Living Ray nodes, as the head counts them; 0 where it does not answer."""
+    def nodes(self) -> set[str]:
+        """The Ray nodes that the head takes for alive; none where it does not answer."""
         code = (
             "import json, sys, urllib.request; request = urllib.request.Request(sys.argv[1], "
             "headers={'Authorization': 'Bearer ' + open(sys.argv[2]).read()}); "
@@ -130,9 +127,9 @@ class Hosts:
             text=True,
         )
         if done.returncode:
-            return 0
+            return set()
         nodes = json.loads(done.stdout)["data"]["result"]["result"]
-        return sum(node["state"] == "ALIVE" for node in nodes)
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -151,19 +148,20 @@ class Hosts:
         }
 
     def _start(self, host: int, *options: str) -> None:
+        """Starts a Ray node and waits till the head knows it."""
+        known = self.nodes()
         command = ["ray", "start", "--block", f"--node-ip-address={self.address(host)}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats", *options]
         if host == 0:
             command.append(f"--temp-dir={self._folder}/ray")
-        with open(self._folder / f"host{host}.log", "ab") as log:
+        log_file = self._folder / f"host{host}.log"
+        with log_file.open("ab") as log:
             self._nodes[host] = self.popen(host, command, stdout=log, stderr=log)
 
-    def _wait_for_nodes(self, count: int) -> None:
         deadline = time.monotonic() + _SECONDS_TO_START
-        while self.num_nodes() < count:
+        while not self.nodes() - known:
             if time.monotonic() > deadline:
-                logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("host*.log"))
-                raise TimeoutError(f"{count} Ray nodes did not come up within {_SECONDS_TO_START:.0f} s:\n{logs}")
+                raise TimeoutError(f"no Ray node came up on host {host}:\n{log_file.read_text()[-3000:]}")
             time.sleep(0.5)
 
 

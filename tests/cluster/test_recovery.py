@@ -56,9 +56,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture
 def recipe(data: Data) -> Recipe:
-    """ResNet-20, 10 steps an epoch of 4 ghost batches of 32, evaluated every 2 epochs."""
+    """ResNet-8, 10 steps an epoch of 4 ghost batches of 32, evaluated every 2 epochs."""
     return Recipe(
-        model=Model(depth=20, num_classes=10),
+        model=Model(depth=8, num_classes=10),
         data=data,
         augment=Augment(kind="pad", size=32),
         schedule=Schedule(learning_rate=0.05, kind="cosine"),
@@ -279,7 +279,7 @@ def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, reci
         job.submit("first")
         job.wait_until(lambda: job.step() >= 20)
         hosts.cut(2)
-        job.wait_until(lambda: hosts.num_nodes() == 2, pause=1.0)
+        job.wait_until(lambda: len(hosts.nodes()) == 2, pause=1.0)
         hosts.restore(2)
         # Ray ends a node that was declared dead; whoever runs the cluster starts it again.
         job.wait_until(lambda: hosts.has_ended(2), pause=1.0)
@@ -308,7 +308,7 @@ class _Submitted(_Job):
         self._log = folder / "driver.log"
         self._log.touch()
         self._arguments = [
-            *("--model.depth", "20", "--epochs", "30", "--global-batch", "128", "--ghost-batch", "32"),
+            *("--model.depth", "8", "--epochs", "30", "--global-batch", "128", "--ghost-batch", "32"),
             *("--data.train", data.train, "--data.validation", data.validation, "--evaluation.every-epochs", "2"),
             *("--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.hang-minutes", "2"),
             *("--execution.precision", "fp32", "--execution.checkpoint-every", "5"),
