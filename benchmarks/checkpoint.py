@@ -61,6 +61,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(folder)
+        directory.write("recipe.json", b"{}")
         run = Run.of_rank(0, directory)
         writer = CheckpointWriter(directory, run, keep=1, patience_seconds=60, errors={})
 

@@ -129,8 +129,8 @@ def train_ours(folder: Path, depth: int) -> None:
 
 def train_plainly(folder: Path, depth: int) -> None:
     """What one writes by hand: DDP, a checkpoint of rank 0 every few steps, resumed after a restart."""
-    begun = time.time()
     dist.init_process_group("gloo")
+    begun = time.time()
     rank = dist.get_rank()
     torch.manual_seed(0)
     torch.set_num_threads(1)

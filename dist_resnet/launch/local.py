@@ -5,6 +5,7 @@ import datetime
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +52,7 @@ def start_workers(plan: Plan) -> None:
 def _run(rank: int, plan: Plan, rendezvous: str) -> None:
     world_size = plan.execution.most_workers
     logs.configure(rank)
-    # Ctrl-C reaches every process of a terminal; what to do about it is the driver's affair.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _end_with(os.getppid()))
     device = _torch_device(plan, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=plan.execution.hang_minutes)
@@ -61,6 +61,17 @@ def _run(rank: int, plan: Plan, rendezvous: str) -> None:
         run_worker(plan, Worker(rank=rank, world_size=world_size, device=device))
     finally:
         dist.destroy_process_group()
+
+
+def _end_with(driver: int) -> Callable[[int, object], None]:
+    """What a worker does on SIGINT: nothing while the driver lives, for Ctrl-C reaches every process of a terminal and
+    what to do about it is the driver's affair. When the driver dies, the kernel sends it too, and the worker ends."""
+
+    def on_interrupt(_: int, __: object) -> None:
+        if os.getppid() != driver:
+            os._exit(1)
+
+    return on_interrupt
 
 
 def _torch_device(plan: Plan, rank: int) -> torch.device:

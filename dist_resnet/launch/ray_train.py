@@ -24,7 +24,15 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 import ray
 import ray.train
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer, get_device
 
 from dist_resnet import logs
@@ -33,7 +41,8 @@ from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.tracking.storage import patiently
+from dist_resnet.train import checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
@@ -112,31 +121,46 @@ def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
 def _fit(plan: Plan) -> None:
     """Runs the worker group to its end.
 
-    Ray Train allows a number of failures in all; here they count only while no new checkpoint comes between, and the
-    death of its controller is one of them.
+    Ray Train allows a number of failures in all and none of its controller's; here both count only while no new
+    checkpoint comes between. Raises RuntimeError once there were too many.
     """
-    execution = plan.execution
+    allowed = plan.execution.max_failures
+    newest, failures = _committed(plan), 0
     while True:
         try:
             _in_a_thread(_trainer(plan).fit)
             return
-        except WorkerGroupError as error:
-            if not _has_moved(plan):
-                rank, failure = min(error.worker_failures.items())
-                times = f"after {execution.max_failures} restarts" if execution.max_failures else "without a restart"
-                raise RuntimeError(f"training failed {times}: rank {rank}: {_first_line(failure)}") from error
-            logger.warning("%d failures so far, but with progress between them: going on", execution.max_failures + 1)
-        except RayActorError as error:
-            if not execution.max_failures or not _has_moved(plan):
-                raise RuntimeError(f"the training controller died: {_first_line(error)}") from error
-            logger.warning("the training controller died; starting another")
+        except (TrainingFailedError, RayActorError) as error:
+            reached = _committed(plan)
+            used = allowed + 1 if isinstance(error, WorkerGroupError) else 1
+            failures = used if reached is None or reached == newest else 0
+            newest = reached
+            if allowed == 0 or failures > allowed:
+                raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
+            logger.warning("the workers or their controller failed (%s); going on", _reason(error))
 
 
-def _has_moved(plan: Plan) -> bool:
-    """Whether a checkpoint came between the latest sessions, as many as the failures that are allowed in a row."""
-    starts = [record["start_step"] for record in read_journal(plan.directory) if record["kind"] == "session"]
-    allowed = plan.execution.max_failures
-    return allowed > 0 and (len(starts) <= allowed or len(set(starts[-allowed - 1 :])) > 1)
+def _committed(plan: Plan) -> int | None:
+    """The step of the newest committed checkpoint."""
+    return patiently(
+        lambda: checkpoint.newest_step(plan.directory),
+        what=f"the run's directory {plan.directory.uri} cannot be read",
+        seconds=60 * plan.execution.storage_minutes,
+    )
+
+
+def _times(allowed: int) -> str:
+    return f"after {allowed} restarts" if allowed else "without a restart"
+
+
+def _reason(error: TrainingFailedError | RayActorError) -> str:
+    """In one line, what ended Ray Train's run."""
+    if isinstance(error, WorkerGroupError):
+        rank, failure = min(error.worker_failures.items())
+        return f"rank {rank}: {_first_line(failure)}"
+    if isinstance(error, ControllerError):
+        return _first_line(error.controller_failure)
+    return "the training controller died"
 
 
 def _trainer(plan: Plan) -> TorchTrainer:

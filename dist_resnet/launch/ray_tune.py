@@ -30,6 +30,7 @@ from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.preparation import Plan
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution
+from dist_resnet.tracking import stop
 from dist_resnet.tracking.storage import RunDirectory
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
@@ -185,6 +186,7 @@ def _run_trial(config: dict[str, Any], *, plans: dict[str, Plan], early_stop: bo
     """A trial's whole life, also after it has died once."""
     plan = plans[config["trial"]]
     plan.claim()
+    stop.withdraw(plan.directory)
     device = torch.device("cuda" if plan.execution.device == "gpu" else "cpu")
     run_worker(plan, Worker(rank=0, world_size=1, device=device), evaluated=_report if early_stop else None)
 

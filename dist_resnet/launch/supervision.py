@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CURVE_FILE = "training_curve.png"
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_ASK = 600.0
 
 
 def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
@@ -45,7 +46,11 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     try:
         with _stopping_on_signals(plan.directory):
             run_workers()
-        summary = read_outcome(plan)
+        summary = patiently(
+            lambda: read_outcome(plan),
+            what=f"the run's directory {plan.directory.uri} cannot be read",
+            seconds=60 * plan.execution.storage_minutes,
+        )
         status = {"finished": "FINISHED", "stopped": "KILLED"}.get(summary["status"], "FAILED")
     except KeyboardInterrupt:
         status, wait_seconds = "KILLED", 5.0
@@ -72,12 +77,14 @@ def _follow(plan: Plan, over: threading.Event) -> None:
     """Draws the journal's records from now on until `over`; what an earlier driver saw is not shown again."""
     progress = Progress(plan.name, plan.num_steps, plan.recipe.global_batch)
     tail = Tail(plan.directory)
-    tail.poll()
-    last = False
+    pause, seen, last = 0.0, False, False
     while not last:
-        last = over.wait(_SECONDS_BETWEEN_LOOKS)
+        last = over.wait(pause)
+        pause = _SECONDS_BETWEEN_LOOKS
         try:
-            progress.show(tail.poll())
+            records = tail.poll()
+            progress.show(records if seen else [])
+            seen = True
         except OSError as error:
             logger.debug("the journal could not be read just now: %s", error)
     progress.close()
@@ -99,7 +106,7 @@ def _stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
         name = signal.Signals(number).name
         logger.warning("%s: stopping with a checkpoint; send it again to stop at once", name)
         # Elsewhere, for a signal comes in the middle of anything, and a storage may be slow.
-        threading.Thread(target=stop.request, args=(directory,), name="stop", daemon=True).start()
+        threading.Thread(target=_ask, args=(directory,), name="stop", daemon=True).start()
 
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -109,9 +116,18 @@ def _stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _ask(directory: RunDirectory) -> None:
+    patiently(
+        lambda: stop.request(directory),
+        what=f"the workers cannot be asked to stop through {directory.uri}",
+        seconds=_SECONDS_TO_ASK,
+    )
+
+
 def read_outcome(plan: Plan) -> dict[str, Any]:
     """The summary, from the journal's last record. Raises RuntimeError where that ends no run."""
-    last = read_journal(plan.directory)[-1]
+    plan.directory.check_present()
+    last = (read_journal(plan.directory) or [{"kind": "none"}])[-1]
     if last["kind"] not in ("finished", "diverged", "stopped"):
         raise RuntimeError(f"the workers returned, but the journal of {plan.directory.uri} has no end")
     outcome = {"status": last["kind"], "steps": last.get("steps", last.get("step"))}

@@ -8,6 +8,7 @@ from dist_resnet.data.loader import open_loader
 from dist_resnet.launch.preparation import Plan
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import Evaluated, train
+from dist_resnet.train.watchdog import Watchdog
 
 
 def run_worker(
@@ -19,6 +20,14 @@ def run_worker(
 ) -> None:
     """Trains this worker's share of a planned run to its end; `evaluated` and `warned` are those of `train`."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
+    with Watchdog(60 * plan.execution.hang_minutes) as watchdog:
+        watchdog.alive(starting=True)
+        _train(plan, worker, watchdog, evaluated, warned)
+
+
+def _train(
+    plan: Plan, worker: Worker, watchdog: Watchdog, evaluated: Evaluated | None, warned: Callable[[], bool]
+) -> None:
     loader = open_loader(
         plan.recipe,
         plan.execution,
@@ -31,4 +40,5 @@ def run_worker(
     try:
         train(plan.recipe, plan.execution, worker, loader, plan.directory, evaluated=evaluated, warned=warned)
     finally:
+        watchdog.alive()
         loader.close()

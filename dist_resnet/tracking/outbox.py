@@ -43,7 +43,8 @@ class Journal:
                 lines = list(self._waiting)
             if not lines:
                 return
-            self._directory.check_present()
+            if self._directory.is_local:
+                self._directory.check_present()
             self._write("".join(lines).encode())
             with self._adding:
                 del self._waiting[: len(lines)]
@@ -80,16 +81,18 @@ class Tail:
         self._read: dict[str, int] = {}
 
     def poll(self) -> list[dict[str, Any]]:
-        """The complete records that are new since the last call."""
-        records = []
+        """The complete records that are new since the last call. Raises OSError, and loses none then."""
+        records, read = [], dict(self._read)
         for name, size in self._directory.list(FOLDER):
-            start = self._read.get(name, 0)
+            start = read.get(name, 0)
             if not name.endswith(".jsonl") or size <= start:
                 continue
             content = self._directory.read(f"{FOLDER}/{name}", start)
             complete = content[: content.rfind(b"\n") + 1]
-            self._read[name] = start + len(complete)
+            read[name] = start + len(complete)
             records += [_parse_nonfinite(json.loads(line)) for line in complete.splitlines()]
+        # Only now: where one of several files cannot be read, none counts as read.
+        self._read = read
         return records
 
 

@@ -13,6 +13,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 def request(directory: RunDirectory) -> None:
     """Asks the workers of the run in a directory to save a checkpoint and to stop."""
+    directory.check_present()
     directory.write(FILE, b"")
 
 

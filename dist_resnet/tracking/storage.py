@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RECIPE_FILE = "recipe.json"
 _LOCAL = ("file", "local")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
@@ -33,7 +34,10 @@ class RunDirectory:
     def __init__(self, uri: str) -> None:
         self.uri = absolute_uri(uri).rstrip("/")
         self._opened: tuple[pafs.FileSystem, str] | None = None
+        self._known = False
         self.open()
+        # From now on a failure to open is the storage's, in another process for instance, and not the URI's.
+        self._known = True
 
     def open(self) -> tuple[pafs.FileSystem, str]:
         """The file system and the path within it."""
@@ -41,6 +45,8 @@ class RunDirectory:
             try:
                 self._opened = pafs.FileSystem.from_uri(self.uri)
             except (ValueError, NotImplementedError, OSError) as error:
+                if self._known and isinstance(error, OSError):
+                    raise
                 raise ValueError(
                     f"storage {self.uri} cannot be opened ({error}); give a local path, s3://bucket/path or "
                     "gs://bucket/path"
@@ -48,7 +54,7 @@ class RunDirectory:
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "_opened": None}
+        return {"uri": self.uri, "_opened": None, "_known": True}
 
     @property
     def is_local(self) -> bool:
@@ -56,12 +62,13 @@ class RunDirectory:
         return self.open()[0].type_name in _LOCAL
 
     def check_present(self) -> None:
-        """Raises FileNotFoundError where a local directory is gone, as when its disk is no longer mounted.
+        """Raises FileNotFoundError where the directory is not, or no longer, that of a run, which has a recipe.
 
-        Whoever writes into a run calls it first, so that nothing is written below a mount point instead.
+        Workers ask before they read or write: a folder below the mount point of a disk that is no longer mounted is
+        not a run that has yet to begin.
         """
-        if self.is_local and not os.path.isdir(self.path("")):
-            raise FileNotFoundError(f"the directory {self.uri} is gone; is its disk mounted?")
+        if not self.exists(RECIPE_FILE):
+            raise FileNotFoundError(f"{self.child(RECIPE_FILE)} is not there; is its disk mounted?")
 
     def path(self, name: str) -> str:
         """The path of `name` within the file system."""

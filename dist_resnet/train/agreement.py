@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_DECISIONS = 1.0
 # Of short steps: a decision costs about a millisecond, and steps may grow longer.
 _MOST_STEPS_BETWEEN_DECISIONS = 100
 # Asking whether machines are about to go costs a call to another process.
-_DECISIONS_BETWEEN_WARNINGS = 5
+_SECONDS_BETWEEN_QUESTIONS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Agreement:
     ) -> None:
         self._worker, self._save_every_seconds = worker, save_every_seconds
         self._stop, self._warned = stop, warned
-        self._decisions = 0
+        self._asked_at = time.monotonic()
         self._was_warned = False
         self._saved_at = time.monotonic()
         self._since = time.monotonic()
@@ -58,23 +58,19 @@ class Agreement:
         wishes = (
             leads and now - self._saved_at >= self._save_every_seconds,
             leads and self._stop(),
+            leads and not self._was_warned and now - self._asked_at >= _SECONDS_BETWEEN_QUESTIONS,
             # Rank 0's clock decides, on all workers, how many steps pass till the next decision.
             leads and self._steps * _SECONDS_BETWEEN_DECISIONS / max(now - self._since, 1e-6),
         )
         due = torch.tensor(wishes, dtype=torch.float64, device=self._worker.device)
-        save, stop, steps = self._worker.sum(due).tolist()
+        save, stop, ask, steps = self._worker.sum(due).tolist()
         most = min(2 * self._due, _MOST_STEPS_BETWEEN_DECISIONS)
         self._steps, self._since, self._due = 0, now, min(max(1, int(steps)), most)
-        return Decision(save=bool(save) or self._newly_warned(), stop=bool(stop))
+        if ask:
+            self._asked_at = now
+            self._was_warned = self._warned()
+        return Decision(save=bool(save) or (bool(ask) and self._was_warned), stop=bool(stop))
 
     def saved(self) -> None:
         """The time to the next timed checkpoint counts from now."""
         self._saved_at = time.monotonic()
-
-    def _newly_warned(self) -> bool:
-        """Whether a warning has come that had not come before."""
-        self._decisions += 1
-        if self._was_warned or self._decisions % _DECISIONS_BETWEEN_WARNINGS:
-            return False
-        self._was_warned = self._warned()
-        return self._was_warned

@@ -9,6 +9,7 @@ decides: nothing else is asked.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,18 +83,23 @@ def save(directory: RunDirectory, snapshot: Snapshot) -> None:
     directory.write_json(f"{folder}/{MANIFEST}", manifest)
 
 
-def prune(directory: RunDirectory, *, keep: int, best: int | None) -> None:
-    """Deletes every checkpoint but the newest `keep` and that of the step `best`, and what never became one.
+def newest_step(directory: RunDirectory) -> int | None:
+    """The step of the newest checkpoint that was committed, whole or damaged since; None where there is none."""
+    complete = _complete(directory)
+    return _step_of(complete[-1]) if complete else None
 
-    Folders newer than the newest complete checkpoint are left alone.
+
+def prune(directory: RunDirectory, *, newest: int, keep: int, errors: Mapping[int, float]) -> None:
+    """Deletes what is older than the checkpoint of the step `newest`, but for some that are kept.
+
+    Kept are the newest `keep` and, of those whose validation error `errors` tells, the best. What is newer than
+    `newest` is not touched: it was damaged, or training would have gone on from there.
     """
-    folders = _folders(directory)
-    complete = [name for name in folders if directory.exists(f"{FOLDER}/{name}/{MANIFEST}")]
-    if not complete:
-        return
-    kept = {*complete[-keep:], folder_of(best).split("/")[-1] if best is not None else complete[-1]}
-    for name in folders:
-        if name < complete[-1] and name not in kept:
+    complete = [name for name in _complete(directory) if _step_of(name) <= newest]
+    told = [name for name in complete if _step_of(name) in errors]
+    kept = {*complete[-keep:], *sorted(told, key=lambda name: (errors[_step_of(name)], name))[:1]}
+    for name in _folders(directory):
+        if _step_of(name) < newest and name not in kept:
             # The manifest first: a folder half deleted is no checkpoint.
             directory.delete(f"{FOLDER}/{name}/{MANIFEST}")
             directory.delete(f"{FOLDER}/{name}")
@@ -144,6 +150,7 @@ def _verified(directory: RunDirectory, folder: str, name: str, manifest: dict[st
     try:
         content = directory.read(f"{folder}/{name}")
     except FileNotFoundError as error:
+        directory.check_present()
         raise ValueError(f"{name} is missing") from error
     if hashlib.sha256(content).hexdigest() != manifest.get(name, {}).get("sha256"):
         raise ValueError(f"{name} does not have the sha256 that {MANIFEST} records")
@@ -152,3 +159,11 @@ def _verified(directory: RunDirectory, folder: str, name: str, manifest: dict[st
 
 def _folders(directory: RunDirectory) -> list[str]:
     return [name for name, _ in directory.list(FOLDER) if name.startswith("step_")]
+
+
+def _complete(directory: RunDirectory) -> list[str]:
+    return [name for name in _folders(directory) if directory.exists(f"{FOLDER}/{name}/{MANIFEST}")]
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step_"))

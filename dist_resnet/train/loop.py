@@ -36,6 +36,9 @@ from dist_resnet.train.writer import CheckpointWriter
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
+_SECONDS_BETWEEN_TRIES = 5.0
+# What rank 0 says in place of a step: there is no checkpoint, or the storage does not tell.
+_NONE, _UNKNOWN = -1, -2
 
 T = TypeVar("T")
 Evaluated = Callable[[int, dict[str, float]], None]
@@ -63,16 +66,18 @@ def train(
     call it together; a checkpoint is made at once then. Raises OSError once the storage has failed for longer than
     the execution allows, and ValueError where there are checkpoints and none is whole.
     """
-    session = Session(recipe, execution, worker, loader, directory, evaluated, warned)
-    try:
-        session.run()
-    except DivergedError as error:
-        logger.error("stopped: %s", error)
-        session.end("diverged", step=error.step)
-    except StopRequestedError:
-        session.end("stopped", step=session.step)
-    finally:
-        session.close()
+    with Watchdog(60 * execution.hang_minutes) as watchdog:
+        watchdog.alive(starting=True)
+        session = Session(recipe, execution, worker, loader, directory, watchdog, evaluated, warned)
+        try:
+            session.run()
+        except DivergedError as error:
+            logger.error("stopped: %s", error)
+            session.end("diverged", step=error.step)
+        except StopRequestedError:
+            session.end("stopped", step=session.step)
+        finally:
+            session.close()
 
 
 class Session:
@@ -85,8 +90,9 @@ class Session:
         worker: Worker,
         loader: Loader,
         directory: RunDirectory,
-        evaluated: Evaluated | None = None,
-        warned: Callable[[], bool] = lambda: False,
+        watchdog: Watchdog,
+        evaluated: Evaluated | None,
+        warned: Callable[[], bool],
     ) -> None:
         self._recipe, self._execution, self._worker, self._evaluated = recipe, execution, worker, evaluated
         self._loader, self._directory = loader, directory
@@ -95,17 +101,16 @@ class Session:
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
         self._begun = time.time()
-        self._watchdog = Watchdog(60 * execution.hang_minutes)
-        self._watchdog.alive()
+        self._watchdog = watchdog
 
         _configure_backend(execution)
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
-        self._resume()
+        errors = self._resume()
 
-        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
+        self._journal = Run.of_rank(worker.rank, directory)
         self._meter = StepMeter(worker, self._journal)
-        self._writer = self._checkpoint_writer() if worker.rank == 0 else None
+        self._writer = self._checkpoint_writer(errors) if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
             worker,
@@ -138,7 +143,7 @@ class Session:
 
     def close(self) -> None:
         """Ends this worker's threads."""
-        for part in (self._writer, self._stop_watch, self._journal, self._watchdog):
+        for part in (self._writer, self._stop_watch, self._journal):
             if part:
                 part.close()
 
@@ -185,28 +190,46 @@ class Session:
         if self._writer:
             self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
 
-    def _resume(self) -> None:
-        """Puts the newest whole checkpoint, if there is any, into the state; rank 0 says to all which one it is."""
-        directory, unreadable = self._directory, "cannot be read"
-        found = None
-        if self._worker.rank == 0:
-            found = self._patiently(lambda: newest_checkpoint(directory), unreadable)
-        step = self._worker.from_rank_zero(found.step if found else -1)
-        if step < 0:
-            return
-        if found is None:
-            found = self._patiently(lambda: checkpoint.read(directory, checkpoint.folder_of(step)), unreadable)
-            assert found is not None
-        self._state.load(found.weights, found.momenta, found.counters)
+    def _resume(self) -> dict[int, float]:
+        """Puts the newest whole checkpoint, if there is any, into the state; rank 0 says to all which one it is.
 
-    def _checkpoint_writer(self) -> CheckpointWriter:
+        Returns the validation errors by step that rank 0 finds in the journal. While the storage fails, the others
+        hear from rank 0 that it is still trying.
+        """
+        found, errors, step = None, {}, _UNKNOWN
+        deadline = time.monotonic() + 60 * self._execution.storage_minutes
+        while step == _UNKNOWN:
+            self._watchdog.alive(starting=True)
+            if self._worker.rank == 0:
+                found, errors, step = self._look(deadline)
+            step = self._worker.from_rank_zero(step)
+        if step == _NONE:
+            return errors
+        if found is None:
+            found = self._patiently(lambda: _read_step(self._directory, step), "cannot be read")
+        self._state.load(found.weights, found.momenta, found.counters)
+        return errors
+
+    def _look(self, deadline: float) -> tuple[Checkpoint | None, dict[int, float], int]:
+        """The newest checkpoint, the errors so far and the step; no checkpoint and _UNKNOWN where the storage fails."""
+        try:
+            found = newest_checkpoint(self._directory)
+            earlier = history(read_journal(self._directory)).get("val/top1_error", [])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("the run's directory %s cannot be read (%s); trying again", self._directory.uri, error)
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+            return None, {}, _UNKNOWN
+        return found, {step: value for step, _, value in earlier}, found.step if found else _NONE
+
+    def _checkpoint_writer(self, errors: dict[int, float]) -> CheckpointWriter:
         execution = self._execution
-        earlier = self._patiently(lambda: history(read_journal(self._directory)), "cannot be read")
         return CheckpointWriter(
             self._directory,
             self._journal,
             keep=execution.keep_checkpoints,
-            errors={step: error for step, _, error in earlier.get("val/top1_error", [])},
+            errors=errors,
             patience_seconds=60 * execution.storage_minutes,
         )
 
@@ -288,6 +311,14 @@ def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
                 f"the journal of {directory.uri} tells of a checkpoint after step {told[-1]}, but there is none under "
                 f"{checkpoint.FOLDER}; restore it from a copy, or start anew under another --execution.name"
             )
+    return found
+
+
+def _read_step(directory: RunDirectory, step: int) -> Checkpoint:
+    """The checkpoint of a step that rank 0 has seen. Raises FileNotFoundError where it cannot be seen from here."""
+    found = checkpoint.read(directory, checkpoint.folder_of(step))
+    if found is None:
+        raise FileNotFoundError(f"{directory.child(checkpoint.folder_of(step))} is not seen on this machine")
     return found
 
 

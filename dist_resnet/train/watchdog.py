@@ -2,21 +2,30 @@
 
 import faulthandler
 import sys
+from typing import Self
+
+# Opening data, compiling a network and its first step take longer than any later step.
+_TIMES_WHILE_STARTING = 3
 
 
 class Watchdog:
     """Ends this process, after writing every thread's stack to standard error, unless it hears `alive` in time.
 
-    A collective that waits for a dead host, a read that never returns and a stopped peer all look alike from here.
+    A collective that waits for a dead host, a read that never returns and a stopped peer all look alike from here. It
+    watches within a `with` block; there is one clock in a process, so a watchdog within another's block takes over.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def alive(self) -> None:
-        """Starts the time anew."""
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    def __enter__(self) -> Self:
+        self.alive()
+        return self
 
-    def close(self) -> None:
-        """Watches no more."""
+    def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+
+    def alive(self, *, starting: bool = False) -> None:
+        """Starts the time anew; `starting` for what takes longer than steps do."""
+        seconds = self._seconds * (_TIMES_WHILE_STARTING if starting else 1)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)

@@ -14,6 +14,7 @@ from dist_resnet.train.state import TrainState
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_CLOSE = 5.0
+_SECONDS_OF_GRACE = 60.0
 
 
 class CheckpointWriter:
@@ -33,6 +34,7 @@ class CheckpointWriter:
         self._errors = dict(errors)
         self._waiting: Snapshot | None = None
         self._current: Snapshot | None = None
+        self._taken_at = 0.0
         self._over = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -60,10 +62,11 @@ class CheckpointWriter:
         Raises what writing it failed with.
         """
         with self._changed:
-            while (self._current or self._waiting) and self._error is None:
+            self._check()
+            while self._current or self._waiting:
                 alive()
                 self._changed.wait(1.0)
-            self._check()
+                self._check()
 
     def close(self) -> None:
         """Drops a copy that waits, gives the one being written a few seconds, and writes no other."""
@@ -75,6 +78,10 @@ class CheckpointWriter:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+        # A storage that neither fails nor answers, such as a network disk without its server.
+        standing = time.monotonic() - self._taken_at
+        if self._current and standing > self._patience_seconds + _SECONDS_OF_GRACE:
+            raise TimeoutError(f"a checkpoint has not come to its end on {self._directory.uri} for {standing:.0f} s")
 
     def _work(self) -> None:
         while self._take():
@@ -92,6 +99,7 @@ class CheckpointWriter:
             while self._waiting is None and not self._over:
                 self._changed.wait()
             self._current, self._waiting = self._waiting, None
+            self._taken_at = time.monotonic()
             return self._current is not None
 
     def _commit(self) -> None:
@@ -102,10 +110,8 @@ class CheckpointWriter:
             seconds=self._patience_seconds,
         )
         self._run.event("checkpoint", step=step, seconds=time.perf_counter() - start)
-        errors = dict(self._errors)
         try:
-            best = min(errors, key=lambda step: (errors[step], step), default=None)
-            checkpoint.prune(self._directory, keep=self._keep, best=best)
+            checkpoint.prune(self._directory, newest=step, keep=self._keep, errors=dict(self._errors))
         except OSError as error:
             logger.warning("old checkpoints could not be deleted: %s", error)
 

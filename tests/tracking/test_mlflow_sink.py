@@ -36,6 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
+    directory.write("recipe.json", b"{}")
     journal = Journal(directory)
     journal.append("session", start_step=start_step, world_size=2, device="CPU, 1 threads each")
     for step in steps:

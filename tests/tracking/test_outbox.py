@@ -12,6 +12,7 @@ from dist_resnet.tracking.storage import RunDirectory
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "recipe.json").touch()
     return RunDirectory(str(tmp_path))
 
 
@@ -108,9 +109,27 @@ def _full(_: int) -> None:
 def test_a_directory_that_is_gone_is_not_made_anew(directory: RunDirectory, tmp_path: Path):
     journal = Journal(RunDirectory(str(tmp_path / "gone")))
     journal.append("session", start_step=0)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
         journal.commit()
     assert not (tmp_path / "gone").exists()
     (tmp_path / "gone").mkdir()
+    (tmp_path / "gone/recipe.json").touch()
     journal.commit()
     assert len(read_journal(RunDirectory(str(tmp_path / "gone")))) == 1
+
+
+def test_a_tail_that_could_not_read_one_file_loses_none_of_another(directory: RunDirectory, monkeypatch):
+    for step in (1, 2):
+        _metrics(Journal(directory), step)
+    tail, whole = Tail(directory), RunDirectory.read
+
+    def read(self: RunDirectory, name: str, start: int = 0) -> bytes:
+        if name.endswith("000002.jsonl"):
+            raise OSError("away")
+        return whole(self, name, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "read", read)
+        with pytest.raises(OSError, match="away"):
+            tail.poll()
+    assert [record["step"] for record in tail.poll()] == [1, 2]

@@ -34,6 +34,7 @@ def _trained(recipe: Recipe, execution: Execution, steps: int = 1) -> TrainState
 
 def _saved(tmp_path: Path, state: TrainState, steps: tuple[int, ...] = (1,)) -> RunDirectory:
     directory = RunDirectory(str(tmp_path / "run"))
+    directory.write("recipe.json", b"{}")
     for step in steps:
         state.step = step
         checkpoint.save(directory, Snapshot.of(state))
@@ -63,23 +64,33 @@ def test_the_same_state_gives_the_same_sha256(recipe: Recipe, execution: Executi
     assert hashes[0] == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize(("best", "kept"), [(None, [3, 4]), (1, [1, 3, 4]), (4, [3, 4]), (9, [3, 4])])
-def test_the_newest_and_the_best_are_kept(recipe: Recipe, execution: Execution, tmp_path: Path, best, kept):
+@pytest.mark.parametrize(
+    ("errors", "kept"), [({}, [3, 4]), ({1: 0.1, 2: 0.2}, [1, 3, 4]), ({1: 0.2, 4: 0.1}, [3, 4]), ({9: 0.1}, [3, 4])]
+)
+def test_the_newest_and_the_best_are_kept(recipe: Recipe, execution: Execution, tmp_path: Path, errors, kept):
     directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 4))
-    checkpoint.prune(directory, keep=2, best=best)
-    assert [name for name, _ in directory.list("checkpoints")] == [f"step_{step:08d}" for step in kept]
+    checkpoint.prune(directory, newest=4, keep=2, errors=errors)
+    assert _steps(directory) == kept
 
 
 def test_what_was_half_written_goes_once_a_newer_one_is_complete(recipe: Recipe, execution: Execution, tmp_path: Path):
     directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3))
-    folders = tmp_path / "run/checkpoints"
     for step in (2, 3):
-        (folders / f"step_{step:08d}/manifest.json").unlink()
-    checkpoint.prune(directory, keep=2, best=None)
-    assert len(list(folders.iterdir())) == 3
+        directory.delete(f"checkpoints/step_{step:08d}/manifest.json")
     _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(4,))
-    checkpoint.prune(directory, keep=2, best=None)
-    assert sorted(path.name for path in folders.iterdir()) == ["step_00000001", "step_00000004"]
+    checkpoint.prune(directory, newest=4, keep=2, errors={})
+    assert _steps(directory) == [1, 4]
+
+
+def test_a_damaged_newer_one_does_not_cost_the_good_ones(recipe: Recipe, execution: Execution, tmp_path: Path):
+    # Training went on from 2, for 9 is damaged, and has come to 3.
+    directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 9))
+    checkpoint.prune(directory, newest=3, keep=1, errors={})
+    assert _steps(directory) == [3, 9]
+
+
+def _steps(directory: RunDirectory) -> list[int]:
+    return [int(name.removeprefix("step_")) for name, _ in directory.list("checkpoints")]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path):

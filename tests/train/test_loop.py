@@ -205,11 +205,13 @@ def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(re
 
 
 def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):
-    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.0)
+    for name in ("_SECONDS_BETWEEN_DECISIONS", "_SECONDS_BETWEEN_QUESTIONS"):
+        monkeypatch.setattr(f"dist_resnet.train.agreement.{name}", 0.0)
     plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoint_every=1000)
-    run_worker(plan, WORKER, warned=lambda: True)
-    # Asked at every fifth step: after 5, and the ends of the four epochs of three steps.
-    assert _checkpoints(plan) == {3, 5, 6, 9, 12}
+    warnings = iter([False, True])
+    run_worker(plan, WORKER, warned=lambda: next(warnings))
+    # After the second question, which follows the second step, and at the ends of the four epochs of three steps.
+    assert _checkpoints(plan) == {2, 3, 6, 9, 12}
 
 
 def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution, monkeypatch):

@@ -16,6 +16,7 @@ WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 def _meter(tmp_path) -> tuple[StepMeter, Run, RunDirectory]:
     directory = RunDirectory(str(tmp_path))
+    directory.write("recipe.json", b"{}")
     run = Run.of_rank(0, directory)
     return StepMeter(WORKER, run), run, directory
 

@@ -6,10 +6,10 @@ import sys
 _SCRIPT = """
 import sys, time
 from dist_resnet.train.watchdog import Watchdog
-dog = Watchdog(2.0)
-for _ in range({steps}):
-    dog.alive()
-    time.sleep({pause})
+with Watchdog(2.0) as dog:
+    for _ in range({steps}):
+        dog.alive()
+        time.sleep({pause})
 {end}
 """
 
@@ -28,5 +28,5 @@ def test_a_process_that_stands_still_ends_and_says_where_it_stood():
 
 
 def test_a_process_that_is_alive_lives_on():
-    done = _run(steps=8, pause=0.5, end="dog.close(); time.sleep(2.5); print('here')")
+    done = _run(steps=8, pause=0.5, end="time.sleep(2.5); print('here')")
     assert (done.returncode, done.stdout.strip()) == (0, "here")

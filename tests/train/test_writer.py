@@ -30,6 +30,7 @@ def state(recipe: Recipe, execution: Execution) -> TrainState:
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.json").touch()
     return RunDirectory(str(tmp_path / "run"))
 
 
@@ -134,9 +135,9 @@ def test_a_storage_that_stays_away_is_an_error_after_the_stated_time(directory, 
     writer = _writer(directory, patience=0.6)
     os.rename(tmp_path / "run", tmp_path / "elsewhere")
     writer.save(state)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
         writer.wait(lambda: None)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
         writer.save(state)
     writer.close()
 
@@ -183,6 +184,7 @@ def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: Train
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     directory = RunDirectory(f"{s3}/away")
+    directory.write("recipe.json", b"{}")
     writer = _writer(directory)
     _save(writer, state, 1)
     server.stop()
@@ -195,7 +197,19 @@ def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: Train
     again.start()
     writer.wait(lambda: None)
     writer.close()
-    again.stop()
     assert checkpoint.latest(directory).step == 2
+    again.stop()
     assert caplog.text.count("no checkpoint can be written") == 1
     assert caplog.text.count("the storage works again") == 1
+
+
+def test_a_storage_that_neither_fails_nor_answers_is_an_error_at_last(directory, state, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(checkpoint, "save", lambda *_: release.wait(30))
+    monkeypatch.setattr("dist_resnet.train.writer._SECONDS_OF_GRACE", 0.2)
+    writer = _writer(directory, patience=0.2)
+    writer.save(state)
+    with pytest.raises(TimeoutError, match="has not come to its end"):
+        writer.wait(lambda: None)
+    release.set()
+    writer.close()
