@@ -17,7 +17,6 @@ from typing import Any
 
 # Ray reads these when it is imported. With the first, workers would each resolve the environment again under `uv run`.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 # How often the controller looks whether its workers live.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -49,6 +48,11 @@ from dist_resnet.train.precision import check_precision
 logger = logging.getLogger(__name__)
 
 _HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_START_IS_FREE = _START_VARIABLE not in os.environ
+# Right after a machine has died Ray may still count it and wait in vain for as many workers as before; with MIN:MAX
+# workers it soon counts again. With a fixed number there is nothing to count, and images may be slow to load.
+_START_SECONDS_ELASTIC, _START_SECONDS = 30, 300
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
@@ -167,8 +171,10 @@ def _trainer(plan: Plan) -> TorchTrainer:
     execution = plan.execution
     use_gpu = execution.device == "gpu"
     least, most = execution.worker_range
-    # Ray reads it in the driver and hands it on.
+    # Ray reads them in the driver and hands them on.
     os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
+    if _START_IS_FREE:
+        os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
     return TorchTrainer(
         _run,
         train_loop_config={"plan": plan},

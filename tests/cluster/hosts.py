@@ -106,8 +106,13 @@ class Hosts:
     def popen(self, host: int, command: Sequence[str], **options: object) -> subprocess.Popen:
         """Starts a command on a host."""
         environment = self.environment | dict(options.pop("env", {}))  # pyrefly: ignore
+        # The same folder of Ray is another one on each host, as it is on machines of their own.
+        own, ray = self._folder / f"host{host}", self._folder / "ray"
+        for folder in (own, ray):
+            folder.mkdir(exist_ok=True)
+        mount = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(own), str(ray)]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self._names[host], *command],
+            ["ip", "netns", "exec", self._names[host], *mount, *command],
             env=environment,
             start_new_session=True,
             **options,  # pyrefly: ignore
