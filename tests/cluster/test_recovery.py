@@ -176,6 +176,7 @@ def _kill_process(name: str, number: int = 0) -> bool:
     return True
 
 
+@pytest.mark.chaos
 def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe, tmp_path: Path):
     whole = _undisturbed(recipe, tmp_path, 2)
     hosts.start_head(cpus=0)
