@@ -92,6 +92,7 @@ def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
 
 def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
+    directory.write("recipe.json", b"{}")
     journal = Journal(directory)
     journal.append("metrics", step=1, values={"train/loss": math.nan})
     journal.commit()
