@@ -94,6 +94,7 @@ def test_two_workers_take_the_same_steps_with_it(recipe: Recipe, execution: Exec
     for recompute in (False, True):
         changes = {"workers": 2, "name": f"recompute-{recompute}", "recompute": recompute}
         plan = prepare(recipe, dataclasses.replace(execution, **changes), job="test")
+        plan.claim()
         local.start_workers(plan)
         hashes.append(read_journal(plan.directory)[-1]["weights_sha256"])
     assert hashes[0] == hashes[1]
