@@ -140,8 +140,25 @@ def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+# A shell has what it starts in the background ignore Ctrl-C, and its children inherit that.
+_HEARING_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def _start(storage: Path, name: str, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, str(JOB), *SMALL, "--execution.storage", str(storage), "--execution.name", name]
+    command = [
+        sys.executable,
+        "-c",
+        _HEARING_CTRL_C,
+        sys.executable,
+        str(JOB),
+        *SMALL,
+        "--execution.storage",
+        str(storage),
+        "--execution.name",
+        name,
+    ]
     return subprocess.Popen(
         [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
