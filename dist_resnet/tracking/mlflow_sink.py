@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 POSITION_TAG = "dist_resnet.journal_position"
+KEY_TAG = "dist_resnet.key"
 _RUN_FILE = "mlflow.json"
 _METRICS_PER_BATCH = 900
 _PARAMS_PER_BATCH = 90
@@ -177,23 +179,38 @@ class MlflowSink:
     def _start_run(self) -> str:
         """The id of this run's MLflow run, made if need be; reads how far an earlier driver came."""
         self._client = _open_client(self._uri)
-        known = self._directory.read_json(_RUN_FILE)
-        if known is not None:
+        known = self._directory.read_json(_RUN_FILE) or {}
+        if "run_id" in known:
             run = self._client.get_run(known["run_id"])
             self._client.update_run(known["run_id"], status="RUNNING")
             self._records += self._tail.poll()
             self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
             return known["run_id"]
-        card = self._card
-        tags = card.tags | self._parent_tag()
-        run_id = self._client.create_run(self._experiment(), tags=tags, run_name=card.name).info.run_id
-        params = [Param(key, str(value)) for key, value in card.params.items()]
+        experiment = self._experiment()
+        if "key" not in known:
+            # Written first: a driver that dies, or an answer that is lost, before the id is written down here would
+            # otherwise leave a second run behind.
+            known = {"key": uuid.uuid4().hex}
+            self._directory.write_json(_RUN_FILE, known)
+        run_id = self._made(experiment, known["key"]) or self._make(experiment, known["key"])
+        params = [Param(key, str(value)) for key, value in self._card.params.items()]
         for first in range(0, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_BATCH])
-        for name, text in card.texts.items():
+        for name, text in self._card.texts.items():
             self._client.log_text(run_id, text, name)
-        self._directory.write_json(_RUN_FILE, {"run_id": run_id})
+        self._directory.write_json(_RUN_FILE, known | {"run_id": run_id})
         return run_id
+
+    def _made(self, experiment: str, key: str) -> str | None:
+        """The MLflow run of that key, where the server has one."""
+        assert self._client is not None
+        found = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _make(self, experiment: str, key: str) -> str:
+        assert self._client is not None
+        tags = self._card.tags | self._parent_tag() | {KEY_TAG: key}
+        return self._client.create_run(experiment, tags=tags, run_name=self._card.name).info.run_id
 
     def _parent_tag(self) -> dict[str, str]:
         if self._parent is None:

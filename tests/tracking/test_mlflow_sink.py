@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
     second = MlflowSink(store, directory, CARD)
     second.close("FINISHED", {})
     assert [step for step, _ in _points(store, second.run_id)] == [1, 2, 3, 4, 5]
+
+
+def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 6))
+    card = replace(CARD, experiment="killed")
+    first = MlflowSink(store, directory, card)
+    first.close("KILLED", {})
+    directory.write_json("mlflow.json", {"key": directory.read_json("mlflow.json")["key"]})
+    second = MlflowSink(store, directory, card)
+    second.close("FINISHED", {})
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("killed")
+    assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [first.run_id]
+    assert [step for step, _ in _points(store, first.run_id)] == [1, 2, 3, 4, 5]
 
 
 def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
