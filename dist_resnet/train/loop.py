@@ -20,13 +20,13 @@ from dist_resnet.tracking.stop import StopWatch
 from dist_resnet.tracking.storage import RunDirectory, patiently
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
-from dist_resnet.train.checkpoint import Checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import loss_scaler
 from dist_resnet.train.recompute import recompute_units
+from dist_resnet.train.resume import resume
 from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
@@ -36,9 +36,6 @@ from dist_resnet.train.writer import CheckpointWriter
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
-_SECONDS_BETWEEN_TRIES = 5.0
-# What rank 0 says in place of a step: there is no checkpoint, or the storage does not tell.
-_NONE, _UNKNOWN = -1, -2
 
 T = TypeVar("T")
 Evaluated = Callable[[int, dict[str, float]], None]
@@ -106,11 +103,12 @@ class Session:
         _configure_backend(execution)
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
-        errors = self._resume()
+        patience_seconds = 60 * execution.storage_minutes
+        resume(self._state, directory, worker, patience_seconds=patience_seconds, alive=watchdog.alive)
 
-        self._journal = Run.of_rank(worker.rank, directory)
+        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
         self._meter = StepMeter(worker, self._journal)
-        self._writer = self._checkpoint_writer(errors) if worker.rank == 0 else None
+        self._writer = self._checkpoint_writer() if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
             worker,
@@ -190,46 +188,14 @@ class Session:
         if self._writer:
             self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
 
-    def _resume(self) -> dict[int, float]:
-        """Puts the newest whole checkpoint, if there is any, into the state; rank 0 says to all which one it is.
-
-        Returns the validation errors by step that rank 0 finds in the journal. While the storage fails, the others
-        hear from rank 0 that it is still trying.
-        """
-        found, errors, step = None, {}, _UNKNOWN
-        deadline = time.monotonic() + 60 * self._execution.storage_minutes
-        while step == _UNKNOWN:
-            self._watchdog.alive(starting=True)
-            if self._worker.rank == 0:
-                found, errors, step = self._look(deadline)
-            step = self._worker.from_rank_zero(step)
-        if step == _NONE:
-            return errors
-        if found is None:
-            found = self._patiently(lambda: _read_step(self._directory, step), "cannot be read")
-        self._state.load(found.weights, found.momenta, found.counters)
-        return errors
-
-    def _look(self, deadline: float) -> tuple[Checkpoint | None, dict[int, float], int]:
-        """The newest checkpoint, the errors so far and the step; no checkpoint and _UNKNOWN where the storage fails."""
-        try:
-            found = newest_checkpoint(self._directory)
-            earlier = history(read_journal(self._directory)).get("val/top1_error", [])
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise
-            logger.warning("the run's directory %s cannot be read (%s); trying again", self._directory.uri, error)
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-            return None, {}, _UNKNOWN
-        return found, {step: value for step, _, value in earlier}, found.step if found else _NONE
-
-    def _checkpoint_writer(self, errors: dict[int, float]) -> CheckpointWriter:
+    def _checkpoint_writer(self) -> CheckpointWriter:
         execution = self._execution
+        earlier = self._patiently(lambda: history(read_journal(self._directory)), "cannot be read")
         return CheckpointWriter(
             self._directory,
             self._journal,
             keep=execution.keep_checkpoints,
-            errors=errors,
+            errors={step: error for step, _, error in earlier.get("val/top1_error", [])},
             patience_seconds=60 * execution.storage_minutes,
         )
 
@@ -294,32 +260,6 @@ class Session:
             "model": f"{folder}/{checkpoint.WEIGHTS}",
             "weights_sha256": manifest[checkpoint.WEIGHTS]["sha256"],
         }
-
-
-def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None where none was ever committed.
-
-    Raises ValueError where all are damaged or gone, for a run shall not silently begin anew, and OSError where the
-    storage fails.
-    """
-    directory.check_present()
-    found = checkpoint.latest(directory)
-    if found is None:
-        told = [record["step"] for record in read_journal(directory) if record["kind"] == "checkpoint"]
-        if told:
-            raise ValueError(
-                f"the journal of {directory.uri} tells of a checkpoint after step {told[-1]}, but there is none under "
-                f"{checkpoint.FOLDER}; restore it from a copy, or start anew under another --execution.name"
-            )
-    return found
-
-
-def _read_step(directory: RunDirectory, step: int) -> Checkpoint:
-    """The checkpoint of a step that rank 0 has seen. Raises FileNotFoundError where it cannot be seen from here."""
-    found = checkpoint.read(directory, checkpoint.folder_of(step))
-    if found is None:
-        raise FileNotFoundError(f"{directory.child(checkpoint.folder_of(step))} is not seen on this machine")
-    return found
 
 
 def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:

@@ -1,0 +1,74 @@
+"""Where a run goes on. Oracle: the state that was saved, and a storage made to fail."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.checkpoint import Snapshot
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.resume import resume
+from dist_resnet.train.state import TrainState
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "recipe.json").touch()
+    return RunDirectory(str(tmp_path))
+
+
+@pytest.fixture
+def state(recipe: Recipe, execution: Execution) -> TrainState:
+    return create_state(recipe, execution, WORKER)
+
+
+def _resume(state: TrainState, directory: RunDirectory, patience_seconds: float = 60.0) -> None:
+    resume(state, directory, WORKER, patience_seconds=patience_seconds, alive=lambda: None)
+
+
+def _save(state: TrainState, directory: RunDirectory, step: int) -> None:
+    state.step = step
+    checkpoint.save(directory, Snapshot.of(state))
+    state.step = 0
+
+
+def test_a_run_without_a_checkpoint_begins_at_the_beginning(state: TrainState, directory: RunDirectory):
+    _resume(state, directory)
+    assert state.step == 0
+
+
+def test_a_run_goes_on_from_the_newest(state: TrainState, directory: RunDirectory):
+    for step in (2, 7):
+        _save(state, directory, step)
+    _resume(state, directory)
+    assert state.step == 7
+
+
+def test_a_storage_that_fails_for_a_while_is_waited_for(state, directory, monkeypatch, caplog):
+    _save(state, directory, 7)
+    left, whole = [2], RunDirectory.read
+
+    def read(self: RunDirectory, name: str, start: int = 0) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError("away")
+        return whole(self, name, start)
+
+    monkeypatch.setattr(RunDirectory, "read", read)
+    monkeypatch.setattr("dist_resnet.train.resume._SECONDS_BETWEEN_TRIES", 0.01)
+    _resume(state, directory)
+    assert state.step == 7
+    assert caplog.text.count("cannot be read (away)") == 1
+    assert caplog.text.count("the storage works again") == 1
+
+
+def test_a_directory_that_is_no_run_is_no_fresh_start(state: TrainState, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("dist_resnet.train.resume._SECONDS_BETWEEN_TRIES", 0.01)
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
+        _resume(state, RunDirectory(str(tmp_path)), patience_seconds=0.05)
