@@ -136,8 +136,9 @@ def _fit(plan: Plan) -> None:
             return
         except (TrainingFailedError, RayActorError) as error:
             reached = _committed(plan)
+            # Ray Train reports its workers' failures when it has used all that it was allowed.
             used = allowed + 1 if isinstance(error, WorkerGroupError) else 1
-            failures = used if reached is None or reached == newest else 0
+            failures = failures + used if reached == newest else 0
             newest = reached
             if allowed == 0 or failures > allowed:
                 raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 from oracle.pictures import jpeg, smooth, write_rows
+from ray.train import ControllerError
 
 from dist_resnet.launch import local, ray_train
+from dist_resnet.launch.preparation import Plan
 from dist_resnet.recipe import Execution, Recipe
 
 pytestmark = pytest.mark.ray
@@ -82,6 +84,34 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+class _Failing:
+    """A trainer whose controller fails so many times, and may have a checkpoint committed before each failure."""
+
+    def __init__(self, plan: Plan, times: int, *, commits: bool) -> None:
+        self.fits, self._plan, self._times, self._commits = 0, plan, times, commits
+
+    def fit(self) -> None:
+        self.fits += 1
+        if self.fits > self._times:
+            return
+        if self._commits:
+            self._plan.directory.write_json(f"checkpoints/step_{self.fits:08d}/manifest.json", {})
+        raise ControllerError(RuntimeError("no room"))
+
+
+@pytest.mark.parametrize(("commits", "fits"), [(False, 4), (True, 8)])
+def test_failures_in_a_row_are_counted_till_a_new_checkpoint(recipe, execution: Execution, monkeypatch, commits, fits):
+    plan = local.prepare_run(recipe, execution, job="test")
+    trainer = _Failing(plan, 7, commits=commits)
+    monkeypatch.setattr(ray_train, "_trainer", lambda _: trainer)
+    if commits:
+        ray_train._fit(plan)
+    else:
+        with pytest.raises(RuntimeError, match="training failed after 3 restarts: no room"):
+            ray_train._fit(plan)
+    assert trainer.fits == fits
 
 
 @pytest.mark.parametrize(
