@@ -1,5 +1,6 @@
 """What all workers decide together every few seconds, so that each acts after the same step."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +9,16 @@ import torch
 
 from dist_resnet.train.distributed import Worker
 
+logger = logging.getLogger(__name__)
+
 # How long, about, a wish to save or to stop waits to be heard.
 _SECONDS_BETWEEN_DECISIONS = 1.0
 # Of short steps: a decision costs about a millisecond, and steps may grow longer.
 _MOST_STEPS_BETWEEN_DECISIONS = 100
 # Asking whether machines are about to go costs a call to another process.
 _SECONDS_BETWEEN_QUESTIONS = 5.0
+# When a machine goes, between a notice and the end, is told by nobody: what is lost is kept small.
+_SECONDS_BETWEEN_LAST_SAVES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class Agreement:
         now = time.monotonic()
         leads = self._worker.rank == 0
         wishes = (
-            leads and now - self._saved_at >= self._save_every_seconds,
+            leads and now - self._saved_at >= self._seconds_between_saves(),
             leads and self._stop(),
             leads and not self._was_warned and now - self._asked_at >= _SECONDS_BETWEEN_QUESTIONS,
             # Rank 0's clock decides, on all workers, how many steps pass till the next decision.
@@ -69,7 +74,14 @@ class Agreement:
         if ask:
             self._asked_at = now
             self._was_warned = self._warned()
+            if self._was_warned and leads:
+                logger.warning("machines of this run are about to be taken away: saving now and till the end")
         return Decision(save=bool(save) or (bool(ask) and self._was_warned), stop=bool(stop))
+
+    def _seconds_between_saves(self) -> float:
+        return (
+            min(self._save_every_seconds, _SECONDS_BETWEEN_LAST_SAVES) if self._was_warned else self._save_every_seconds
+        )
 
     def saved(self) -> None:
         """The time to the next timed checkpoint counts from now."""

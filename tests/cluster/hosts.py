@@ -91,6 +91,10 @@ class Hosts:
             _kill(int(pid))
         self._nodes.pop(host).wait()
 
+    def drain_node(self, host: int) -> None:
+        """Sends a host's Ray node SIGTERM, as whoever takes the machine away does; the node ends some time later."""
+        os.kill(self._nodes[host].pid, signal.SIGTERM)
+
     def has_ended(self, host: int) -> bool:
         """Whether a host's Ray node is no longer there."""
         return self._nodes[host].poll() is not None

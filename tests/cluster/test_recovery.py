@@ -168,6 +168,14 @@ def _processes(name: str) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.pid)
 
 
+def _assert_nothing_is_left() -> None:
+    """Of a run that is over only the cluster's own processes stay."""
+    names, deadline = ("ray::RayTrainWorker", "ray::TrainController", "launch import ray_train"), time.monotonic() + 30
+    while left := [process for name in names for process in _processes(name)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
 def _kill_process(name: str, number: int = 0) -> bool:
     found = _processes(name)
     if not found:
@@ -200,6 +208,7 @@ def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe,
             print(f"kill {sum(kills.values())}: {kind} after step {job.step()}", flush=True)
             job.wait_until(lambda before=before: len(job.sessions()) > before)
         summary = job.finish()
+        _assert_nothing_is_left()
     finally:
         job.stop()
     sessions = job.sessions()
@@ -262,6 +271,7 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
         hosts.start_node(2, cpus=1)
         job.wait_until(lambda: job.sessions()[-1]["world_size"] == 3 and len(job.sessions()) >= 3)
         summary = job.finish()
+        _assert_nothing_is_left()
     finally:
         job.stop()
     sizes = [session["world_size"] for session in job.sessions()]
@@ -277,6 +287,33 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
     assert [loss for _, _, loss in found[:40]] == pytest.approx([loss for _, _, loss in expected[:40]], rel=2e-3)
     last = [sum(loss for _, _, loss in points[-50:]) / 50 for points in (found, expected)]
     assert last[0] == pytest.approx(last[1], rel=0.1)
+
+
+def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+    # Nothing but the notice makes a checkpoint before the end: an evaluation would, too.
+    recipe = dataclasses.replace(recipe, epochs=60, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=60))
+    hosts.start_head(cpus=0)
+    for host in (1, 2):
+        hosts.start_node(host, cpus=1)
+    job = _Job(hosts, recipe, tmp_path, workers=2, checkpoint_every=10_000, checkpoint_minutes=60)
+    job.start()
+    try:
+        job.wait_until(lambda: job.step() >= 5)
+        hosts.drain_node(2)
+        job.wait_until(lambda: any(record["kind"] == "checkpoint" for record in job.records()))
+        assert not hosts.has_ended(2)
+        job.wait_until(lambda: hosts.has_ended(2))
+        reached = job.step()
+        hosts.start_node(2, cpus=1)
+        job.wait_until(lambda: len(job.sessions()) >= 2)
+        summary = job.finish()
+        _assert_nothing_is_left()
+    finally:
+        job.stop()
+    starts = [session["start_step"] for session in job.sessions()]
+    print("gone after step", reached, "sessions began after steps", starts)
+    assert starts[-1] > 5
+    assert summary["weights_sha256"] == _undisturbed(recipe, tmp_path, 2)["weights_sha256"]
 
 
 def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, recipe: Recipe, tmp_path: Path):
@@ -297,6 +334,7 @@ def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, reci
         job.wait_until(lambda: len(job.sessions()) > len(cut_off) and job.step() >= 60)
         job.ray("stop", "first")
         job.wait_until(lambda: job.records()[-1]["kind"] == "stopped")
+        _assert_nothing_is_left()
         job.submit("second")
         job.wait_until(lambda: (job.folder / "summary.json").exists())
     finally:

@@ -52,3 +52,19 @@ def test_after_long_steps_there_is_a_decision_each_time():
         time.sleep(1.05)
         found.append(agreement.after_step().stop)
     assert found == [True] * 2
+
+
+def test_a_notice_makes_a_checkpoint_and_more_of_them_till_the_end(monkeypatch):
+    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_QUESTIONS", 0.2)
+    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_LAST_SAVES", 0.3)
+    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.05)
+    asked = []
+    agreement = _agreement(warned=lambda: bool(asked.append(1)) or len(asked) > 1)
+    saves, end = 0, time.monotonic() + 2.0
+    while time.monotonic() < end:
+        time.sleep(0.001)
+        if agreement.after_step().save:
+            saves += 1
+            agreement.saved()
+    assert len(asked) == 2
+    assert 3 <= saves <= 7
