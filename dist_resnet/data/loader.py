@@ -15,6 +15,7 @@ import torch
 from dist_resnet.data import augment as augmentation
 from dist_resnet.data.cifar import centre_crop, crop_pictures, load_pictures
 from dist_resnet.data.dali import Decoder, Request, UndecodableError
+from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.normalize import Normalizer
 from dist_resnet.data.order import FullOrder, steps_per_epoch
 from dist_resnet.data.parquet import Split
@@ -66,7 +67,7 @@ class Loader:
         self._train, self._validation = train, validation
         self._rank, self._world_size, self._device = rank, world_size, device
         self._ghosts = list(range(rank, recipe.num_ghost_batches, world_size))
-        self._normalize = Normalizer(recipe.data.dataset, device, channels_last=execution.channels_last)
+        self._normalize = Normalizer(DATASETS[recipe.data.dataset], device, channels_last=execution.channels_last)
         # torch's count is the process's share of the machine where a launcher has set it.
         self._num_threads = execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1)
         self._running: weakref.WeakSet[Prefetched] = weakref.WeakSet()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.augment import ColorFactors
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import Dataset
 
 # Weights of luminance, and principal components of ImageNet's colours: facebook/fb.resnet.torch.
 _GRAY = (0.299, 0.587, 0.114)
@@ -15,10 +15,10 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 class Normalizer:
     """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
 
-    def __init__(self, dataset: str, device: torch.device, *, channels_last: bool) -> None:
-        """`dataset`: a key of `DATASETS`; `device`: where the pixels lie."""
-        self._mean = torch.tensor(DATASETS[dataset].mean, device=device)
-        self._std = torch.tensor(DATASETS[dataset].std, device=device)
+    def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
+        """`device`: where the pixels lie."""
+        self._mean = torch.tensor(dataset.mean, device=device)
+        self._std = torch.tensor(dataset.std, device=device)
         self._channels_last = channels_last
 
     def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:

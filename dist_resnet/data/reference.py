@@ -13,18 +13,24 @@ def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *,
 
     Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does.
     """
-    top, left, height, width = (int(number) for number in window)
     with Image.open(io.BytesIO(bytes(encoded))) as picture:
-        pixels = picture.convert("RGB").crop((left, top, left + width, top + height))
-    pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-    if flip:
-        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(pixels)
+        pixels = _cut(picture.convert("RGB"), window, size)
+    return pixels[:, ::-1] if flip else pixels
 
 
 def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
     """The centre crop of evaluation: uint8 [crop, crop, 3]."""
     with Image.open(io.BytesIO(bytes(encoded))) as picture:
-        height, width = picture.height, picture.width
-    (window,) = evaluation_windows(np.array([height]), np.array([width]), crop, shorter_side)
-    return decode_window(encoded, window, crop)
+        return centre(picture.convert("RGB"), crop, shorter_side)
+
+
+def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
+    """The centre crop of an RGB picture: uint8 [crop, crop, 3]."""
+    (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
+    return _cut(picture, window, crop)
+
+
+def _cut(picture: Image.Image, window: np.ndarray, size: int) -> np.ndarray:
+    top, left, height, width = (int(number) for number in window)
+    pixels = picture.crop((left, top, left + width, top + height))
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))

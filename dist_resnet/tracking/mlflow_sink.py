@@ -20,6 +20,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from dist_resnet.tracking.address import set_client_limits
 from dist_resnet.tracking.outbox import Tail
 from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.storage import RunDirectory
@@ -35,8 +36,6 @@ _RUN_FILE = "mlflow.json"
 _METRICS_PER_BATCH = 900
 _PARAMS_PER_BATCH = 90
 _SECONDS_BETWEEN_POLLS = 2.0
-# MLflow's own defaults repeat a failed call for minutes; here the next poll repeats it.
-_CLIENT_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,6 @@ class MlflowSink:
         parent: "MlflowSink | None" = None,
         every: int = 1,
     ) -> None:
-        for name, value in _CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
         self.run_id: str | None = None
         self._uri, self._directory, self._card = tracking_uri, directory, card
         self._parent, self._every = parent, every
@@ -178,7 +175,7 @@ class MlflowSink:
 
     def _start_run(self) -> str:
         """The id of this run's MLflow run, made if need be; reads how far an earlier driver came."""
-        self._client = _open_client(self._uri)
+        self._client = open_client(self._uri)
         known = self._directory.read_json(_RUN_FILE) or {}
         if "run_id" in known:
             run = self._client.get_run(known["run_id"])
@@ -186,7 +183,7 @@ class MlflowSink:
             self._records += self._tail.poll()
             self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
             return known["run_id"]
-        experiment = self._experiment()
+        experiment = ensure_experiment(self._client, self._card.experiment)
         if "key" not in known:
             # Written first: a driver that dies, or an answer that is lost, before the id is written down here would
             # otherwise leave a second run behind.
@@ -219,23 +216,6 @@ class MlflowSink:
             raise MlflowException("the parent run has not started")
         return {MLFLOW_PARENT_RUN_ID: self._parent.run_id}
 
-    def _experiment(self) -> str:
-        assert self._client is not None
-        found = self._client.get_experiment_by_name(self._card.experiment)
-        if found is not None:
-            return found.experiment_id
-        location = None
-        if self._uri.startswith("sqlite:///"):
-            location = f"file://{os.path.dirname(self._uri.removeprefix('sqlite:///'))}/mlartifacts"
-        try:
-            return self._client.create_experiment(self._card.experiment, artifact_location=location)
-        except MlflowException:
-            # Another run made it in the meantime.
-            found = self._client.get_experiment_by_name(self._card.experiment)
-            if found is None:
-                raise
-            return found.experiment_id
-
     def _end(self) -> None:
         assert self._client is not None
         assert self.run_id is not None
@@ -263,14 +243,36 @@ class MlflowSink:
         self._down = False
 
 
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment of that name, made if need be; its artifacts lie beside an embedded store."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    location = None
+    if client.tracking_uri.startswith("sqlite:///"):
+        location = f"file://{os.path.dirname(client.tracking_uri.removeprefix('sqlite:///'))}/mlartifacts"
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        # Another run made it in the meantime.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
 def _hardware_tags(records: list[dict[str, Any]]) -> list[RunTag]:
     """What the newest session among the records trains on, as rank 0 saw it."""
     sessions = [record for record in records if record["kind"] == "session" and "device" in record]
     return [RunTag("hardware.workers", f"{each['world_size']} x {each['device']}") for each in sessions[-1:]]
 
 
-def _open_client(uri: str) -> MlflowClient:
-    """A client; a sqlite store gets its schema here, by one process at a time (several at once ruin the file)."""
+def open_client(uri: str) -> MlflowClient:
+    """A client of a server or store that gives up after seconds.
+
+    A sqlite store gets its schema here, by one process at a time: several at once ruin the file.
+    """
+    set_client_limits()
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     with FileLock(uri.removeprefix("sqlite:///") + ".lock"):

@@ -57,6 +57,11 @@ class RunDirectory:
         return {"uri": self.uri, "_opened": None, "_known": True}
 
     @property
+    def parent(self) -> "RunDirectory":
+        """The storage that the run lies on."""
+        return RunDirectory(self.uri.rpartition("/")[0])
+
+    @property
     def is_local(self) -> bool:
         """Whether the files lie on a file system that can append and rename."""
         return self.open()[0].type_name in _LOCAL

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dataset", sorted(DATASETS))
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalisation_equals_that_of_torchvision(dataset: str, channels_last: bool) -> None:
-    ours = Normalizer(dataset, CPU, channels_last=channels_last)(PIXELS)
+    ours = Normalizer(DATASETS[dataset], CPU, channels_last=channels_last)(PIXELS)
     theirs = normalize(PIXELS.permute(0, 3, 1, 2) / 255, list(DATASETS[dataset].mean), list(DATASETS[dataset].std))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     memory = torch.channels_last if channels_last else torch.contiguous_format

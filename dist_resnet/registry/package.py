@@ -1,0 +1,157 @@
+"""A model as a folder that MLflow, torch and this project each can load, without pickle in it.
+
+    data/model.safetensors    weights and BN statistics
+    data/recipe.json          the recipe that trained them; its `model` says which network it is
+    data/classes.json         class names, in the order of the logits
+    data/preprocessing.json   crop, shorter side, mean and deviation
+    data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
+    code/dist_resnet_XXXXXXXX the modules that rebuild the network and predict, under a name of their own
+    manifest.json             sha256 of every file above
+
+MLflow's own files (MLmodel, requirements.txt, ...) lie beside them.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+import dist_resnet
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.recipe import Recipe
+from dist_resnet.registry import predictor
+from dist_resnet.tracking.provenance import without_credentials
+
+DATA, CODE, MANIFEST, PROGRAM = "data", "code", "manifest.json", "model.pt2"
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy")
+_MODULES = (
+    "recipe.py",
+    "data/augment.py",
+    "data/datasets.py",
+    "data/normalize.py",
+    "data/reference.py",
+    "model/__init__.py",
+    "model/depths.py",
+    "model/head.py",
+    "model/initialize.py",
+    "model/placements.py",
+    "model/resnet.py",
+    "model/shortcuts.py",
+    "model/stem.py",
+    "model/units.py",
+    "registry/predictor.py",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package as written: its folder, and what MLflow has to be told to load it."""
+
+    folder: Path
+    loader_module: str
+    """The module in `code/` whose `_load_pyfunc` opens `data/`."""
+    weights_sha256: str
+    manifest_sha256: str
+
+
+def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> Package:
+    """Writes a package's own files; nothing of MLflow's. Raises ValueError where the weights are another network's."""
+    data = folder / DATA
+    data.mkdir(parents=True)
+    safetensors.torch.save_file(weights, data / predictor.WEIGHTS)
+    _write_json(data / predictor.RECIPE, json.loads(without_credentials(json.dumps(recipe.to_dict()))))
+    _write_json(data / predictor.CLASSES, class_names)
+    _write_json(data / predictor.PREPROCESSING, _preprocessing(recipe))
+    _export(predictor.load_model(data), recipe, data / PROGRAM)
+    name = _write_code(folder / CODE)
+    _write_json(folder / MANIFEST, {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)})
+    return Package(
+        folder=folder,
+        loader_module=f"{name}.registry.predictor",
+        weights_sha256=_sha256(data / predictor.WEIGHTS),
+        manifest_sha256=_sha256(folder / MANIFEST),
+    )
+
+
+def check(folder: Path, manifest_sha256: str) -> None:
+    """Raises ValueError, naming the file, where a package is not the one whose manifest had that sha256."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        raise ValueError(f"the package has no {MANIFEST}; it was not made by this project, or is not whole")
+    if _sha256(manifest) != manifest_sha256:
+        raise ValueError(f"the package's {MANIFEST} is not the one that the registry recorded; do not use this copy")
+    recorded = json.loads(manifest.read_text())
+    for name, sha256 in recorded.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"the package lacks {name}; download it again")
+        if _sha256(folder / name) != sha256:
+            raise ValueError(f"the package's {name} was altered: its sha256 is not the recorded one; do not use it")
+    extra = {str(path.relative_to(folder)) for part in (DATA, CODE) for path in _files(folder / part)} - set(recorded)
+    if extra:
+        raise ValueError(f"the package has files that were not in it when it was made: {', '.join(sorted(extra))}")
+
+
+def requirements() -> list[str]:
+    """What a package needs, pinned to what is installed here."""
+    # A build's local version, such as 2.15.0+cpu, is on no index.
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+def _preprocessing(recipe: Recipe) -> dict[str, Any]:
+    constants = DATASETS[recipe.data.dataset]
+    return {
+        "crop": recipe.evaluation.crops[0],
+        "shorter_side": recipe.evaluation.shorter_sides[0],
+        "resampling": "bilinear, antialiased",
+        "color": "RGB, divided by 255",
+        "mean": constants.mean,
+        "std": constants.std,
+    }
+
+
+def _export(model: torch.nn.Module, recipe: Recipe, path: Path) -> None:
+    """Traces the network for any number of pictures of any size that its strides divide."""
+    side = recipe.evaluation.crops[0]
+    images = torch.zeros(2, 3, side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's own use of what torch deprecates.
+        program = torch.export.export(
+            model, (images,), dynamic_shapes=({0: torch.export.Dim("pictures", min=1)},), strict=False
+        )
+        torch.export.save(program, path)
+
+
+def _write_code(folder: Path) -> str:
+    """Copies the modules that a package needs under a name that no installed version has; returns that name."""
+    source = Path(dist_resnet.__file__).parent
+    texts = {name: (source / name).read_text() for name in _MODULES}
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
+    package = f"dist_resnet_{digest}"
+    parts = {Path(name).parent for name in _MODULES}
+    texts |= {str(part / "__init__.py"): "" for part in parts if str(part / "__init__.py") not in texts}
+    for name, text in texts.items():
+        path = folder / package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(re.sub(r"^(\s*(?:from|import) )dist_resnet\b", rf"\1{package}", text, flags=re.MULTILINE))
+    return package
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a package, without what Python and MLflow leave beside them."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

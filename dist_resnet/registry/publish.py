@@ -1,0 +1,267 @@
+"""Publishes models to MLflow's registry, with the evidence that they are worth something.
+
+A model is registered as a new version of `preact-resnet<depth>`. The alias `champion` marks the version with the lowest
+top-1 error among those evaluated on the same pictures at the same crop.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlflow
+import mlflow.pyfunc
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
+
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.parquet import open_split
+from dist_resnet.recipe import Recipe
+from dist_resnet.registry import package, predictor
+from dist_resnet.registry.package import Package
+from dist_resnet.registry.pull import find_version, first_line, open_client
+from dist_resnet.tracking import address, mlflow_sink
+from dist_resnet.tracking.mlflow_sink import embedded_store, ensure_experiment
+from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+EXPERIMENT = "dist_resnet"
+LICENCE = (
+    "The weights carry no licence of their own: that of the training pictures applies (ImageNet: non-commercial "
+    "research). The code in the package: Apache-2.0."
+)
+Promotion = Literal["better", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A registered version."""
+
+    name: str
+    version: str
+    is_champion: bool
+    weights_sha256: str
+
+    @property
+    def uri(self) -> str:
+        """What `pull` and MLflow's loaders take."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def publish_run(
+    run: str,
+    *,
+    tracking_uri: str | None = None,
+    step: int | None = None,
+    name: str | None = None,
+    promote: Promotion = "better",
+) -> Published:
+    """Registers the model of a run's checkpoint: the newest one, or that after `step` steps.
+
+    `run` is the run's directory, STORAGE/NAME; `tracking_uri` by default MLFLOW_TRACKING_URI, else the store beside
+    the runs. Raises FileNotFoundError where there is no such run or checkpoint,
+    ValueError where a checkpoint is damaged, OSError where the registry does not take it; nothing is left half
+    registered then.
+    """
+    directory = RunDirectory(run)
+    known = directory.read_json(RECIPE_FILE)
+    if known is None:
+        raise FileNotFoundError(
+            f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
+        )
+    recipe = Recipe.from_dict(known["recipe"])
+    found = _checkpoint(directory, step)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
+    address.check(uri)
+    client = mlflow_sink.open_client(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        made = package.write(Path(folder, "package"), recipe, found.weights, _class_names(recipe))
+        _add_mlflow_files(made)
+        tags = _evidence(directory, recipe, found) | {
+            "weights_sha256": made.weights_sha256,
+            "manifest_sha256": made.manifest_sha256,
+        }
+        try:
+            version = _register(
+                client, made, name or f"preact-resnet{recipe.model.depth}", _mlflow_run(client, directory), tags
+            )
+        except MlflowException as error:
+            raise OSError(f"the registry did not take the model: {first_line(error)}") from error
+    is_champion = _promote(client, version, promote)
+    published = Published(
+        name=version.name, version=str(version.version), is_champion=is_champion, weights_sha256=made.weights_sha256
+    )
+    logger.info("registered as %s%s", published.uri, f", the {CHAMPION}" if is_champion else "")
+    return published
+
+
+def record_evaluation(model: str, *, tracking_uri: str, digest: str, metrics: dict[str, float]) -> None:
+    """Writes an evaluation on the pictures with that digest down as tags of a version.
+
+    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises ValueError where there is none.
+    """
+    client = open_client(tracking_uri)
+    version = find_version(client, model)
+    for key, value in metrics.items():
+        tag = f"evaluation.{digest[:12]}.{key.removeprefix('val/')}"
+        client.set_model_version_tag(version.name, version.version, tag, f"{value:.6f}")
+
+
+def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    if step is None:
+        found = checkpoint.latest(directory)
+        if found is None:
+            raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint yet; train it further first")
+        return found
+    found = checkpoint.read(directory, checkpoint.folder_of(step))
+    if found is None:
+        raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint after step {step}; leave --step out")
+    return found
+
+
+def _class_names(recipe: Recipe) -> list[str]:
+    """The class names, from the pictures where they can be reached, else as known of the data set, else numbers."""
+    try:
+        names = open_split(recipe.data.validation).class_names
+    except (OSError, ValueError):
+        names = DATASETS[recipe.data.dataset].class_names
+    if names is None or len(names) != recipe.model.num_classes:
+        names = tuple(str(number) for number in range(recipe.model.num_classes))
+    return list(names)
+
+
+def _evidence(directory: RunDirectory, recipe: Recipe, found: Checkpoint) -> dict[str, str]:
+    """What is known of a checkpoint: its errors, if it was evaluated, and where it comes from."""
+    points = history(read_journal(directory))
+    errors = {
+        key: f"{value:.6f}"
+        for key, series in points.items()
+        for step, _, value in series
+        if key.startswith("val/") and step == found.step
+    }
+    evaluation = recipe.evaluation
+    return {
+        **{key.removeprefix("val/"): value for key, value in errors.items()},
+        "evaluated_at": f"{evaluation.crops[0]} px of {evaluation.shorter_sides[0]} px",
+        "validation_digest": recipe.data.validation_digest or "unknown",
+        "train_digest": recipe.data.train_digest or "unknown",
+        "fingerprint": recipe.fingerprint(),
+        "step": str(found.step),
+        "run_directory": without_credentials(directory.uri),
+        "licence": LICENCE,
+    }
+
+
+def _mlflow_run(client: MlflowClient, directory: RunDirectory) -> str | None:
+    """The id of the run on this server; None where the run is tracked elsewhere or not at all."""
+    run_id = (directory.read_json("mlflow.json") or {}).get("run_id")
+    try:
+        return client.get_run(run_id).info.run_id if run_id else None
+    except MlflowException:
+        return None
+
+
+def _add_mlflow_files(made: Package) -> None:
+    """Writes MLmodel and requirements beside a package: one flavour rebuilds the network, the other is the program."""
+    described = MlflowModel()
+    described.add_flavor(
+        "pytorch",
+        model_data=package.DATA,
+        pytorch_version=str(torch.__version__),
+        code=None,
+        serialization_format="pt2",
+    )
+    described.signature = ModelSignature(
+        # Any: bytes, base64 text and pixels; what a picture is, the predictor says.
+        inputs=Schema([ColSpec(AnyType(), "image")]),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, predictor.TOP_K)]),
+    )
+    mlflow.pyfunc.add_to_model(
+        described,
+        loader_module=made.loader_module,
+        data=package.DATA,
+        code=package.CODE,
+        python_env={"virtualenv": "python_env.yaml"},
+    )
+    (made.folder / "requirements.txt").write_text("\n".join(package.requirements()) + "\n")
+    environment = (
+        f"python: {platform.python_version()}\nbuild_dependencies: [pip]\ndependencies: [-r requirements.txt]\n"
+    )
+    (made.folder / "python_env.yaml").write_text(environment)
+    described.save(str(made.folder / "MLmodel"))
+
+
+def _register(client: MlflowClient, made: Package, name: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
+    """Uploads a package and makes it a version; on a failure takes back what was made."""
+    experiment = client.get_run(run_id).info.experiment_id if run_id else ensure_experiment(client, EXPERIMENT)
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=tags, model_type="classifier")
+    try:
+        client.log_model_artifacts(logged.model_id, str(made.folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        _ensure_registered_model(client, name)
+        with _as_default(client.tracking_uri):
+            return client.create_model_version(
+                name, logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+            )
+    except BaseException:
+        client.delete_logged_model(logged.model_id)
+        raise
+
+
+@contextlib.contextmanager
+def _as_default(tracking_uri: str) -> Iterator[None]:
+    """Within the block MLflow's own default is this server: a registry in a database looks models up there."""
+    known, earlier = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(earlier)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if known is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = known
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _promote(client: MlflowClient, version: ModelVersion, promote: Promotion) -> bool:
+    """Moves the alias where the version deserves it; whether it is the champion now."""
+    if promote == "never" or (promote == "better" and not _is_better(client, version)):
+        return False
+    client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    return True
+
+
+def _is_better(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether a version has a lower error than the champion on the same pictures; the first evaluated one has."""
+    if "top1_error" not in version.tags:
+        return False
+    try:
+        champion = client.get_model_version_by_alias(version.name, CHAMPION)
+    except MlflowException:
+        return True
+    same = all(champion.tags.get(key) == version.tags[key] for key in ("validation_digest", "evaluated_at"))
+    return same and float(version.tags["top1_error"]) < float(champion.tags["top1_error"])

@@ -1,0 +1,115 @@
+"""Pulls models from MLflow's registry: verified against what the registry recorded, rebuilt without pickle.
+
+Needs mlflow, torch, safetensors and pillow. None of the code that travels in a package is run.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from dist_resnet.registry import package, predictor
+from dist_resnet.tracking import address
+
+
+def pull(model: str, *, tracking_uri: str | None = None, device: str = "cpu") -> torch.nn.Module:
+    """The network of a registered version: float32 [N, 3, H, W] -> logits, in evaluation mode and able to train.
+
+    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`; `tracking_uri` by default MLFLOW_TRACKING_URI. Raises
+    ValueError where the registry has no such version or a file of the package is not the recorded one, OSError where
+    it cannot be had.
+
+        model = dist_resnet.registry.pull("models:/preact-resnet200@champion")
+        model.train()
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pulled = download(model, Path(folder, "package"), tracking_uri=tracking_uri)
+        return predictor.load_model(pulled.folder / package.DATA).to(device)
+
+
+def read(folder: str | Path) -> torch.nn.Module:
+    """The network of a package that `download` left in a folder: as `pull` gives it, on the CPU."""
+    return predictor.load_model(Path(folder) / package.DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """A verified package on this machine."""
+
+    folder: Path
+    version: ModelVersion
+
+
+def download(model: str, target: Path, *, tracking_uri: str | None = None) -> Pulled:
+    """Downloads a version's package to the folder `target`, which must not exist, and verifies it.
+
+    Raises as `pull` does; a package that is not the recorded one is not left behind.
+    """
+    if target.exists():
+        raise ValueError(f"{target} is there already; give a --target that does not exist yet")
+    client = open_client(tracking_uri)
+    version = find_version(client, model)
+    recorded = version.tags.get("manifest_sha256")
+    if recorded is None:
+        raise ValueError(
+            f"{model} has no tag manifest_sha256 to verify it by: it was not published by this project; "
+            "load it by mlflow's own functions if you trust it"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        try:
+            got = mlflow.artifacts.download_artifacts(
+                artifact_uri=client.get_model_version_download_uri(version.name, version.version),
+                dst_path=folder,
+                tracking_uri=client.tracking_uri,
+            )
+        except MlflowException as error:
+            raise OSError(f"{model} cannot be downloaded: {first_line(error)}") from error
+        package.check(Path(got), recorded)
+        shutil.move(got, target)
+    return Pulled(folder=target, version=version)
+
+
+def open_client(tracking_uri: str | None) -> MlflowClient:
+    """A client of a server or store. Raises ValueError where the address cannot be one or answers nothing."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ValueError("no tracking server is given; give --tracking-uri, or set MLFLOW_TRACKING_URI")
+    address.check(uri, may_be_new=False)
+    address.set_client_limits()
+    return MlflowClient(uri)
+
+
+def find_version(client: MlflowClient, model: str) -> ModelVersion:
+    """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names. Raises ValueError where there is none."""
+    rest = model.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    plain, slash, number = rest.rpartition("/")
+    try:
+        if model.startswith("models:/") and at and name and alias:
+            return client.get_model_version_by_alias(name, alias)
+        if model.startswith("models:/") and slash and plain and number.isdigit():
+            return client.get_model_version(plain, number)
+    except MlflowException as error:
+        raise ValueError(f"the registry has no {model}: {first_line(error)}; {_what_there_is(client)}") from error
+    raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; {_what_there_is(client)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of MLflow's says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _what_there_is(client: MlflowClient) -> str:
+    try:
+        names = [model.name for model in client.search_registered_models(max_results=20)]
+    except MlflowException as error:
+        return f"and it cannot be asked what it has ({first_line(error)})"
+    return f"it has {', '.join(names)}" if names else "it has no models yet"

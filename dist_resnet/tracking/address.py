@@ -1,0 +1,48 @@
+"""Addresses of MLflow tracking servers and stores, and how long to wait for them."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dist_resnet.tracking.provenance import without_credentials
+
+_SERVERS = {"http": 80, "https": 443}
+_STORES = ("postgresql", "mysql", "mssql")
+# MLflow's own defaults repeat a failed call for minutes.
+_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def set_client_limits() -> None:
+    """Lets MLflow's client give up after seconds, unless the environment says otherwise."""
+    for name, value in _LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
+def check(uri: str, *, may_be_new: bool = True) -> None:
+    """Raises ValueError where a tracking address does not parse or its host does not resolve.
+
+    With `may_be_new` a sqlite file need not exist yet.
+    """
+    shown = without_credentials(uri)
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not may_be_new and not path.is_file():
+            raise ValueError(f"there is no tracking store {shown}; give the address of one, or of a server")
+        return
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"the tracking address {shown} does not parse: {error}") from error
+    scheme = parts.scheme.split("+")[0]
+    if scheme in _STORES and parts.hostname:
+        return
+    if scheme not in _SERVERS or not parts.hostname:
+        raise ValueError(
+            f"a tracking address is http://HOST:PORT, https://HOST, sqlite:///FILE or postgresql://..., got {shown!r}"
+        )
+    try:
+        socket.getaddrinfo(parts.hostname, port or _SERVERS[scheme])
+    except OSError as error:
+        raise ValueError(f"the host of the tracking address {shown} is not found: {error}") from error

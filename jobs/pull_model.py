@@ -1,0 +1,51 @@
+"""Downloads a registered model, verifies every file against the registry's record, and says how to use it.
+
+    python jobs/pull_model.py --model models:/preact-resnet200@champion --target resnet200 --tracking-uri https://mlflow.example.org
+
+Refuses a package that is not the recorded one, and leaves nothing of it behind.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_resnet import cli, logs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    model: str
+    """models:/NAME/VERSION or models:/NAME@ALIAS."""
+    target: Path
+    """The folder to make."""
+    tracking_uri: str | None = None
+    """MLflow tracking server or store; by default MLFLOW_TRACKING_URI."""
+
+
+def main() -> None:
+    """Reads the options, downloads, verifies, prints."""
+    options = cli.parse_options(Options, doc=__doc__)
+    logs.configure()
+    # Imported late, so that --help need not wait for torch.
+    from dist_resnet.registry.pull import download
+
+    with cli.bad_input_exits():
+        pulled = download(options.model, options.target.expanduser(), tracking_uri=options.tracking_uri)
+    tags = pulled.version.tags
+    print(f"{pulled.version.name} version {pulled.version.version} is in {pulled.folder}, every file as recorded.")
+    print(f"top-1 error {tags.get('top1_error', 'unknown')} at {tags.get('evaluated_at', 'an unknown crop')}")
+    print(f"weights sha256 {tags.get('weights_sha256')}")
+    print(USE.format(folder=pulled.folder))
+
+
+USE = """
+To classify pictures (needs mlflow, torch, safetensors, pillow):
+    model = mlflow.pyfunc.load_model("{folder}")
+    model.predict({{"image": [open("picture.jpg", "rb").read()]}}, params={{"top_k": 3}})
+To serve it over HTTP, on this machine only:
+    mlflow models serve --model-uri {folder} --env-manager local --host 127.0.0.1 --port 5001
+To go on training it:
+    model = dist_resnet.registry.read("{folder}")"""
+
+
+if __name__ == "__main__":
+    main()
