@@ -47,6 +47,7 @@ _MODULES = (
     "model/stem.py",
     "model/units.py",
     "registry/predictor.py",
+    "registry/serve.py",
 )
 
 
@@ -65,19 +66,24 @@ def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_
     """Writes a package's own files; nothing of MLflow's. Raises ValueError where the weights are another network's."""
     data = folder / DATA
     data.mkdir(parents=True)
-    safetensors.torch.save_file(weights, data / predictor.WEIGHTS)
-    _write_json(data / predictor.RECIPE, json.loads(without_credentials(json.dumps(recipe.to_dict()))))
-    _write_json(data / predictor.CLASSES, class_names)
-    _write_json(data / predictor.PREPROCESSING, _preprocessing(recipe))
+    write_data(data, recipe, weights, class_names)
     _export(predictor.load_model(data), recipe, data / PROGRAM)
     name = _write_code(folder / CODE)
     _write_json(folder / MANIFEST, {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)})
     return Package(
         folder=folder,
-        loader_module=f"{name}.registry.predictor",
+        loader_module=f"{name}.registry.serve",
         weights_sha256=_sha256(data / predictor.WEIGHTS),
         manifest_sha256=_sha256(folder / MANIFEST),
     )
+
+
+def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> None:
+    """Writes what a `Predictor` reads to a folder that is there."""
+    safetensors.torch.save_file(weights, data / predictor.WEIGHTS)
+    _write_json(data / predictor.RECIPE, json.loads(without_credentials(json.dumps(recipe.to_dict()))))
+    _write_json(data / predictor.CLASSES, class_names)
+    _write_json(data / predictor.PREPROCESSING, _preprocessing(recipe))
 
 
 def check(folder: Path, manifest_sha256: str) -> None:

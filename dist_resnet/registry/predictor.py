@@ -1,4 +1,4 @@
-"""Classifies pictures with a package's weights: what MLflow calls to serve a model.
+"""Classifies pictures with a package's weights.
 
 A copy of this file travels in every package, with the modules it imports: it needs torch, safetensors, numpy and
 Pillow. Preprocessing is that of evaluation: the picture's centre, resized by PIL, normalised.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dist_resnet.data.datasets import Dataset
 from dist_resnet.data.normalize import Normalizer
@@ -64,13 +64,13 @@ class Predictor:
         self._normalize = Normalizer(constants, self.device, channels_last=True)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """One answer for each picture: its `top_k` likeliest classes, the likeliest first.
+        """One answer for each picture: the `top_k` likeliest classes, or all there are, the likeliest first.
 
         `model_input` is a table or dictionary with the column `image`, a list of pictures, or uint8 [N, H, W, 3]. A
         picture is the bytes of a JPEG or PNG file, the same in base64, or uint8 [H, W, 3]. An answer is
         `{"classes": [int], "names": [str], "probabilities": [float], "error": None}`; for a picture that cannot be
-        read the first three are empty and `error` says why. Raises ValueError where `top_k` is not from 1 to the
-        number of classes, or the column is missing.
+        read the first three are empty and `error` says why. Raises ValueError where `top_k` is below 1 or the
+        column is missing.
         """
         top_k = self._top_k(params or {})
         answers: list[dict[str, Any]] = []
@@ -80,9 +80,7 @@ class Predictor:
             try:
                 readable.append((number, centre(_open(value), self.crop, self.shorter_side)))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                # Pillow names the buffer that it was given.
-                reason = str(error).partition(" <")[0]
-                answers[number]["error"] = f"not a picture that can be read: {reason}"
+                answers[number]["error"] = f"not a picture that can be read: {_reason(error)}"
         for first in range(0, len(readable), _PICTURES_PER_FORWARD):
             part = readable[first : first + _PICTURES_PER_FORWARD]
             best = self.logits(np.stack([pixels for _, pixels in part])).softmax(1).topk(top_k)
@@ -99,8 +97,8 @@ class Predictor:
     def _top_k(self, params: dict[str, Any]) -> int:
         count = len(self.class_names)
         top_k = params.get("top_k", TOP_K)
-        if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not top_k >= 1:
-            raise ValueError(f"top_k must be an integer from 1 to {count}, the number of classes, got {top_k!r}")
+        if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise ValueError(f"top_k must be an integer from 1 on, of which {count} classes are given, got {top_k!r}")
         return min(int(top_k), count)
 
 
@@ -126,6 +124,8 @@ def _is_many(column: Any) -> bool:
 
 def _open(value: Any) -> Image.Image:
     """A picture as RGB. Raises ValueError or OSError where it is none."""
+    if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "OSU":
+        value = value.item()
     if isinstance(value, str):
         try:
             value = base64.b64decode(value, validate=True)
@@ -134,7 +134,10 @@ def _open(value: Any) -> Image.Image:
     if isinstance(value, bytes | bytearray | memoryview):
         with Image.open(io.BytesIO(value)) as picture:
             return picture.convert("RGB")
-    pixels = np.asarray(value)
+    try:
+        pixels = np.asarray(value)
+    except ValueError as error:
+        raise ValueError("the rows of an array must be of one length") from error
     if (
         pixels.dtype != np.uint8
         and pixels.dtype.kind in "iu"
@@ -147,6 +150,6 @@ def _open(value: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _load_pyfunc(folder: str) -> Predictor:
-    """What MLflow calls to load the package."""
-    return Predictor(Path(folder))
+def _reason(error: BaseException) -> str:
+    # Pillow would name the buffer that it was given.
+    return "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -1,0 +1,24 @@
+"""What MLflow calls to load a package and to serve it; travels in every package."""
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from dist_resnet.registry.predictor import Predictor
+
+
+class Served(Predictor):
+    """A predictor whose complaints about a request reach the client with status 400."""
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """As `Predictor.predict`. Raises MlflowException where that raises ValueError."""
+        try:
+            return super().predict(model_input, params)
+        except ValueError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+
+
+def _load_pyfunc(folder: str) -> Served:
+    return Served(Path(folder))

@@ -1,0 +1,64 @@
+"""A run that stands finished: its recipe, a checkpoint with drawn weights and BN statistics, its errors."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import Journal
+from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.train import checkpoint
+from dist_resnet.train.checkpoint import Snapshot
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.loop import create_state
+from dist_resnet.train.state import TrainState
+
+WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def trained(recipe: Recipe, execution: Execution, seed: int = 0) -> TrainState:
+    """A state as if trained: weights drawn from the seed, BN statistics that are not the first ones."""
+    state = create_state(dataclasses.replace(recipe, seed=seed), execution, WORKER)
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in state.model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.2, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0, generator=generator)
+    state.step = 6
+    return state
+
+
+MakeRun = Callable[..., str]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, execution: Execution) -> MakeRun:
+    """Writes a finished run and returns its directory."""
+
+    def make(recipe: Recipe, *, top1_error: float = 0.3, name: str = "run", seed: int = 0) -> str:
+        directory = RunDirectory(str(tmp_path / "runs" / name))
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, train_digest="a" * 64, validation_digest="b" * 64)
+        )
+        directory.write_json("recipe.json", {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()})
+        journal = Journal(directory)
+        journal.append("session", start_step=0)
+        journal.append("metrics", step=6, values={"val/top1_error": top1_error, "val/top5_error": 0.0, "val/loss": 1.0})
+        journal.commit()
+        checkpoint.save(directory, Snapshot.of(trained(recipe, execution, seed)))
+        return directory.uri
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sqlite store whose schema exists: making it takes ten seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    return uri

@@ -1,0 +1,123 @@
+"""Packages. Oracle: the trained network's own logits, and MLflow's own test that a program holds no pickle."""
+
+import itertools
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import get_args
+
+import mlflow.pytorch
+import pytest
+import torch
+from registry.conftest import trained
+
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Placement, Recipe, Shortcut
+from dist_resnet.registry import package, predictor
+
+CLASSES = ["cat", "dog", "emu", "fox"]
+
+
+def _write(recipe: Recipe, execution: Execution, folder: Path) -> tuple[package.Package, torch.nn.Module]:
+    state = trained(recipe, execution)
+    return package.write(folder / "package", recipe, state.weights(), CLASSES), state.model.eval()
+
+
+def _images(count: int, side: int = 32) -> torch.Tensor:
+    images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return images.to(memory_format=torch.channels_last)
+
+
+def _of(depth: int, side: int, **knobs: object) -> Recipe:
+    return Recipe(
+        model=Model(depth=depth, num_classes=4, **knobs),  # pyrefly: ignore
+        data=Data(train="t", validation="v", dataset="imagenet"),
+        augment=Augment(kind="scale", size=side, shorter_side=(side, side)),
+        evaluation=Evaluation(crops=(side,), shorter_sides=(side,)),
+        global_batch=32,
+        ghost_batch=8,
+    )
+
+
+@pytest.mark.parametrize(("shortcut", "placement"), list(itertools.product(get_args(Shortcut), get_args(Placement))))
+def test_every_network_comes_back_to_the_last_bit(shortcut, placement, execution: Execution, tmp_path: Path):
+    recipe = _of(8, 32, shortcut=shortcut, placement=placement)
+    state = trained(recipe, execution)
+    data = tmp_path / "data"
+    data.mkdir()
+    package.write_data(data, recipe, state.weights(), CLASSES)
+    with torch.no_grad():
+        assert torch.equal(predictor.load_model(data)(_images(3)), state.model.eval()(_images(3)))
+
+
+@pytest.mark.parametrize("depth", [8, 50])
+def test_the_program_gives_the_networks_logits_for_any_number_of_pictures(depth, execution: Execution, tmp_path: Path):
+    made, model = _write(_of(depth, 32), execution, tmp_path)
+    program = torch.export.load(made.folder / "data" / "model.pt2").module()
+    for count in (1, 2, 7):
+        with torch.no_grad():
+            expected = model(_images(count))
+            torch.testing.assert_close(program(_images(count)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_no_pickle_in_it(recipe: Recipe, execution: Execution, tmp_path: Path):
+    made, _ = _write(recipe, execution, tmp_path)
+    files = [path for path in made.folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".pt2", ".py"}
+    mlflow.pytorch._validate_pt2_archive_is_pickle_free(str(made.folder / "data" / "model.pt2"))
+    names = zipfile.ZipFile(made.folder / "data" / "model.pt2").namelist()
+    assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
+
+
+def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution, tmp_path: Path):
+    made, model = _write(recipe, execution, tmp_path)
+    code = (
+        "import sys, importlib; sys.path.insert(0, sys.argv[1] + '/code'); "
+        "served = importlib.import_module(sys.argv[2])._load_pyfunc(sys.argv[1] + '/data'); "
+        "import numpy as np; print(served.logits(np.zeros((1, 32, 32, 3), np.uint8)).tolist()); "
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'dist_resnet'], 'not on its own'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(made.folder), made.loader_module],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    ours = predictor.Predictor(made.folder / "data").logits(torch.zeros(1, 32, 32, 3, dtype=torch.uint8).numpy())
+    torch.testing.assert_close(found, ours)
+    assert found.shape == (1, 4)
+    assert len(list(model.parameters())) > 0
+
+
+def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
+    weights = trained(_of(20, 32), execution).weights()
+    with pytest.raises(ValueError, match=r"model.safetensors is not of the network in recipe.json"):
+        package.write(tmp_path / "package", recipe, weights, CLASSES)
+
+
+def _alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "complaint"),
+    [
+        ("data/model.safetensors", _alter, "model.safetensors was altered"),
+        ("data/model.pt2", _alter, "model.pt2 was altered"),
+        ("data/classes.json", Path.unlink, "lacks data/classes.json"),
+        ("manifest.json", _alter, "manifest.json is not the one that the registry recorded"),
+        ("manifest.json", Path.unlink, "has no manifest.json"),
+        ("data/more.py", Path.touch, "files that were not in it when it was made: data/more.py"),
+    ],
+)
+def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, execution: Execution, tmp_path: Path):
+    made, _ = _write(recipe, execution, tmp_path)
+    package.check(made.folder, made.manifest_sha256)
+    act(made.folder / name)
+    with pytest.raises(ValueError, match=complaint):
+        package.check(made.folder, made.manifest_sha256)

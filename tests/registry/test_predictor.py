@@ -1,0 +1,146 @@
+"""Prediction. Oracle: the network's own logits for what the evaluation path, DALI's, makes of the same pictures."""
+
+import base64
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from oracle.pictures import jpeg, real, smooth
+from PIL import Image
+from registry.conftest import WORKER, trained
+
+from dist_resnet.data.loader import open_loader
+from dist_resnet.data.parquet import read_row_group
+from dist_resnet.data.reference import decode_centre
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
+from dist_resnet.registry import package
+from dist_resnet.registry.predictor import Predictor
+
+RECIPE = Recipe(
+    model=Model(depth=50, num_classes=4),
+    data=Data(train="t", validation="v", dataset="imagenet"),
+    augment=Augment(kind="scale", size=64, shorter_side=(64, 80)),
+    evaluation=Evaluation(crops=(64,), shorter_sides=(72,)),
+    global_batch=32,
+    ghost_batch=8,
+)
+CLASSES = ["cat", "dog", "emu", "fox"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    data = tmp_path_factory.mktemp("data")
+    state = trained(RECIPE, Execution(precision="fp32"))
+    package.write_data(data, RECIPE, state.weights(), CLASSES)
+    return Predictor(data, "cpu")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PIXELS = smooth(90, 120, 0)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: pd.DataFrame({"image": [_png(PIXELS)]}),
+        lambda: {"image": [_png(PIXELS)]},
+        lambda: {"image": PIXELS[None]},
+        lambda: {"image": PIXELS},
+        lambda: [_png(PIXELS)],
+        lambda: _png(PIXELS),
+        lambda: PIXELS[None],
+        lambda: PIXELS,
+        lambda: base64.b64encode(_png(PIXELS)).decode(),
+        lambda: pd.DataFrame({"image": [base64.b64encode(_png(PIXELS)).decode()]}),
+        lambda: {"image": np.array([base64.b64encode(_png(PIXELS)).decode()])},
+        lambda: [{"image": _png(PIXELS)}],
+        lambda: json.loads(json.dumps([PIXELS.tolist()])),
+    ],
+)
+def test_a_picture_has_the_same_answer_however_it_comes(request_of, served: Predictor):
+    (expected,) = served.predict([_png(PIXELS)])
+    assert expected["error"] is None
+    assert served.predict(request_of()) == [expected]
+
+
+def test_answers_are_the_likeliest_classes_with_their_names(served: Predictor):
+    (answer,) = served.predict(PIXELS, {"top_k": 3})
+    (everything,) = served.predict(PIXELS, {"top_k": 99})
+    assert answer["classes"] == everything["classes"][:3]
+    assert answer["names"] == [CLASSES[number] for number in answer["classes"]]
+    assert sorted(everything["probabilities"], reverse=True) == everything["probabilities"]
+    assert sum(everything["probabilities"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"rubbish", "of no known format"),
+        (jpeg(smooth(90, 90, 1))[:400], "runcated"),
+        ("not base64!", "text must be base64"),
+        (np.zeros((5, 5), np.uint8), "an array must be uint8 \\[H, W, 3\\], got uint8 \\[5, 5\\]"),
+        (np.zeros((5, 5, 3), np.float32), "got float32"),
+        (np.full((5, 5, 3), 300), "got int64"),
+        (7, "an array must be"),
+        ([[1, 2], [3]], "of one length"),
+        (None, "an array must be"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_has_an_error_and_the_others_their_answers(value, reason, served: Predictor):
+    good, bad, other = served.predict([_png(PIXELS), value, _png(PIXELS[:, ::-1])])
+    assert bad["classes"] == []
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(bad["error"])
+    # Alone or together, a convolution's sums may be taken in another order.
+    for answer, pixels in ((good, PIXELS), (other, PIXELS[:, ::-1])):
+        (alone,) = served.predict([_png(pixels)])
+        assert answer["classes"] == alone["classes"]
+        assert answer["probabilities"] == pytest.approx(alone["probabilities"], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_pictures_are_read(mode: str, served: Predictor):
+    (answer,) = served.predict([jpeg(PIXELS, mode=mode)])
+    assert answer["error"] is None
+
+
+@pytest.mark.parametrize("top_k", [0, -1, "3", 1.5, True])
+def test_an_impossible_top_k_is_refused(top_k, served: Predictor):
+    with pytest.raises(ValueError, match="top_k must be an integer from 1 on"):
+        served.predict(PIXELS, {"top_k": top_k})
+
+
+def test_a_table_without_the_column_is_refused(served: Predictor):
+    with pytest.raises(ValueError, match=r"column image, got \['picture'\]"):
+        served.predict({"picture": [b""]})
+
+
+def test_logits_are_those_of_the_evaluation_path(tmp_path: Path):
+    split = real("imagenet-sample/train-*.parquet")
+    recipe = dataclasses.replace(RECIPE, model=Model(depth=50, num_classes=1000))
+    execution = Execution(precision="fp32")
+    package.write_data(tmp_path, recipe, trained(recipe, execution).weights(), [str(each) for each in range(1000)])
+    served = Predictor(tmp_path, "cpu")
+    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=WORKER.device)
+    try:
+        batch = next(iter(loader.evaluate(64, 72)))
+    finally:
+        loader.close()
+    group = read_row_group(split, 0)
+    found = np.stack([decode_centre(group.images[place], 64, 72) for place in range(16)])
+    with torch.no_grad():
+        expected = served.model(batch.images[:16])
+    # DALI and PIL decode and resize alike to a level or two of 255.
+    ours = served.logits(found)
+    assert (ours - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (ours.argmax(1) == expected.argmax(1)).float().mean() > 0.9

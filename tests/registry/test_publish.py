@@ -1,0 +1,165 @@
+"""Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
+
+import dataclasses
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from registry.conftest import MakeRun
+
+from dist_resnet.recipe import Recipe
+from dist_resnet.registry import publish, pull, read
+from dist_resnet.registry.publish import publish_run, record_evaluation
+from dist_resnet.registry.pull import download
+
+
+def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store: str):
+    published = publish_run(make_run(recipe, top1_error=0.25), tracking_uri=store, name="evidence")
+    version = MlflowClient(store).get_model_version("evidence", published.version)
+    tags = version.tags
+    assert float(tags["top1_error"]) == 0.25
+    assert tags["validation_digest"] == "b" * 64
+    assert tags["train_digest"] == "a" * 64
+    assert tags["weights_sha256"] == published.weights_sha256
+    assert tags["step"] == "6"
+    assert len(tags["fingerprint"]) == 64
+    assert "licence" in tags
+    assert tags["evaluated_at"] == "32 px of 32 px"
+
+
+def test_the_name_is_that_of_the_depth(recipe: Recipe, make_run: MakeRun, store: str):
+    assert publish_run(make_run(recipe), tracking_uri=store).name == "preact-resnet8"
+
+
+def test_the_champion_is_the_one_of_lowest_error_on_the_same_pictures(recipe: Recipe, make_run: MakeRun, store: str):
+    def champion_after(
+        error: float, recipe: Recipe = recipe, promote: publish.Promotion = "better"
+    ) -> tuple[bool, str]:
+        run = make_run(recipe, top1_error=error, name=f"run{error}{promote}{recipe.evaluation.crops}")
+        published = publish_run(run, tracking_uri=store, name="contest", promote=promote)
+        return published.is_champion, str(MlflowClient(store).get_model_version_by_alias("contest", "champion").version)
+
+    other = dataclasses.replace(
+        recipe, evaluation=dataclasses.replace(recipe.evaluation, crops=(24,), shorter_sides=(28,))
+    )
+    assert champion_after(0.3) == (True, "1")
+    assert champion_after(0.4) == (False, "1")
+    assert champion_after(0.2) == (True, "3")
+    assert champion_after(0.1, other) == (False, "3")
+    assert champion_after(0.5, promote="always") == (True, "5")
+    assert champion_after(0.01, promote="never") == (False, "5")
+
+
+@pytest.mark.parametrize("call", ["log_model_artifacts", "finalize_logged_model", "create_model_version"])
+def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch):
+    run, client = make_run(recipe), MlflowClient(store)
+    before = {model.model_id for model in _logged_models(client)}
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("no room")
+
+    monkeypatch.setattr(MlflowClient, call, fail)
+    with pytest.raises(OSError, match="the registry did not take the model: no room"):
+        publish_run(run, tracking_uri=store, name=f"half-{call}")
+    assert {model.model_id for model in _logged_models(client)} == before
+    assert client.search_model_versions(f"name='half-{call}'") == []
+
+
+def _logged_models(client: MlflowClient) -> list:
+    experiment = client.get_experiment_by_name("dist_resnet")
+    return client.search_logged_models([experiment.experiment_id]) if experiment else []
+
+
+def test_what_is_pulled_has_the_trained_logits_and_can_train(
+    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
+):
+    published = publish_run(make_run(recipe, seed=3), tracking_uri=store, name="pulled")
+    model = pull("models:/pulled@champion", tracking_uri=store)
+    served = mlflow.pyfunc.load_model(f"{_location(store, 'pulled', published.version)}")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = served._model_impl._normalize(torch.from_numpy(pixels))
+    with torch.no_grad():
+        assert torch.equal(model(images), served._model_impl.logits(pixels))
+    model.train()
+    model(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    download(published.uri, tmp_path / "here", tracking_uri=store)
+    again = read(tmp_path / "here")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def _location(store: str, name: str, version: str) -> str:
+    return MlflowClient(store).get_model_version_download_uri(name, version)
+
+
+def test_a_tampered_version_is_refused_and_not_left_behind(
+    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
+):
+    published = publish_run(make_run(recipe), tracking_uri=store, name="tampered")
+    weights = Path(_location(store, "tampered", published.version).removeprefix("file://"), "data/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
+        download(published.uri, tmp_path / "here", tracking_uri=store)
+    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
+        pull(published.uri, tracking_uri=store)
+    assert not (tmp_path / "here").exists()
+    assert [path for path in tmp_path.iterdir() if path.name != "runs"] == []
+
+
+def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
+    published = publish_run(make_run(recipe), tracking_uri=store, name="evaluated")
+    record_evaluation(published.uri, tracking_uri=store, digest="c" * 64, metrics={"val/top1_error_320px": 0.125})
+    tags = MlflowClient(store).get_model_version("evaluated", published.version).tags
+    assert tags["evaluation.cccccccccccc.top1_error_320px"] == "0.125000"
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("models:/nobody@champion", r"the registry has no models:/nobody@champion.*it has .*"),
+        ("models:/known/99", r"the registry has no models:/known/99"),
+        ("models:/known@gone", r"the registry has no models:/known@gone"),
+        ("models:/known", r"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got 'models:/known'"),
+        ("known@champion", r"a model is models:/NAME/VERSION"),
+        ("models:/known/latest", r"a model is models:/NAME/VERSION"),
+    ],
+)
+def test_an_unknown_model_is_a_clear_line(model, complaint, recipe: Recipe, make_run: MakeRun, store: str):
+    if not MlflowClient(store).search_registered_models("name='known'"):
+        publish_run(make_run(recipe), tracking_uri=store, name="known")
+    with pytest.raises(ValueError, match=complaint):
+        pull(model, tracking_uri=store)
+
+
+def test_a_foreign_version_is_not_taken_for_verified(store: str, tmp_path: Path):
+    client = MlflowClient(store)
+    client.create_registered_model("foreign")
+    (tmp_path / "model").mkdir()
+    client.create_model_version("foreign", f"{tmp_path}/model")
+    with pytest.raises(ValueError, match="no tag manifest_sha256 to verify it by"):
+        pull("models:/foreign/1", tracking_uri=store)
+
+
+def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"is not a run: it has no recipe.json"):
+        publish_run(str(tmp_path), tracking_uri=store)
+    run = make_run(recipe)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint after step 7"):
+        publish_run(run, tracking_uri=store, step=7)
+    (Path(run) / "checkpoints" / "step_00000006" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged"):
+        publish_run(run, tracking_uri=store)
+
+
+def test_a_store_that_is_not_there_is_no_registry(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no tracking store"):
+        pull("models:/any/1", tracking_uri=f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(ValueError, match="no tracking server is given"):
+        pull("models:/any/1")
