@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dist_resnet import logs
 from dist_resnet.recipe import Execution, Recipe
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # As a shell says it of a command that Ctrl-C ended.
 _STOPPED = 130
@@ -60,7 +63,23 @@ def run_job(
     except KeyboardInterrupt:
         sys.stderr.write(f"{job}: interrupted; the same command goes on from the newest checkpoint\n")
         sys.exit(_STOPPED)
+    if summary["status"] == "finished" and execution.register:
+        _register(plan.directory.uri, plan.execution.tracking_uri)
     sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
+
+
+def _register(run: str, tracking_uri: str | None) -> None:
+    """Registers a finished run's model, once; a registry that is down costs a warning."""
+    from dist_resnet.registry.publish import publish_once
+
+    try:
+        publish_once(run, tracking_uri=tracking_uri)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "the model is not registered (%s); later: python jobs/register_model.py --run %s",
+            " ".join(str(error).split()),
+            run,
+        )
 
 
 def parse(
@@ -102,10 +121,10 @@ def parse_options(
 
 @contextlib.contextmanager
 def bad_input_exits() -> Iterator[None]:
-    """Turns a ValueError or a missing file within the block into one line on standard error and exit code 2."""
+    """Turns a ValueError or an OSError within the block into one line on standard error and exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
         sys.stderr.flush()
         sys.exit(2)

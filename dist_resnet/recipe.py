@@ -284,6 +284,8 @@ class Execution:
     """MLflow tracking server, such as https://mlflow.example.org; by default a sqlite file beside the runs."""
     experiment: str = "dist_resnet"
     """MLflow experiment that the run belongs to."""
+    register: bool = True
+    """Whether the model of the finished run becomes a new version of preact-resnet<depth> in MLflow's registry."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """bf16: autocast to bfloat16. fp16: autocast with loss scaling, on GPUs only. fp32: no autocast."""
     channels_last: bool = True

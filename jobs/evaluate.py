@@ -1,12 +1,17 @@
-"""Evaluates a run's newest checkpoint, on its own validation pictures or on others, and prints the errors as JSON.
+"""Evaluates a run's newest checkpoint or a registered model, and prints the errors as JSON.
 
     python jobs/evaluate.py --run ~/dist_resnet/NAME
     python jobs/evaluate.py --run s3://bucket/runs/NAME --validation /data/imagenet/validation --crops 224 320 \
-        --shorter-sides 256 320
+        --shorter-sides 256 320 --workers 8
+    python jobs/evaluate.py --model models:/preact-resnet200@champion --validation /data/imagenet/validation
+
+On the model's own validation pictures, or on others. What is found of a registered model is recorded on its version.
 """
 
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dist_resnet import cli, logs
@@ -15,14 +20,20 @@ from dist_resnet.recipe import Evaluation, Execution
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    run: str
+    run: str | None = None
     """The run's directory, STORAGE/NAME: a local path, s3:// or gs:// URI."""
+    model: str | None = None
+    """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    tracking_uri: str | None = None
+    """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None
     """Pictures to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
     crops: tuple[int, ...] | None = None
     """Sides of the centre crop in pixels; by default the run's own."""
     shorter_sides: tuple[int, ...] | None = None
     """The shorter side to which pictures are resized before each crop; by default the crops themselves."""
+    workers: int = 1
+    """Processes on this machine that share the pictures, each with a GPU or with its part of the cores."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: the GPU where there is one."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -30,21 +41,48 @@ class Options:
     batch: int = 128
     """Pictures per forward pass."""
 
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.model is None):
+            raise ValueError(f"give either --run or --model, got --run {self.run} --model {self.model}")
+
 
 def main() -> None:
-    """Reads the options, evaluates, prints."""
+    """Reads the options, evaluates, records, prints."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     # Imported late, so that --help need not wait for torch.
-    from dist_resnet.launch.evaluation import evaluate_run
+    from dist_resnet.launch.evaluation import Trained, evaluate
+    from dist_resnet.registry import package, predictor
+    from dist_resnet.registry.publish import record_evaluation
+    from dist_resnet.registry.pull import download
 
-    with cli.bad_input_exits():
+    with cli.bad_input_exits(), tempfile.TemporaryDirectory() as folder:
         evaluation = None
         if options.crops is not None:
             evaluation = Evaluation(crops=options.crops, shorter_sides=options.shorter_sides or options.crops)
-        execution = Execution(device=options.device, precision=options.precision, evaluation_batch=options.batch)
-        errors = evaluate_run(options.run, execution, validation=options.validation, evaluation=evaluation)
-    print(json.dumps(errors, indent=2))
+        execution = Execution(
+            workers=options.workers,
+            device=options.device,
+            precision=options.precision,
+            evaluation_batch=options.batch,
+        )
+        if options.run is not None:
+            trained = Trained.of_run(options.run)
+        else:
+            assert options.model is not None
+            pulled = download(options.model, Path(folder, "package"), tracking_uri=options.tracking_uri)
+            data = pulled.folder / package.DATA
+            trained = Trained.of_files(data / predictor.RECIPE, data / predictor.WEIGHTS)
+        found = evaluate(trained, execution, validation=options.validation, evaluation=evaluation)
+        if options.model is not None:
+            record_evaluation(
+                options.model,
+                tracking_uri=options.tracking_uri,
+                digest=found.validation_digest,
+                evaluation=found.evaluation,
+                metrics=found.metrics,
+            )
+    print(json.dumps(found.metrics, indent=2))
 
 
 if __name__ == "__main__":

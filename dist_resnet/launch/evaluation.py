@@ -1,57 +1,126 @@
-"""Evaluation of a run's checkpoint, on the run's own validation pictures or on others."""
+"""Evaluation of trained weights on several workers of this machine, on their own validation pictures or on others."""
 
 import dataclasses
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from dist_resnet.data.loader import open_loader
-from dist_resnet.data.parquet import open_split
-from dist_resnet.launch.preparation import RECIPE_FILE
+from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.launch import local
 from dist_resnet.recipe import Evaluation, Execution, Recipe
-from dist_resnet.tracking.storage import RunDirectory, absolute_uri
+from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train import checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.loop import create_state
 
+Weights = dict[str, torch.Tensor]
 
-def evaluate_run(
-    run: str, execution: Execution, *, validation: str | None = None, evaluation: Evaluation | None = None
-) -> dict[str, float]:
-    """The errors and losses of a run's newest checkpoint: `val/top1_error` and the other keys of the run's journal.
 
-    `run` is a run's directory, STORAGE/NAME. `validation` and `evaluation` replace the run's own. Trains nothing and
-    writes nothing. Raises FileNotFoundError where there is no run or no checkpoint, ValueError where a checkpoint is
-    damaged or the pictures do not fit the model.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A recipe and where its trained weights are read; each worker reads them for itself."""
+
+    recipe: Recipe
+    read_weights: Callable[[], Weights]
+
+    @classmethod
+    def of_run(cls, run: str) -> "Trained":
+        """The newest checkpoint of a run, given its directory STORAGE/NAME.
+
+        Raises FileNotFoundError where there is no run or no checkpoint, ValueError where all are damaged.
+        """
+        directory = RunDirectory(run)
+        known = directory.read_json(RECIPE_FILE)
+        if known is None:
+            raise FileNotFoundError(
+                f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
+            )
+        found = checkpoint.latest(directory)
+        if found is None:
+            raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint yet; train it further first")
+        return cls(
+            recipe=Recipe.from_dict(known["recipe"]),
+            read_weights=functools.partial(_weights_of_run, directory, found.folder),
+        )
+
+    @classmethod
+    def of_files(cls, recipe: Path, weights: Path) -> "Trained":
+        """A recipe and weights as files, such as those of a package."""
+        return cls(
+            recipe=Recipe.from_dict(json.loads(recipe.read_text())),
+            read_weights=functools.partial(safetensors.torch.load_file, weights),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What came out, on which pictures and at which crops."""
+
+    metrics: dict[str, float]
+    """`val/top1_error` and the other keys of a run's journal."""
+    validation_digest: str
+    evaluation: Evaluation
+
+
+def evaluate(
+    trained: Trained, execution: Execution, *, validation: str | None = None, evaluation: Evaluation | None = None
+) -> Evaluated:
+    """The errors and losses of trained weights, every picture counted once on any number of workers.
+
+    `validation` and `evaluation` replace the recipe's own. Trains nothing and writes nothing. Raises ValueError or
+    FileNotFoundError, before any worker starts, where the pictures are not there or do not fit the model.
     """
-    directory = RunDirectory(run)
-    recipe = _recipe_of(directory)
+    recipe, execution = trained.recipe, local.settle(execution)
     if validation is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=absolute_uri(validation)))
     if evaluation is not None:
         recipe = dataclasses.replace(recipe, evaluation=evaluation)
     split = open_split(recipe.data.validation)
     split.check_labels(recipe.model.num_classes)
-    found = checkpoint.latest(directory)
-    if found is None:
-        raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint yet; train it further first")
-    gpu = torch.cuda.is_available() and execution.device != "cpu"
-    worker = Worker(rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder, "metrics.json")
+        local.in_processes(
+            execution, functools.partial(_evaluate, recipe, trained.read_weights, execution, split, outcome)
+        )
+        metrics = json.loads(outcome.read_text())
+    return Evaluated(metrics=metrics, validation_digest=split.digest, evaluation=recipe.evaluation)
+
+
+def _evaluate(
+    recipe: Recipe,
+    read_weights: Callable[[], Weights],
+    execution: Execution,
+    split: Split,
+    outcome: Path,
+    worker: Worker,
+) -> None:
+    """One worker's share; rank 0 writes down what all found."""
+    torch.set_num_threads(execution.cpus_per_worker or 1)
     state = create_state(recipe, execution, worker)
-    state.load(found.weights, found.momenta, found.counters)
-    # Only the validation split is read; a loader wants both.
-    small = dataclasses.replace(recipe, global_batch=2, ghost_batch=2)
-    loader = open_loader(small, execution, split, split, rank=0, world_size=1, device=worker.device)
+    state.load(read_weights(), {}, {"step": 0, "scaler": {}})
+    # Only the validation split is read; a loader wants both, and a ghost batch for each worker.
+    small = dataclasses.replace(recipe, global_batch=2 * worker.world_size, ghost_batch=2)
+    loader = open_loader(
+        small, execution, split, split, rank=worker.rank, world_size=worker.world_size, device=worker.device
+    )
     try:
-        return evaluate_crops(recipe, state.model, loader, execution, worker)
+        metrics = evaluate_crops(recipe, state.model, loader, execution, worker)
     finally:
         loader.close()
+    if worker.rank == 0:
+        outcome.write_text(json.dumps(metrics))
 
 
-def _recipe_of(directory: RunDirectory) -> Recipe:
-    known = directory.read_json(RECIPE_FILE)
-    if known is None:
-        raise FileNotFoundError(
-            f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
-        )
-    return Recipe.from_dict(known["recipe"])
+def _weights_of_run(directory: RunDirectory, folder: str) -> Weights:
+    found = checkpoint.read(directory, folder)
+    if found is None:
+        raise FileNotFoundError(f"{directory.child(folder)} is gone; evaluate again")
+    return found.weights

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import signal
 import tempfile
@@ -27,10 +28,7 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
 
     Raises ValueError or FileNotFoundError, before anything starts, as `prepare` does.
     """
-    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.most_workers)
-    execution = dataclasses.replace(execution, device=_device(execution), cpus_per_worker=cpus)
-    check_precision(execution)
-    return prepare(recipe, execution, job=job)
+    return prepare(recipe, settle(execution), job=job)
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -40,25 +38,40 @@ def run(plan: Plan) -> dict[str, Any]:
 
 def start_workers(plan: Plan) -> None:
     """Runs the workers of a plan and returns once all have: one in this process, several as processes of their own."""
-    world_size = plan.execution.most_workers
-    if world_size == 1:
-        run_worker(plan, Worker(rank=0, world_size=1, device=_torch_device(plan, 0)))
+    in_processes(plan.execution, functools.partial(run_worker, plan))
+
+
+def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
+    """Calls `act`, which can be pickled, on every worker that a settled execution asks for, and waits for all."""
+    if execution.most_workers == 1:
+        act(Worker(rank=0, world_size=1, device=_torch_device(execution, 0)))
         return
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = Path(folder, "rendezvous").as_uri()
-        torch.multiprocessing.spawn(_run, args=(plan, rendezvous), nprocs=world_size)
+        torch.multiprocessing.spawn(_run, args=(execution, act, rendezvous), nprocs=execution.most_workers)
 
 
-def _run(rank: int, plan: Plan, rendezvous: str) -> None:
-    world_size = plan.execution.most_workers
+def settle(execution: Execution) -> Execution:
+    """The execution with `device` and `cpus_per_worker` settled for this machine.
+
+    Raises ValueError where it lacks the GPUs that were asked for, or cannot compute in that precision.
+    """
+    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.most_workers)
+    execution = dataclasses.replace(execution, device=_device(execution), cpus_per_worker=cpus)
+    check_precision(execution)
+    return execution
+
+
+def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezvous: str) -> None:
+    world_size = execution.most_workers
     logs.configure(rank)
     signal.signal(signal.SIGINT, _end_with(os.getppid()))
-    device = _torch_device(plan, rank)
+    device = _torch_device(execution, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=plan.execution.hang_minutes)
+    timeout = datetime.timedelta(minutes=execution.hang_minutes)
     dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        run_worker(plan, Worker(rank=rank, world_size=world_size, device=device))
+        act(Worker(rank=rank, world_size=world_size, device=device))
     finally:
         dist.destroy_process_group()
 
@@ -74,8 +87,8 @@ def _end_with(driver: int) -> Callable[[int, object], None]:
     return on_interrupt
 
 
-def _torch_device(plan: Plan, rank: int) -> torch.device:
-    return torch.device("cuda", rank) if plan.execution.device == "gpu" else torch.device("cpu")
+def _torch_device(execution: Execution, rank: int) -> torch.device:
+    return torch.device("cuda", rank) if execution.device == "gpu" else torch.device("cpu")
 
 
 def _device(execution: Execution) -> Literal["gpu", "cpu"]:

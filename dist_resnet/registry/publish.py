@@ -27,7 +27,7 @@ from mlflow.types.schema import AnyType
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import open_split
-from dist_resnet.recipe import Recipe
+from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import find_version, first_line, open_client
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 EXPERIMENT = "dist_resnet"
+_REGISTERED_FILE = "registered.json"
 LICENCE = (
     "The weights carry no licence of their own: that of the training pictures applies (ImageNet: non-commercial "
     "research). The code in the package: Apache-2.0."
@@ -90,7 +91,6 @@ def publish_run(
     found = _checkpoint(directory, step)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
     address.check(uri)
-    client = mlflow_sink.open_client(uri)
     with tempfile.TemporaryDirectory() as folder:
         made = package.write(Path(folder, "package"), recipe, found.weights, _class_names(recipe))
         _add_mlflow_files(made)
@@ -99,12 +99,12 @@ def publish_run(
             "manifest_sha256": made.manifest_sha256,
         }
         try:
-            version = _register(
-                client, made, name or f"preact-resnet{recipe.model.depth}", _mlflow_run(client, directory), tags
-            )
+            client = mlflow_sink.open_client(uri)
+            run_id = _mlflow_run(client, directory)
+            version = _register(client, made, name or f"preact-resnet{recipe.model.depth}", run_id, tags)
+            is_champion = _promote(client, version, promote)
         except MlflowException as error:
             raise OSError(f"the registry did not take the model: {first_line(error)}") from error
-    is_champion = _promote(client, version, promote)
     published = Published(
         name=version.name, version=str(version.version), is_champion=is_champion, weights_sha256=made.weights_sha256
     )
@@ -112,16 +112,28 @@ def publish_run(
     return published
 
 
-def record_evaluation(model: str, *, tracking_uri: str, digest: str, metrics: dict[str, float]) -> None:
+def publish_once(run: str, *, tracking_uri: str | None = None) -> None:
+    """Registers the newest checkpoint of a run that was not registered this way before. Raises as `publish_run`."""
+    directory = RunDirectory(run)
+    if directory.read_json(_REGISTERED_FILE) is None:
+        published = publish_run(run, tracking_uri=tracking_uri)
+        directory.write_json(_REGISTERED_FILE, {"uri": published.uri})
+
+
+def record_evaluation(
+    model: str, *, tracking_uri: str | None, digest: str, evaluation: Evaluation, metrics: dict[str, float]
+) -> None:
     """Writes an evaluation on the pictures with that digest down as tags of a version.
 
     `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises ValueError where there is none.
     """
     client = open_client(tracking_uri)
     version = find_version(client, model)
-    for key, value in metrics.items():
-        tag = f"evaluation.{digest[:12]}.{key.removeprefix('val/')}"
-        client.set_model_version_tag(version.name, version.version, tag, f"{value:.6f}")
+    crops = zip(evaluation.crops, evaluation.shorter_sides, strict=True)
+    tags = {key.removeprefix("val/"): f"{value:.6f}" for key, value in metrics.items()}
+    tags["evaluated_at"] = ", ".join(f"{crop} px of {side} px" for crop, side in crops)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, f"evaluation.{digest[:12]}.{key}", value)
 
 
 def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mlflow import MlflowClient
 
 from dist_resnet.model.depths import layout_of
 from dist_resnet.train.schedule import learning_rate, num_steps
@@ -66,7 +67,7 @@ def test_the_imagenet_jobs_take_the_papers_batch_and_rates(name):
     assert rates == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
 
 
-@pytest.mark.parametrize("name", [*TRAINING, "evaluate", "prepare_cifar"])
+@pytest.mark.parametrize("name", [*TRAINING, "evaluate", "prepare_cifar", "pull_model", "register_model"])
 def test_help_explains_the_job(name):
     done = _run(name, "--help")
     assert done.returncode == 0
@@ -106,3 +107,35 @@ def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_
     summary = json.loads((tmp_path / "small" / "summary.json").read_text())
     assert json.loads(evaluated.stdout)["val/top1_error"] == pytest.approx(summary["top1_error"])
     assert summary["top1_error"] < 0.5
+    store = f"sqlite:///{storage}/mlflow.db"
+    options = ("--model", "models:/preact-resnet8@champion", "--tracking-uri", store, "--workers", "2")
+    registered = _run("evaluate", *options, "--batch", "100", "--device", "cpu")
+    assert registered.returncode == 0, registered.stderr
+    assert json.loads(registered.stdout)["val/top1_error"] == pytest.approx(summary["top1_error"])
+    tags = MlflowClient(store).get_model_version_by_alias("preact-resnet8", "champion").tags
+    assert tags["run_directory"] == f"{storage}/small"
+    recorded = [value for key, value in tags.items() if key.startswith("evaluation.") and key.endswith(".top1_error")]
+    assert [float(value) for value in recorded] == [pytest.approx(summary["top1_error"])]
+    pulled = _run("pull_model", *options[:4], "--target", f"{storage}/pulled")
+    assert pulled.returncode == 0, pulled.stderr
+    assert summary["weights_sha256"] in pulled.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "complaint"),
+    [
+        ("register_model", ["--run", "/nowhere"], "/nowhere is not a run"),
+        ("pull_model", ["--model", "models:/a/1", "--target", "x"], "no tracking server is given"),
+        ("pull_model", ["--model", "m", "--target", "x", "--tracking-uri", "htp://x"], "a tracking address is"),
+        ("pull_model", ["--model", "m", "--target", "x", "--tracking-uri", "http://h.invalid"], "is not found"),
+        ("pull_model", ["--model", "m", "--target", ".", "--tracking-uri", "http://localhost"], ". is there already"),
+        ("evaluate", [], "give either --run or --model"),
+        ("evaluate", ["--run", "/nowhere"], "/nowhere is not a run"),
+    ],
+)
+def test_bad_input_to_the_registry_jobs_exits_with_2_and_one_line(name, arguments, complaint, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = _run(name, *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from registry.conftest import MakeRun
 
-from dist_resnet.recipe import Recipe
+from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import publish, pull, read
 from dist_resnet.registry.publish import publish_run, record_evaluation
 from dist_resnet.registry.pull import download
@@ -114,9 +114,16 @@ def test_a_tampered_version_is_refused_and_not_left_behind(
 
 def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
     published = publish_run(make_run(recipe), tracking_uri=store, name="evaluated")
-    record_evaluation(published.uri, tracking_uri=store, digest="c" * 64, metrics={"val/top1_error_320px": 0.125})
+    record_evaluation(
+        published.uri,
+        tracking_uri=store,
+        digest="c" * 64,
+        evaluation=Evaluation(),
+        metrics={"val/top1_error_320px": 0.125},
+    )
     tags = MlflowClient(store).get_model_version("evaluated", published.version).tags
     assert tags["evaluation.cccccccccccc.top1_error_320px"] == "0.125000"
+    assert tags["evaluation.cccccccccccc.evaluated_at"] == "224 px of 256 px, 320 px of 320 px"
 
 
 @pytest.mark.parametrize(
