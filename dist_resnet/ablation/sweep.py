@@ -25,7 +25,8 @@ from dist_resnet.launch import ray_tune
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan, prepare
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import provenance
-from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
+from dist_resnet.tracking.card import RunCard
+from dist_resnet.tracking.mlflow_sink import MlflowSink, embedded_store
 from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 

@@ -11,7 +11,8 @@ from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.recipe import flatten
 from dist_resnet.tracking import provenance, stop
-from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard, embedded_store
+from dist_resnet.tracking.card import RunCard
+from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver, embedded_store
 from dist_resnet.tracking.outbox import Tail, history, read_journal
 from dist_resnet.tracking.plots import training_curve
 from dist_resnet.tracking.storage import RunDirectory, patiently
@@ -33,10 +34,11 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     finished = plan.summary()
     if finished is not None:
         logger.info("the run at %s is %s already: %s", plan.directory.uri, finished["status"], _result(finished))
+        _deliver_the_rest(plan)
         return finished
     plan.claim()
     stop.withdraw(plan.directory)
-    uri = plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
+    uri = _tracking_uri(plan)
     sink = MlflowSink(uri, plan.directory, run_card(plan))
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
@@ -71,6 +73,18 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     logger.info("%s: %s", summary["status"], _result(summary))
     logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
     return summary
+
+
+def _tracking_uri(plan: Plan) -> str:
+    return plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
+
+
+def _deliver_the_rest(plan: Plan) -> None:
+    """Brings MLflow what it did not take while the run went on; where it is still down, that is all."""
+    try:
+        deliver(plan.directory, _tracking_uri(plan), wait_seconds=60.0)
+    except (OSError, ValueError) as error:
+        logger.warning("the run's tracking cannot be delivered: %s", error)
 
 
 def _follow(plan: Plan, over: threading.Event) -> None:

@@ -32,6 +32,7 @@ from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import find_version, first_line, open_client
 from dist_resnet.tracking import address, mlflow_sink
+from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.mlflow_sink import embedded_store, ensure_experiment
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.provenance import without_credentials
@@ -183,7 +184,7 @@ def _evidence(directory: RunDirectory, recipe: Recipe, found: Checkpoint) -> dic
 
 def _mlflow_run(client: MlflowClient, directory: RunDirectory) -> str | None:
     """The id of the run on this server; None where the run is tracked elsewhere or not at all."""
-    run_id = (directory.read_json("mlflow.json") or {}).get("run_id")
+    run_id = Ledger(directory, client.tracking_uri).run_id()
     try:
         return client.get_run(run_id).info.run_id if run_id else None
     except MlflowException:

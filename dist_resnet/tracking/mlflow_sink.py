@@ -5,22 +5,24 @@ MLflow run, written with each batch. A batch that is sent again after a doubtful
 MLflow drops points equal in key, step, value and time, and times are the journal's own.
 """
 
+import json
 import logging
 import os
 import tempfile
 import threading
 import time
-import uuid
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from dist_resnet.tracking.address import set_client_limits
+from dist_resnet.tracking.card import DataSet, Ending, RunCard
+from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.outbox import Tail
 from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.storage import RunDirectory
@@ -32,21 +34,9 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 POSITION_TAG = "dist_resnet.journal_position"
 KEY_TAG = "dist_resnet.key"
-_RUN_FILE = "mlflow.json"
 _METRICS_PER_BATCH = 900
 _PARAMS_PER_BATCH = 90
 _SECONDS_BETWEEN_POLLS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCard:
-    """What an MLflow run is told at its start: its name, parameters, tags, and text artifacts by file name."""
-
-    experiment: str
-    name: str
-    params: dict[str, Any]
-    tags: dict[str, str]
-    texts: dict[str, str] = field(default_factory=dict)
 
 
 def embedded_store(storage: RunDirectory) -> str:
@@ -55,6 +45,19 @@ def embedded_store(storage: RunDirectory) -> str:
     folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
     os.makedirs(folder, exist_ok=True)
     return f"sqlite:///{folder}/mlflow.db"
+
+
+class Parent(Protocol):
+    """The run that another one belongs to: its directory, and its id once the server has answered."""
+
+    directory: RunDirectory
+    run_id: str | None
+
+
+@dataclass
+class _Known:
+    directory: RunDirectory
+    run_id: str | None
 
 
 class MlflowSink:
@@ -71,12 +74,14 @@ class MlflowSink:
         directory: RunDirectory,
         card: RunCard,
         *,
-        parent: "MlflowSink | None" = None,
+        parent: Parent | None = None,
         every: int = 1,
     ) -> None:
         self.run_id: str | None = None
-        self._uri, self._directory, self._card = tracking_uri, directory, card
-        self._parent, self._every = parent, every
+        self.is_delivered = False
+        self.directory = directory
+        self._uri, self._card, self._parent, self._every = tracking_uri, card, parent, every
+        self._ledger = Ledger(directory, tracking_uri)
         self._client: MlflowClient | None = None
         self._tail = Tail(directory)
         self._records: list[dict[str, Any]] = []
@@ -84,8 +89,8 @@ class MlflowSink:
         self._steps: dict[str, int] = {}
         self._down = False
         self._closing = threading.Event()
-        self._ending: tuple[str, dict[str, bytes], dict[str, str]] = ("FAILED", {}, {})
-        self._ended = False
+        self._ending: Ending | None = None
+        self._is_kept = self._is_ending_kept = False
         self._thread = threading.Thread(target=self._work, name="mlflow-sink", daemon=True)
         self._thread.start()
 
@@ -94,36 +99,46 @@ class MlflowSink:
     ) -> None:
         """Delivers what is left, attaches files and tags, ends the MLflow run with `status` (FINISHED, FAILED, KILLED).
 
-        Waits no longer than `wait_seconds`; what could not be delivered stays in the journal, with a warning.
+        Waits no longer than `wait_seconds`; what could not be delivered stays in the run's directory, with a warning.
         """
-        self._ending = (status, files, tags or {})
+        self._ending = Ending(status=status, files=files, tags=tags or {})
         self._closing.set()
         self._thread.join(wait_seconds)
-        if not self._ended:
+        if not self.is_delivered:
+            self._warn_of_the_rest()
+
+    def _warn_of_the_rest(self) -> None:
+        try:
             self._records += self._tail.poll()
-            waiting = sum(len(record["values"]) for record in self._records if record["kind"] == "metrics")
-            logger.warning(
-                "MLflow at %s did not take the end of the run; %d points stay in %s alone",
-                without_credentials(self._uri),
-                waiting,
-                self._directory.child("journal"),
-            )
+        except OSError as error:
+            logger.warning("the journal cannot be read: %s", error)
+        waiting = sum(len(self._sent(record)) for record in self._records)
+        logger.warning(
+            "MLflow at %s did not take the end of the run; %d points wait in %s; to deliver them: "
+            "python jobs/deliver_tracking.py --run %s",
+            without_credentials(self._uri),
+            waiting,
+            self.directory.child("journal"),
+            self.directory.uri,
+        )
 
     def _work(self) -> None:
-        while not self._ended:
+        while not self.is_delivered:
             closing = self._closing.is_set()
-            if self._parent is not None and self._parent.run_id is None and not closing:
-                self._closing.wait(_SECONDS_BETWEEN_POLLS)
-                continue
             try:
+                self._keep()
+                if self._parent is not None and self._parent.run_id is None and not closing:
+                    self._closing.wait(_SECONDS_BETWEEN_POLLS)
+                    continue
                 self._level()
                 if closing:
                     self._end()
-            except (MlflowException, OSError) as error:
+            except Exception as error:
+                # Whatever a server that is not well makes MLflow's client raise: it is an outage.
                 self._report_down(error)
             else:
                 self._report_up()
-            if not self._ended:
+            if not self.is_delivered:
                 # While closing, the event is set and no longer waits: only a failure gets here then.
                 time.sleep(_SECONDS_BETWEEN_POLLS) if closing else self._closing.wait(_SECONDS_BETWEEN_POLLS)
 
@@ -173,29 +188,35 @@ class MlflowSink:
                 for key in record["values"]:
                     self._steps[key] = max(record["step"], self._steps.get(key, -1))
 
+    def _keep(self) -> None:
+        """Keeps on the storage what a later delivery needs, whether the server answers or not."""
+        if not self._is_kept:
+            parent = self._parent.directory.uri if self._parent else None
+            self._ledger.note_card(self._card, parent=parent, every=self._every)
+            self._is_kept = True
+        if self._ending is not None and not self._is_ending_kept:
+            self._ledger.note_ending(self._ending)
+            self._is_ending_kept = True
+
     def _start_run(self) -> str:
         """The id of this run's MLflow run, made if need be; reads how far an earlier driver came."""
         self._client = open_client(self._uri)
-        known = self._directory.read_json(_RUN_FILE) or {}
-        if "run_id" in known:
-            run = self._client.get_run(known["run_id"])
-            self._client.update_run(known["run_id"], status="RUNNING")
+        run_id = self._ledger.run_id()
+        if run_id is not None:
+            run = self._client.get_run(run_id)
+            self._client.update_run(run_id, status="RUNNING")
             self._records += self._tail.poll()
             self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
-            return known["run_id"]
-        experiment = ensure_experiment(self._client, self._card.experiment)
-        if "key" not in known:
-            # Written first: a driver that dies, or an answer that is lost, before the id is written down here would
-            # otherwise leave a second run behind.
-            known = {"key": uuid.uuid4().hex}
-            self._directory.write_json(_RUN_FILE, known)
-        run_id = self._made(experiment, known["key"]) or self._make(experiment, known["key"])
+            return run_id
+        experiment, key = ensure_experiment(self._client, self._card.experiment), self._ledger.key()
+        run_id = self._made(experiment, key) or self._make(experiment, key)
         params = [Param(key, str(value)) for key, value in self._card.params.items()]
         for first in range(0, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_BATCH])
+        self._client.log_inputs(run_id, [_input(entry) for entry in self._card.data_sets])
         for name, text in self._card.texts.items():
             self._client.log_text(run_id, text, name)
-        self._directory.write_json(_RUN_FILE, known | {"run_id": run_id})
+        self._ledger.note_run(run_id)
         return run_id
 
     def _made(self, experiment: str, key: str) -> str | None:
@@ -219,17 +240,18 @@ class MlflowSink:
     def _end(self) -> None:
         assert self._client is not None
         assert self.run_id is not None
-        status, files, tags = self._ending
-        for name, content in files.items():
+        assert self._ending is not None
+        for name, content in self._ending.files.items():
             _log_bytes(self._client, self.run_id, name, content)
-        for key, value in tags.items():
+        for key, value in self._ending.tags.items():
             self._client.set_tag(self.run_id, key, value)
-        self._client.set_terminated(self.run_id, status)
-        self._ended = True
+        self._client.set_terminated(self.run_id, self._ending.status)
+        self._ledger.note_delivered()
+        self.is_delivered = True
 
     def _report_down(self, error: Exception) -> None:
         if not self._down:
-            reason = str(error).splitlines()[0][:200]
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             logger.warning(
                 "MLflow at %s does not answer; training goes on, the journal keeps the metrics (%s)",
                 without_credentials(self._uri),
@@ -259,6 +281,34 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
         if found is None:
             raise
         return found.experiment_id
+
+
+def deliver(directory: RunDirectory, tracking_uri: str, *, wait_seconds: float) -> bool:
+    """Brings everything a run's directory holds to a server, its parent first; whether it arrived in that time.
+
+    A server that has a part of it gets the rest. Raises FileNotFoundError where the run was never tracked.
+    """
+    ledger = Ledger(directory, tracking_uri)
+    if ledger.is_delivered():
+        return True
+    card, parent_uri, every = ledger.card()
+    parent = None
+    if parent_uri is not None:
+        above = RunDirectory(parent_uri)
+        deliver(above, tracking_uri, wait_seconds=wait_seconds)
+        parent = _Known(above, Ledger(above, tracking_uri).run_id())
+    sink = MlflowSink(tracking_uri, directory, card, parent=parent, every=every)
+    ending = ledger.ending() or Ending(status="KILLED")
+    sink.close(ending.status, ending.files, tags=ending.tags, wait_seconds=wait_seconds)
+    return sink.is_delivered
+
+
+def _input(entry: DataSet) -> DatasetInput:
+    source = json.dumps({"uri": without_credentials(entry.source)})
+    profile = json.dumps({"images": entry.images, "classes": entry.classes})
+    # MLflow takes digests of up to 36 characters.
+    data_set = Dataset(entry.name, entry.digest[:36], "dist_resnet", source, profile=profile)
+    return DatasetInput(data_set, [InputTag(MLFLOW_DATASET_CONTEXT, entry.context)])
 
 
 def _hardware_tags(records: list[dict[str, Any]]) -> list[RunTag]:

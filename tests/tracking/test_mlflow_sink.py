@@ -1,11 +1,14 @@
 """Delivery to MLflow. Oracle: what MLflow's own client reads back, from sqlite and from a real server over HTTP."""
 
+import http.server
+import json
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +17,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dist_resnet.tracking.mlflow_sink import MlflowSink, RunCard
+from dist_resnet.tracking.card import DataSet, RunCard
+from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -97,7 +101,9 @@ def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(s
     card = replace(CARD, experiment="killed")
     first = MlflowSink(store, directory, card)
     first.close("KILLED", {})
-    directory.write_json("mlflow.json", {"key": directory.read_json("mlflow.json")["key"]})
+    known = directory.read_json("mlflow.json")
+    key = known["servers"][store]["key"]
+    directory.write_json("mlflow.json", known | {"servers": {store: {"key": key}}})
     second = MlflowSink(store, directory, card)
     second.close("FINISHED", {})
     client = MlflowClient(store)
@@ -179,12 +185,85 @@ def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _
     assert caplog.text.count("answers again") == 1
 
 
-def test_a_server_that_never_answers_costs_one_warning_and_no_run(tmp_path: Path, caplog):
+class _Sick(http.server.BaseHTTPRequestHandler):
+    """A server that is there and does not do its work."""
+
+    ailment = ""
+
+    def _answer(self) -> None:
+        if self.ailment == "hangs":
+            time.sleep(3)
+        status = {"500": 500, "401": 401}.get(self.ailment, 200)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(b"<html>garbage" if status == 200 else b"{}")
+
+    do_GET = do_POST = _answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ailment", ["500", "401", "garbage", "hangs", "gone"])
+def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str, tmp_path: Path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    sink = MlflowSink("http://someone:secret@127.0.0.1:9", directory, CARD)
-    sink.close("FINISHED", {}, wait_seconds=8)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Sick", (_Sick,), {"ailment": ailment})) as sick:
+        threading.Thread(target=sick.serve_forever, daemon=True).start()
+        port = 9 if ailment == "gone" else sick.server_address[1]
+        sink = MlflowSink(f"http://someone:secret@127.0.0.1:{port}", directory, CARD)
+        sink.close("FINISHED", {"training_curve.png": b"picture"}, tags={"result": "5.0"}, wait_seconds=4)
+        sick.shutdown()
     assert sink.run_id is None
     assert caplog.text.count("does not answer") == 1
-    assert "6 points stay in" in caplog.text
+    assert "6 points wait in" in caplog.text
     assert "secret" not in caplog.text
+    assert "secret" not in (tmp_path / "mlflow.json").read_text()
+
+    assert deliver(directory, store, wait_seconds=60)
+    client = MlflowClient(store)
+    run = client.get_run(directory.read_json("mlflow.json")["servers"][store]["run_id"])
+    assert [step for step, _ in _points(store, run.info.run_id)] == [1, 2, 3]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["result"] == "5.0"
+    assert run.data.params == {"model.depth": "20", "seed": "0"}
+    assert "training_curve.png" in [file.path for file in client.list_artifacts(run.info.run_id)]
+    # Once is enough.
+    assert deliver(directory, store, wait_seconds=60)
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
+
+
+def test_a_childs_delivery_brings_its_parent_first(store: str, tmp_path: Path):
+    above, below = (RunDirectory(str(tmp_path / name)) for name in ("sweep", "sweep/trial"))
+    for directory in (above, below):
+        _journal(directory, 0, range(1, 3))
+    dead = "http://127.0.0.1:9"
+    parent = MlflowSink(dead, above, CARD)
+    child = MlflowSink(dead, below, CARD, parent=parent)
+    for sink in (child, parent):
+        sink.close("FINISHED", {}, wait_seconds=3)
+    assert deliver(below, store, wait_seconds=60)
+    ids = [directory.read_json("mlflow.json")["servers"][store]["run_id"] for directory in (above, below)]
+    runs = [MlflowClient(store).get_run(run_id) for run_id in ids]
+    assert runs[1].data.tags["mlflow.parentRunId"] == ids[0]
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+
+
+def test_the_data_sets_are_the_runs_inputs(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 3))
+    source = "s3://key:secret@bucket/train"
+    data = DataSet(name="cifar10", digest="d" * 64, context="training", source=source, images=96, classes=4)
+    sink = MlflowSink(store, directory, replace(CARD, data_sets=(data,)))
+    sink.close("FINISHED", {})
+    (found,) = MlflowClient(store).get_run(sink.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("cifar10", "d" * 36)
+    assert json.loads(found.dataset.profile) == {"images": 96, "classes": 4}
+    assert [tag.value for tag in found.tags] == ["training"]
+    assert "secret" not in found.dataset.source
+
+
+def test_a_run_that_was_never_tracked_has_nothing_to_deliver(store: str, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="was never tracked"):
+        deliver(RunDirectory(str(tmp_path)), store, wait_seconds=1)
