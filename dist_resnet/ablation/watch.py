@@ -13,8 +13,9 @@ from typing import Any, Literal
 from dist_resnet import paper
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell
+from dist_resnet.launch.page import pictures, run_card
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
-from dist_resnet.launch.supervision import pictures, read_outcome, run_card
+from dist_resnet.launch.supervision import read_outcome
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Tail
 

@@ -32,6 +32,13 @@ class Normalizer:
         return values if self._channels_last else values.contiguous()
 
 
+def to_pixels(images: torch.Tensor, dataset: Dataset) -> np.ndarray:
+    """Undoes a normalisation: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU, for people to look at."""
+    mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
+    values = images.permute(0, 2, 3, 1) * std + mean
+    return (values * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+
+
 def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """pixels * scale - shift by NumPy, picture by picture in cache, and without torch's threads.
 

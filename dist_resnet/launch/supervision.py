@@ -7,19 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dist_resnet.launch.page import pictures, run_card
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
 from dist_resnet.launch.progress import Progress
-from dist_resnet.recipe import flatten
 from dist_resnet.tracking import provenance, stop
-from dist_resnet.tracking.card import RunCard
 from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver, embedded_store
-from dist_resnet.tracking.outbox import Tail, history, read_journal
-from dist_resnet.tracking.plots import training_curve
+from dist_resnet.tracking.outbox import Tail, read_journal
 from dist_resnet.tracking.storage import RunDirectory, patiently
 
 logger = logging.getLogger(__name__)
 
-CURVE_FILE = "training_curve.png"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_ASK = 600.0
 
@@ -154,35 +151,6 @@ def read_outcome(plan: Plan) -> dict[str, Any]:
         "mlflow_run_id": None,
         "model_uri": plan.directory.child(model) if model else None,
     }
-
-
-def run_card(plan: Plan) -> RunCard:
-    """What MLflow is told of a run that has claimed its directory."""
-    recipe = plan.recipe
-    return RunCard(
-        experiment=plan.execution.experiment,
-        name=plan.name,
-        params=recipe.flat() | flatten({"execution": {"workers": plan.execution.workers}}),
-        tags=provenance.collect() | {"fingerprint": recipe.fingerprint(), "run_directory": plan.directory.uri},
-        texts={
-            "recipe.json": plan.directory.read("recipe.json").decode(),
-            "environment.txt": provenance.environment(),
-        },
-    )
-
-
-def pictures(plan: Plan) -> dict[str, bytes]:
-    """The training curve's file name and PNG, also kept in the run's directory; nothing before the first point."""
-    try:
-        points = history(read_journal(plan.directory))
-        if not points:
-            return {}
-        picture = training_curve(points, plan.name)
-        plan.directory.write(CURVE_FILE, picture)
-    except OSError as error:
-        logger.warning("the training curve could not be written to %s: %s", plan.directory.uri, error)
-        return {}
-    return {CURVE_FILE: picture}
 
 
 def _result(summary: dict[str, Any]) -> str:

@@ -31,9 +31,9 @@ from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import find_version, first_line, open_client
-from dist_resnet.tracking import address, mlflow_sink
+from dist_resnet.tracking import mlflow_sink
 from dist_resnet.tracking.ledger import Ledger
-from dist_resnet.tracking.mlflow_sink import embedded_store, ensure_experiment
+from dist_resnet.tracking.mlflow_sink import ensure_experiment
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory
@@ -90,8 +90,7 @@ def publish_run(
         )
     recipe = Recipe.from_dict(known["recipe"])
     found = _checkpoint(directory, step)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
-    address.check(uri)
+    uri = mlflow_sink.store_of(directory, tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
         made = package.write(Path(folder, "package"), recipe, found.weights, _class_names(recipe))
         _add_mlflow_files(made)

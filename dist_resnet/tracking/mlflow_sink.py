@@ -20,7 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from dist_resnet.tracking.address import set_client_limits
+from dist_resnet.tracking import address
 from dist_resnet.tracking.card import DataSet, Ending, RunCard
 from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.outbox import Tail
@@ -45,6 +45,13 @@ def embedded_store(storage: RunDirectory) -> str:
     folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
     os.makedirs(folder, exist_ok=True)
     return f"sqlite:///{folder}/mlflow.db"
+
+
+def store_of(directory: RunDirectory, tracking_uri: str | None) -> str:
+    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run. Raises ValueError."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
+    address.check(uri)
+    return uri
 
 
 class Parent(Protocol):
@@ -322,7 +329,7 @@ def open_client(uri: str) -> MlflowClient:
 
     A sqlite store gets its schema here, by one process at a time: several at once ruin the file.
     """
-    set_client_limits()
+    address.set_client_limits()
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     with FileLock(uri.removeprefix("sqlite:///") + ".lock"):

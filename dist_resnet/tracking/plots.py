@@ -1,8 +1,12 @@
 """Pictures of a run's metrics."""
 
 import io
+from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
+
+_MOST_LABELS = 40
 
 History = dict[str, list[tuple[int, float, float]]]
 
@@ -25,6 +29,26 @@ def training_curve(history: History, title: str) -> bytes:
     if error.get_legend_handles_labels()[0]:
         error.legend(frameon=False)
     figure.suptitle(title)
+    return _png(figure)
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
+    """A PNG of how the pictures of each class were taken: `counts` int [classes, classes] by label, then by answer."""
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    figure = Figure(figsize=(8, 7), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    if len(class_names) <= _MOST_LABELS:
+        axes.set_xticks(range(len(class_names)), class_names, rotation=90)
+        axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    axes.set_title(title)
+    figure.colorbar(image, label="share of the class's pictures")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()

@@ -33,7 +33,7 @@ class Run:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records metrics as they stand after `step` optimizer steps."""
-        if self._journal:
+        if self._journal and values:
             self._journal.append("metrics", step=step, values=values)
 
     def event(self, kind: str, **fields: Any) -> None:

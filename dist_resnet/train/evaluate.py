@@ -28,11 +28,14 @@ def evaluate(
     crop: int,
     shorter_side: int,
     tell: Tell = _silent,
+    confusion: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Classifies the centre crops of the validation pictures with BN's running statistics.
 
     Every worker calls it and gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5
-    is top-k of all classes where there are fewer) and `images`. `tell` is called after each batch.
+    is top-k of all classes where there are fewer) and `images`. `tell` is called after each batch. `confusion`, int64
+    [classes, classes] of zeros on the worker's device, becomes the count of pictures by label and by the class they
+    were taken for.
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=worker.device)
@@ -51,8 +54,13 @@ def evaluate(
                 hits.new_tensor(len(hits), dtype=torch.float64),
             )
         )
+        if confusion is not None:
+            places = batch.labels * confusion.shape[1] + best[:, 0]
+            confusion.view(-1).add_(torch.bincount(places, minlength=confusion.numel()))
         done += len(hits)
         tell(crop, done)
+    if confusion is not None:
+        worker.sum(confusion)
     loss, top1, top5, images = worker.sum(totals).tolist()
     return {"loss": loss / images, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
 
@@ -65,13 +73,24 @@ def evaluate_crops(
     worker: Worker,
     *,
     tell: Tell = _silent,
+    confusion: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Evaluates at every crop of the recipe: `val/loss`, `val/top1_error`, `val/top5_error` at the first, the same
-    keys with the crop appended, as in `val/top1_error_320px`, at the others."""
+    keys with the crop appended, as in `val/top1_error_320px`, at the others. `confusion` is that of the first."""
     metrics = {}
     evaluation = recipe.evaluation
     for number, (crop, side) in enumerate(zip(evaluation.crops, evaluation.shorter_sides, strict=True)):
-        found = evaluate(model, loader, execution, worker, crop=crop, shorter_side=side, tell=tell)
-        suffix = "" if number == 0 else f"_{crop}px"
+        first = number == 0
+        found = evaluate(
+            model,
+            loader,
+            execution,
+            worker,
+            crop=crop,
+            shorter_side=side,
+            tell=tell,
+            confusion=confusion if first else None,
+        )
+        suffix = "" if first else f"_{crop}px"
         metrics |= {f"val/{key}{suffix}": found[key] for key in ("loss", "top1_error", "top5_error")}
     return metrics

@@ -18,6 +18,7 @@ from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.run import Run
 from dist_resnet.tracking.stop import StopWatch
 from dist_resnet.tracking.storage import RunDirectory, patiently
+from dist_resnet.tracking.system import System
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
 from dist_resnet.train.distributed import Worker
@@ -28,6 +29,7 @@ from dist_resnet.train.precision import loss_scaler
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.resume import resume
 from dist_resnet.train.schedule import learning_rate, num_steps
+from dist_resnet.train.show import Show
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
 from dist_resnet.train.watchdog import Watchdog
@@ -108,6 +110,7 @@ class Session:
 
         self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
         self._meter = StepMeter(worker, self._journal)
+        self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
         self._writer = self._checkpoint_writer() if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
@@ -152,6 +155,8 @@ class Session:
         self._meter.start()
         for ghost_batches, data_seconds in _timed(itertools.islice(batches, last_step - first_step)):
             # Forward and backward over this worker's ghost batches, one reduction, one update.
+            if state.step == 0:
+                self._show.augmented_batch(ghost_batches[0].images, recipe.data.dataset)
             rate = learning_rate(recipe.schedule, state.step, self._total)
             totals = self._step(ghost_batches, rate)
             self._watchdog.alive()
@@ -165,6 +170,7 @@ class Session:
             saved = scheduled or decision.save or decision.stop
             if saved or state.step % execution.log_every == 0:
                 self._meter.flush()
+                self._journal.metrics(state.step, self._system.sample())
 
             # Save before evaluating: an evaluation can be repeated, steps should not be.
             if saved:
@@ -203,9 +209,18 @@ class Session:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
         self._told_at = time.monotonic()
         self._worker.broadcast_buffers(self._state.model)
+        classes = self._recipe.model.num_classes
+        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self._worker.device)
         self._metrics = evaluate_crops(
-            self._recipe, self._state.model, self._loader, self._execution, self._worker, tell=self._tell_evaluation
+            self._recipe,
+            self._state.model,
+            self._loader,
+            self._execution,
+            self._worker,
+            tell=self._tell_evaluation,
+            confusion=confusion,
         )
+        self._show.confusion(confusion)
         self._journal.metrics(self._state.step, self._metrics)
         self._journal.flush()
         if self._writer:

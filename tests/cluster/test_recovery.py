@@ -289,6 +289,7 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
     assert last[0] == pytest.approx(last[1], rel=0.1)
 
 
+@pytest.mark.chaos
 def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, recipe: Recipe, tmp_path: Path):
     # Nothing but the notice makes a checkpoint before the end: an evaluation would, too.
     recipe = dataclasses.replace(recipe, epochs=60, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=60))

@@ -7,7 +7,7 @@ from torchvision.transforms.functional import normalize
 
 from dist_resnet.data.augment import ColorFactors, color_factors
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.normalize import Normalizer, jitter
+from dist_resnet.data.normalize import Normalizer, jitter, to_pixels
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 9, 11, 3), dtype=np.uint8))
 CPU = torch.device("cpu")
@@ -19,6 +19,7 @@ def test_normalisation_equals_that_of_torchvision(dataset: str, channels_last: b
     ours = Normalizer(DATASETS[dataset], CPU, channels_last=channels_last)(PIXELS)
     theirs = normalize(PIXELS.permute(0, 3, 1, 2) / 255, list(DATASETS[dataset].mean), list(DATASETS[dataset].std))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (to_pixels(ours, DATASETS[dataset]) == PIXELS.numpy()).all()
     memory = torch.channels_last if channels_last else torch.contiguous_format
     assert ours.is_contiguous(memory_format=memory)
 

@@ -1,5 +1,6 @@
 """Runs without Ray. Oracle: the contents of the run's directory, MLflow's client, and a real SIGKILL."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -10,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from dist_resnet.data.demo import write_demo
 from dist_resnet.launch import local
+from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 
 _SCRIPT = """
@@ -69,6 +72,19 @@ def test_a_finished_run_leaves_its_summary_recipe_journal_curve_and_mlflow_run(r
     assert run.data.params["model.depth"] == "8"
     assert run.data.tags["fingerprint"] == summary["fingerprint"]
     assert run.data.metrics["val/top1_error"] == summary["top1_error"]
+    assert run.data.params["model.parameters"] == str(sum(p.numel() for p in build_model(recipe.model).parameters()))
+    assert f"{folder}/checkpoints" in run.data.tags["mlflow.note.content"]
+    inputs = {entry.tags[0].value: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    assert inputs == {"training": plan.train.digest[:36], "validation": plan.validation.digest[:36]}
+    attached = {file.path for file in client.list_artifacts(summary["mlflow_run_id"])}
+    assert attached >= {"training_curve.png", "augmented_batch.png", "confusion_matrix.png", "worst_classes.csv"}
+    counts = np.load(folder / "confusion.npy")
+    assert counts.sum() == plan.validation.num_images
+    assert 1 - np.trace(counts) / counts.sum() == pytest.approx(summary["top1_error"])
+    rows = list(csv.DictReader((folder / "worst_classes.csv").read_text().splitlines()))
+    errors = [float(row["top1_error"]) for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert sum(int(row["images"]) for row in rows) == plan.validation.num_images
 
 
 def test_a_finished_run_is_not_run_again(recipe: Recipe, execution: Execution, caplog):

@@ -1,0 +1,44 @@
+"""How busy rank 0's machine is, under the names that MLflow's own page of system metrics knows."""
+
+import time
+
+import psutil
+import torch
+
+_SECONDS_BETWEEN_SAMPLES = 10.0
+_MEGABYTE = 1 << 20
+
+
+class System:
+    """Samples CPU, memory and the worker's GPU every so often."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sampled_at = time.monotonic()
+        # The first call only starts psutil's count.
+        psutil.cpu_percent(None)
+
+    def sample(self) -> dict[str, float]:
+        """Use of cores in percent, of memory in megabytes; nothing within ten seconds of the last sample."""
+        now = time.monotonic()
+        if now - self._sampled_at < _SECONDS_BETWEEN_SAMPLES:
+            return {}
+        self._sampled_at = now
+        memory = psutil.virtual_memory()
+        values = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(None),
+            "system/system_memory_usage_megabytes": memory.used / _MEGABYTE,
+            "system/system_memory_usage_percentage": memory.percent,
+        }
+        return values | self._gpu()
+
+    def _gpu(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {}
+        free, total = torch.cuda.mem_get_info(self._device)
+        values = {"system/gpu_0_memory_usage_megabytes": (total - free) / _MEGABYTE}
+        try:
+            values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
+        except (ModuleNotFoundError, RuntimeError):
+            return values  # nvidia-ml-py is not installed, or the driver does not tell.
+        return values

@@ -1,0 +1,45 @@
+"""Brings MLflow what it did not take while it was down, or a run's whole story to another server.
+
+    python jobs/deliver_tracking.py --run ~/dist_resnet/NAME
+    python jobs/deliver_tracking.py --run ~/dist_resnet/A ~/dist_resnet/B --tracking-uri https://mlflow.example.org
+
+A run's own journal is what counts; every point arrives once, with its own step and time, however often this is called.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from dist_resnet import cli, logs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    run: tuple[str, ...]
+    """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs."""
+    tracking_uri: str | None = None
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run."""
+    minutes: float = 10.0
+    """How long to try for each run."""
+
+
+def main() -> None:
+    """Reads the options, delivers, says for each run whether it arrived."""
+    options = cli.parse_options(Options, doc=__doc__)
+    logs.configure()
+    # Imported late, so that --help need not wait for MLflow.
+    from dist_resnet.tracking.mlflow_sink import deliver, store_of
+    from dist_resnet.tracking.storage import RunDirectory
+
+    missing = 0
+    with cli.bad_input_exits():
+        for run in options.run:
+            directory = RunDirectory(run)
+            uri = store_of(directory, options.tracking_uri)
+            arrived = deliver(directory, uri, wait_seconds=60 * options.minutes)
+            missing += not arrived
+            print(f"{run}: {'all is there' if arrived else 'not all has arrived; call this again'}")
+    sys.exit(1 if missing else 0)
+
+
+if __name__ == "__main__":
+    main()
