@@ -1,7 +1,7 @@
 """Brings MLflow what it did not take while it was down, or a run's whole story to another server.
 
     python jobs/deliver_tracking.py --run ~/dist_resnet/NAME
-    python jobs/deliver_tracking.py --run ~/dist_resnet/A ~/dist_resnet/B --tracking-uri https://mlflow.example.org
+    python jobs/deliver_tracking.py --run ~/dist_resnet/*/ --tracking-uri https://mlflow.example.org
 
 A run's own journal is what counts; every point arrives once, with its own step and time, however often this is called.
 """
@@ -15,7 +15,7 @@ from dist_resnet import cli, logs
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: tuple[str, ...]
-    """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs."""
+    """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs. Others are named and passed over."""
     tracking_uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run."""
     minutes: float = 10.0
@@ -30,15 +30,21 @@ def main() -> None:
     from dist_resnet.tracking.mlflow_sink import deliver, store_of
     from dist_resnet.tracking.storage import RunDirectory
 
-    missing = 0
+    outcomes = []
     with cli.bad_input_exits():
         for run in options.run:
             directory = RunDirectory(run)
             uri = store_of(directory, options.tracking_uri)
-            arrived = deliver(directory, uri, wait_seconds=60 * options.minutes)
-            missing += not arrived
+            try:
+                arrived = deliver(directory, uri, wait_seconds=60 * options.minutes)
+            except FileNotFoundError as error:
+                print(error)
+                continue
+            outcomes.append(arrived)
             print(f"{run}: {'all is there' if arrived else 'not all has arrived; call this again'}")
-    sys.exit(1 if missing else 0)
+        if not outcomes:
+            raise ValueError("none of these is a run that was tracked; give directories STORAGE/NAME")
+    sys.exit(0 if all(outcomes) else 1)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_
 def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> None:
     """Writes what a `Predictor` reads to a folder that is there."""
     safetensors.torch.save_file(weights, data / predictor.WEIGHTS)
+    # safetensors makes files that their owner alone can read.
+    (data / predictor.WEIGHTS).chmod(0o644)
     _write_json(data / predictor.RECIPE, json.loads(without_credentials(json.dumps(recipe.to_dict()))))
     _write_json(data / predictor.CLASSES, class_names)
     _write_json(data / predictor.PREPROCESSING, _preprocessing(recipe))

@@ -4,8 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -16,6 +19,7 @@ T = TypeVar("T")
 
 RECIPE_FILE = "recipe.json"
 _LOCAL = ("file", "local")
+_CHUNK_BYTES = 16 << 20
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 
@@ -98,6 +102,30 @@ class RunDirectory:
         else:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A path on this machine for a large file; at the end of the block it becomes `name`, whole or not at all."""
+        if not self.is_local:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "staged")
+                yield path
+                with path.open("rb") as source, self.open()[0].open_output_stream(self.path(name)) as target:
+                    shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            return
+        path = Path(self.path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            yield temporary
+            # Some libraries make files that their owner alone can read.
+            temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(str(path.parent))
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read(self, name: str, start: int = 0) -> bytes:
         """The content of a file from byte `start` on. Raises FileNotFoundError."""

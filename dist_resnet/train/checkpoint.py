@@ -70,17 +70,26 @@ def save(directory: RunDirectory, snapshot: Snapshot) -> None:
     folder = folder_of(snapshot.step)
     # Where a damaged one is written again, the old manifest must not vouch for a mixture.
     directory.delete(f"{folder}/{MANIFEST}")
-    files = {
-        WEIGHTS: lambda: safetensors.torch.save(snapshot.weights),
-        OPTIMIZER: lambda: safetensors.torch.save(snapshot.momenta),
-        STATE: lambda: json.dumps(snapshot.counters).encode(),
+    state = json.dumps(snapshot.counters).encode()
+    manifest = {
+        WEIGHTS: _write_tensors(directory, f"{folder}/{WEIGHTS}", snapshot.weights),
+        OPTIMIZER: _write_tensors(directory, f"{folder}/{OPTIMIZER}", snapshot.momenta),
+        STATE: {"size_bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()},
     }
-    manifest = {}
-    for name, serialize in files.items():
-        content = serialize()
-        directory.write(f"{folder}/{name}", content)
-        manifest[name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    directory.write(f"{folder}/{STATE}", state)
     directory.write_json(f"{folder}/{MANIFEST}", manifest)
+
+
+def _write_tensors(directory: RunDirectory, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Writes tensors and returns the file's size and sha256. Straight to a file: a copy as bytes would hold up Python,
+    and with it the training loop."""
+    with directory.staged(name) as path:
+        try:
+            safetensors.torch.save_file(tensors, path)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{name} cannot be written: {error}") from error
+        with path.open("rb") as file:
+            return {"size_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def newest_step(directory: RunDirectory) -> int | None:

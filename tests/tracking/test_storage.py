@@ -69,3 +69,16 @@ def test_an_object_store_serves_as_well(s3: str):
     assert directory.read_json("missing.json") is None
     directory.delete("checkpoints/step_1")
     assert directory.list("checkpoints/step_1") == []
+
+
+def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    with directory.staged("a/large.bin") as path:
+        path.write_bytes(b"content")
+        assert not directory.exists("a/large.bin")
+    assert directory.read("a/large.bin") == b"content"
+    with pytest.raises(OSError, match="no space"), directory.staged("a/large.bin") as path:
+        path.write_bytes(b"half")
+        raise OSError("no space")
+    assert directory.read("a/large.bin") == b"content"
+    assert [name for name, _ in directory.list("a")] == ["large.bin"]

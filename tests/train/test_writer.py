@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from moto.server import ThreadedMotoServer
+from safetensors import SafetensorError
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import read_journal
@@ -143,18 +145,20 @@ def test_a_storage_that_stays_away_is_an_error_after_the_stated_time(directory, 
 
 
 def test_a_full_disk_delays_checkpoints_and_leaves_no_half_one(directory, state, monkeypatch):
-    full, whole = [True], RunDirectory.write
+    full, whole = [True], safetensors.torch.save_file
 
-    def write(self: RunDirectory, name: str, content: bytes) -> None:
-        if full[0] and name.endswith("optimizer.safetensors"):
-            raise OSError(28, "No space left on device")
-        whole(self, name, content)
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if full[0] and path.name.startswith("optimizer.safetensors"):
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        whole(tensors, path)
 
-    monkeypatch.setattr(RunDirectory, "write", write)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_file)
     writer = _writer(directory)
     writer.save(state)
     time.sleep(0.3)
     assert checkpoint.latest(directory) is None
+    assert not list(Path(directory.uri).rglob("*.partial"))
     full[0] = False
     writer.wait(lambda: None)
     writer.close()
