@@ -5,6 +5,7 @@
 and no longer count. Whoever wants to show or deliver a run (progress bar, MLflow, reports) reads its journal.
 """
 
+import collections
 import json
 import math
 import os
@@ -25,29 +26,30 @@ class Journal:
         self._directory = directory
         names = [name for name, _ in directory.list(FOLDER)]
         self._number = 1 + max((int(name.split(".")[0]) for name in names if name.endswith(".jsonl")), default=0)
-        self._waiting: list[str] = []
-        self._adding, self._writing = threading.Lock(), threading.Lock()
+        # Appending to a deque needs no lock.
+        self._waiting: collections.deque[dict[str, Any]] = collections.deque()
+        self._writing = threading.Lock()
         self._size_bytes = 0
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Adds a record, stamped with the time in seconds since 1970; `commit` makes it durable."""
-        record = {"kind": kind, "time": time.time()} | fields
-        line = json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n"
-        with self._adding:
-            self._waiting.append(line)
+        """Adds a record of JSON values, stamped with the time in seconds since 1970; `commit` makes it durable.
+
+        Called by the training loop, it only adds to a list.
+        """
+        self._waiting.append({"kind": kind, "time": time.time(), **fields})
 
     def commit(self) -> None:
         """Makes all records so far durable. Raises OSError where the storage fails; nothing is lost then."""
         with self._writing:
-            with self._adding:
-                lines = list(self._waiting)
-            if not lines:
+            records = list(self._waiting)
+            if not records:
                 return
+            lines = [json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n" for record in records]
             if self._directory.is_local:
                 self._directory.check_present()
             self._write("".join(lines).encode())
-            with self._adding:
-                del self._waiting[: len(lines)]
+            for _ in records:
+                self._waiting.popleft()
 
     def _write(self, content: bytes) -> None:
         name = f"{FOLDER}/{self._number:06d}.jsonl"

@@ -77,8 +77,13 @@ def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path: Path):
         path.write_bytes(b"content")
         assert not directory.exists("a/large.bin")
     assert directory.read("a/large.bin") == b"content"
-    with pytest.raises(OSError, match="no space"), directory.staged("a/large.bin") as path:
-        path.write_bytes(b"half")
-        raise OSError("no space")
+    with pytest.raises(OSError, match="no space"):
+        _fail_half_way(directory, "a/large.bin")
     assert directory.read("a/large.bin") == b"content"
     assert [name for name, _ in directory.list("a")] == ["large.bin"]
+
+
+def _fail_half_way(directory: RunDirectory, name: str) -> None:
+    with directory.staged(name) as path:
+        path.write_bytes(b"half")
+        raise OSError("no space")
