@@ -11,6 +11,7 @@ from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
+from dist_resnet.tracking import address
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -81,7 +82,10 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     storage = RunDirectory(execution.storage)
     storage.check_writable()
     directory = RunDirectory(storage.child(execution.name or ""))
-    _check_unused(directory, recipe, execution)
+    is_new = _check_unused(directory, recipe, execution)
+    if execution.tracking_uri is not None:
+        # A run that goes on shall not wait for a name server that is away.
+        address.check(execution.tracking_uri, resolve=is_new)
     return Plan(recipe=recipe, execution=execution, train=train, validation=validation, directory=directory)
 
 
@@ -94,8 +98,8 @@ def _digest(split: str, insisted: str | None, found: Split) -> str:
     return found.digest
 
 
-def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> None:
-    """Raises ValueError where the run of another recipe lives in the directory."""
+def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> bool:
+    """Whether the run is new. Raises ValueError where the run of another recipe lives in the directory."""
     try:
         known = directory.read_json(RECIPE_FILE)
         earlier = None if known is None else Recipe.from_dict(known["recipe"])
@@ -109,3 +113,4 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
             f"the name {execution.name} under {execution.storage} is used by a run with another recipe: {fields}; "
             "use another --execution.name, or the same recipe to continue that run"
         )
+    return earlier is None

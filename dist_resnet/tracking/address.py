@@ -19,8 +19,8 @@ def set_client_limits() -> None:
         os.environ.setdefault(name, value)
 
 
-def check(uri: str, *, may_be_new: bool = True) -> None:
-    """Raises ValueError where a tracking address does not parse or its host does not resolve.
+def check(uri: str, *, may_be_new: bool = True, resolve: bool = True) -> None:
+    """Raises ValueError where a tracking address does not parse or, with `resolve`, its host is not found.
 
     With `may_be_new` a sqlite file need not exist yet.
     """
@@ -42,6 +42,8 @@ def check(uri: str, *, may_be_new: bool = True) -> None:
         raise ValueError(
             f"a tracking address is http://HOST:PORT, https://HOST, sqlite:///FILE or postgresql://..., got {shown!r}"
         )
+    if not resolve:
+        return
     try:
         socket.getaddrinfo(parts.hostname, port or _SERVERS[scheme])
     except OSError as error:

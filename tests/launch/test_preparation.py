@@ -103,3 +103,20 @@ def test_relative_paths_mean_the_same_to_every_worker(recipe: Recipe, execution:
     plan = prepare(relative, execution, job="test")
     assert Path(plan.recipe.data.train).is_absolute()
     assert plan.recipe.fingerprint() == prepare(recipe, execution, job="test").recipe.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("htp://server", "a tracking address is http://HOST:PORT"),
+        ("http://server:port", "does not parse"),
+        ("http://server.invalid", "the host of the tracking address http://server.invalid is not found"),
+    ],
+)
+def test_a_tracking_address_that_cannot_be_one(recipe: Recipe, execution: Execution, uri: str, complaint: str):
+    _refused(recipe, dataclasses.replace(execution, tracking_uri=uri), complaint)
+
+
+def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
+    prepare(recipe, execution, job="test").claim()
+    prepare(recipe, dataclasses.replace(execution, tracking_uri="http://server.invalid"), job="test")
