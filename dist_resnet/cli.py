@@ -71,14 +71,18 @@ def run_job(
 def _register(run: str, tracking_uri: str | None) -> None:
     """Registers a finished run's model, once; a registry that is down costs a warning."""
     from dist_resnet.registry.publish import publish_once
+    from dist_resnet.tracking.provenance import without_credentials
 
     try:
         publish_once(run, tracking_uri=tracking_uri)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Whatever a registry or its storage raises: the run is finished.
+        where = f" --tracking-uri {without_credentials(tracking_uri)}" if tracking_uri else ""
         logger.warning(
-            "the model is not registered (%s); later: python jobs/register_model.py --run %s",
-            " ".join(str(error).split()),
+            "the model is not registered (%s); later: python jobs/register_model.py --run %s%s",
+            without_credentials(" ".join(str(error).split())),
             run,
+            where,
         )
 
 

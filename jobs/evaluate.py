@@ -57,7 +57,7 @@ def main() -> None:
     from dist_resnet.registry.pull import download
 
     with cli.bad_input_exits(), tempfile.TemporaryDirectory() as folder:
-        evaluation = None
+        evaluation, version = None, None
         if options.crops is not None:
             evaluation = Evaluation(crops=options.crops, shorter_sides=options.shorter_sides or options.crops)
         execution = Execution(
@@ -71,18 +71,20 @@ def main() -> None:
         else:
             assert options.model is not None
             pulled = download(options.model, Path(folder, "package"), tracking_uri=options.tracking_uri)
+            # An alias may move meanwhile.
+            version = f"models:/{pulled.version.name}/{pulled.version.version}"
             data = pulled.folder / package.DATA
             trained = Trained.of_files(data / predictor.RECIPE, data / predictor.WEIGHTS)
         found = evaluate(trained, execution, validation=options.validation, evaluation=evaluation)
-        if options.model is not None:
+        print(json.dumps(found.metrics, indent=2))
+        if version is not None:
             record_evaluation(
-                options.model,
+                version,
                 tracking_uri=options.tracking_uri,
                 digest=found.validation_digest,
                 evaluation=found.evaluation,
                 metrics=found.metrics,
             )
-    print(json.dumps(found.metrics, indent=2))
 
 
 if __name__ == "__main__":

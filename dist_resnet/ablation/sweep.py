@@ -26,7 +26,7 @@ from dist_resnet.launch.preparation import SUMMARY_FILE, Plan, prepare
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.card import RunCard
-from dist_resnet.tracking.mlflow_sink import MlflowSink, embedded_store
+from dist_resnet.tracking.mlflow_sink import MlflowSink, store_of
 from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 
@@ -100,7 +100,7 @@ def run(sweep: Sweep) -> int:
         logger.info("the sweep at %s is finished already: %d trials", sweep.directory.uri, len(sweep.trials))
         return 0
     _claim(sweep)
-    uri = sweep.execution.tracking_uri or embedded_store(RunDirectory(sweep.execution.storage))
+    uri = store_of(sweep.directory, sweep.execution.tracking_uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
     logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, provenance.without_credentials(uri))
     watcher = Watcher(sweep.trials, parent, uri, Board())

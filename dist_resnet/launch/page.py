@@ -65,7 +65,7 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
         name=f"{plan.recipe.data.dataset} {context}",
         digest=split.digest,
         context=context,
-        source=split.uri,
+        source=provenance.without_credentials(split.uri),
         images=split.num_images,
         classes=plan.recipe.model.num_classes,
     )
@@ -85,14 +85,17 @@ def pictures(plan: Plan) -> dict[str, bytes]:
             files |= _confusion_files(plan)
         for name, content in files.items():
             plan.directory.write(name, content)
-    except OSError as error:
-        logger.warning("the run's pictures could not be written to %s: %s", plan.directory.uri, error)
+    except Exception as error:
+        # Nothing that is only for looking at may cost a run its end.
+        logger.warning("the run's pictures could not be made in %s: %s", plan.directory.uri, error)
     return files
 
 
 def _confusion_files(plan: Plan) -> dict[str, bytes]:
     counts = np.load(io.BytesIO(plan.directory.read(CONFUSION)), allow_pickle=False)
-    names = plan.validation.class_names or [str(number) for number in range(len(counts))]
+    names = plan.validation.class_names
+    if names is None or len(names) != len(counts):
+        names = [str(number) for number in range(len(counts))]
     return {
         "confusion_matrix.png": confusion_matrix(counts, names, plan.name),
         "worst_classes.csv": _worst_classes(counts, names).encode(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
-from dist_resnet.tracking import address
+from dist_resnet.tracking import address, provenance
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -61,6 +62,12 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     check_pair(recipe, execution)
     with torch.device("meta"):
         build_model(recipe.model)
+    for name, uri in (
+        ("data.train", recipe.data.train),
+        ("data.validation", recipe.data.validation),
+        ("execution.storage", execution.storage),
+    ):
+        _check_no_password(name, uri)
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
     )
@@ -87,6 +94,15 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         # A run that goes on shall not wait for a name server that is away.
         address.check(execution.tracking_uri, resolve=is_new)
     return Plan(recipe=recipe, execution=execution, train=train, validation=validation, directory=directory)
+
+
+def _check_no_password(name: str, uri: str) -> None:
+    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
+    if re.search(r"://[^/\s]*:[^/\s]*@", uri) or "secret_key=" in uri:
+        raise ValueError(
+            f"{name} has a password in it, {provenance.without_credentials(uri)}; leave it out and give credentials by "
+            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
 def _digest(split: str, insisted: str | None, found: Split) -> str:

@@ -11,7 +11,7 @@ from dist_resnet.launch.page import pictures, run_card
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.tracking import provenance, stop
-from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver, embedded_store
+from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver, store_of
 from dist_resnet.tracking.outbox import Tail, read_journal
 from dist_resnet.tracking.storage import RunDirectory, patiently
 
@@ -73,7 +73,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
 
 
 def _tracking_uri(plan: Plan) -> str:
-    return plan.execution.tracking_uri or embedded_store(RunDirectory(plan.execution.storage))
+    return store_of(plan.directory, plan.execution.tracking_uri, resolve=False)
 
 
 def _deliver_the_rest(plan: Plan) -> None:

@@ -1,14 +1,13 @@
 """A model as a folder that MLflow, torch and this project each can load, without pickle in it.
 
-    data/model.safetensors    weights and BN statistics
-    data/recipe.json          the recipe that trained them; its `model` says which network it is
-    data/classes.json         class names, in the order of the logits
-    data/preprocessing.json   crop, shorter side, mean and deviation
-    data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
-    code/dist_resnet_XXXXXXXX the modules that rebuild the network and predict, under a name of their own
-    manifest.json             sha256 of every file above
-
-MLflow's own files (MLmodel, requirements.txt, ...) lie beside them.
+data/model.safetensors    weights and BN statistics
+data/recipe.json          the recipe that trained them; its `model` says which network it is
+data/classes.json         class names, in the order of the logits
+data/preprocessing.json   crop, shorter side, mean and deviation
+data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
+code/dist_resnet_XXXXXXXX the modules that rebuild the network and predict, under a name of their own
+MLmodel, requirements.txt, python_env.yaml    MLflow's own
+manifest.json             sha256 of every other file
 """
 
 import hashlib
@@ -59,7 +58,6 @@ class Package:
     loader_module: str
     """The module in `code/` whose `_load_pyfunc` opens `data/`."""
     weights_sha256: str
-    manifest_sha256: str
 
 
 def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> Package:
@@ -69,13 +67,15 @@ def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_
     write_data(data, recipe, weights, class_names)
     _export(predictor.load_model(data), recipe, data / PROGRAM)
     name = _write_code(folder / CODE)
-    _write_json(folder / MANIFEST, {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)})
     return Package(
-        folder=folder,
-        loader_module=f"{name}.registry.serve",
-        weights_sha256=_sha256(data / predictor.WEIGHTS),
-        manifest_sha256=_sha256(folder / MANIFEST),
+        folder=folder, loader_module=f"{name}.registry.serve", weights_sha256=_sha256(data / predictor.WEIGHTS)
     )
+
+
+def seal(folder: Path) -> str:
+    """Writes the manifest of all files, MLflow's own among them, and returns its sha256."""
+    _write_json(folder / MANIFEST, {name: _sha256(folder / name) for name in _files(folder)})
+    return _sha256(folder / MANIFEST)
 
 
 def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> None:
@@ -101,7 +101,7 @@ def check(folder: Path, manifest_sha256: str) -> None:
             raise ValueError(f"the package lacks {name}; download it again")
         if _sha256(folder / name) != sha256:
             raise ValueError(f"the package's {name} was altered: its sha256 is not the recorded one; do not use it")
-    extra = {str(path.relative_to(folder)) for part in (DATA, CODE) for path in _files(folder / part)} - set(recorded)
+    extra = set(_files(folder)) - set(recorded)
     if extra:
         raise ValueError(f"the package has files that were not in it when it was made: {', '.join(sorted(extra))}")
 
@@ -151,9 +151,10 @@ def _write_code(folder: Path) -> str:
     return package
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a package, without what Python and MLflow leave beside them."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def _files(folder: Path) -> list[str]:
+    """The files of a package but for the manifest, and for what MLflow adds to its own downloads."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(set(names) - {MANIFEST, "registered_model_meta"})
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 CHAMPION = "champion"
 EXPERIMENT = "dist_resnet"
 _REGISTERED_FILE = "registered.json"
+# A server passes a file on to its own storage before it answers.
+_SECONDS_FOR_A_FILE = "600"
 LICENCE = (
     "The weights carry no licence of their own: that of the training pictures applies (ImageNet: non-commercial "
     "research). The code in the package: Apache-2.0."
@@ -96,14 +98,14 @@ def publish_run(
         _add_mlflow_files(made)
         tags = _evidence(directory, recipe, found) | {
             "weights_sha256": made.weights_sha256,
-            "manifest_sha256": made.manifest_sha256,
+            "manifest_sha256": package.seal(made.folder),
         }
         try:
             client = mlflow_sink.open_client(uri)
             run_id = _mlflow_run(client, directory)
-            version = _register(client, made, name or f"preact-resnet{recipe.model.depth}", run_id, tags)
-            is_champion = _promote(client, version, promote)
-        except MlflowException as error:
+            name = name or f"preact-resnet{recipe.model.depth}"
+            version, is_champion = _register(client, made, name, run_id, tags, promote)
+        except (MlflowException, OSError) as error:
             raise OSError(f"the registry did not take the model: {first_line(error)}") from error
     published = Published(
         name=version.name, version=str(version.version), is_champion=is_champion, weights_sha256=made.weights_sha256
@@ -125,15 +127,19 @@ def record_evaluation(
 ) -> None:
     """Writes an evaluation on the pictures with that digest down as tags of a version.
 
-    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises ValueError where there is none.
+    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises ValueError where there is none, OSError
+    where the registry does not take it.
     """
     client = open_client(tracking_uri)
     version = find_version(client, model)
     crops = zip(evaluation.crops, evaluation.shorter_sides, strict=True)
     tags = {key.removeprefix("val/"): f"{value:.6f}" for key, value in metrics.items()}
     tags["evaluated_at"] = ", ".join(f"{crop} px of {side} px" for crop, side in crops)
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, f"evaluation.{digest[:12]}.{key}", value)
+    try:
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, f"evaluation.{digest[:12]}.{key}", value)
+    except MlflowException as error:
+        raise OSError(f"the evaluation is not recorded on {model}: {first_line(error)}") from error
 
 
 def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
@@ -220,19 +226,26 @@ def _add_mlflow_files(made: Package) -> None:
     described.save(str(made.folder / "MLmodel"))
 
 
-def _register(client: MlflowClient, made: Package, name: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
-    """Uploads a package and makes it a version; on a failure takes back what was made."""
+def _register(
+    client: MlflowClient, made: Package, name: str, run_id: str | None, tags: dict[str, str], promote: Promotion
+) -> tuple[ModelVersion, bool]:
+    """Uploads a package, makes it a version and settles the alias; on a failure takes back what was made."""
     experiment = client.get_run(run_id).info.experiment_id if run_id else ensure_experiment(client, EXPERIMENT)
     logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=tags, model_type="classifier")
+    version = None
     try:
-        client.log_model_artifacts(logged.model_id, str(made.folder))
+        with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=_SECONDS_FOR_A_FILE):
+            client.log_model_artifacts(logged.model_id, str(made.folder))
         client.finalize_logged_model(logged.model_id, "READY")
         _ensure_registered_model(client, name)
         with _as_default(client.tracking_uri):
-            return client.create_model_version(
+            version = client.create_model_version(
                 name, logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
             )
+        return version, _promote(client, version, promote)
     except BaseException:
+        if version is not None:
+            client.delete_model_version(name, version.version)
         client.delete_logged_model(logged.model_id)
         raise
 
@@ -240,15 +253,28 @@ def _register(client: MlflowClient, made: Package, name: str, run_id: str | None
 @contextlib.contextmanager
 def _as_default(tracking_uri: str) -> Iterator[None]:
     """Within the block MLflow's own default is this server: a registry in a database looks models up there."""
-    known, earlier = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracking_uri)
+    earlier = mlflow.get_tracking_uri()
+    # Setting it sets the variable, too.
+    with _environment(MLFLOW_TRACKING_URI=tracking_uri):
+        mlflow.set_tracking_uri(tracking_uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(earlier)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables for the length of the block."""
+    earlier = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(earlier)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if known is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = known
+        for name, value in earlier.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -273,7 +299,11 @@ def _is_better(client: MlflowClient, version: ModelVersion) -> bool:
         return False
     try:
         champion = client.get_model_version_by_alias(version.name, CHAMPION)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return True
+        raise
+    if "top1_error" not in champion.tags:
         return True
     same = all(champion.tags.get(key) == version.tags[key] for key in ("validation_digest", "evaluated_at"))
     return same and float(version.tags["top1_error"]) < float(champion.tags["top1_error"])

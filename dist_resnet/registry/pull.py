@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from dist_resnet.registry import package, predictor
 from dist_resnet.tracking import address
+from dist_resnet.tracking.provenance import without_credentials
 
 
 def pull(model: str, *, tracking_uri: str | None = None, device: str = "cpu") -> torch.nn.Module:
@@ -104,7 +105,7 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
 
 def first_line(error: BaseException) -> str:
     """What an error of MLflow's says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _what_there_is(client: MlflowClient) -> str:

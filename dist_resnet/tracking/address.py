@@ -9,13 +9,18 @@ from dist_resnet.tracking.provenance import without_credentials
 
 _SERVERS = {"http": 80, "https": 443}
 _STORES = ("postgresql", "mysql", "mssql")
-# MLflow's own defaults repeat a failed call for minutes.
-_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_SETTINGS = {
+    # MLflow's own defaults repeat a failed call for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # It would print the server's address with the password in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def set_client_limits() -> None:
-    """Lets MLflow's client give up after seconds, unless the environment says otherwise."""
-    for name, value in _LIMITS.items():
+    """Lets MLflow's client give up after seconds and print no address, unless the environment says otherwise."""
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
 
 

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from dist_resnet.tracking.card import Ending, RunCard
+from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -38,12 +39,13 @@ class Ledger:
         self._note_entry(run_id=run_id, ended=False)
 
     def is_delivered(self) -> bool:
-        """Whether this server has everything, the ending included."""
-        return bool(self._entry().get("ended"))
+        """Whether this server has the last ending and every record of the journal as it is now."""
+        entry = self._entry()
+        return bool(entry.get("ended")) and entry.get("records") == len(read_journal(self._directory))
 
-    def note_delivered(self) -> None:
-        """Writes down that this server has everything."""
-        self._note_entry(ended=True)
+    def note_delivered(self, records: int) -> None:
+        """Writes down that this server has the ending and so many records."""
+        self._note_entry(ended=True, records=records)
 
     def note_card(self, card: RunCard, *, parent: str | None, every: int) -> None:
         """Keeps the card, the parent run's directory and which steps are sent, for later deliveries."""
@@ -56,7 +58,10 @@ class Ledger:
         for name, content in ending.files.items():
             self._directory.write(f"{_FOLDER}/{name}", content)
         kept = {"status": ending.status, "files": sorted(ending.files), "tags": ending.tags}
-        self._write(self._read() | {"ending": kept})
+        known = self._read()
+        # An earlier ending that a server has is not this one.
+        servers = {server: entry | {"ended": False} for server, entry in known.get("servers", {}).items()}
+        self._write(known | {"ending": kept, "servers": servers})
 
     def card(self) -> tuple[RunCard, str | None, int]:
         """The card, the parent run's directory, which steps are sent. Raises FileNotFoundError where none is kept."""

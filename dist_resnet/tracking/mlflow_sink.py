@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
@@ -47,10 +48,13 @@ def embedded_store(storage: RunDirectory) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def store_of(directory: RunDirectory, tracking_uri: str | None) -> str:
-    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run. Raises ValueError."""
+def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
+    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run.
+
+    Raises ValueError where it cannot be one or, with `resolve`, its host is not found.
+    """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
-    address.check(uri)
+    address.check(uri, resolve=resolve)
     return uri
 
 
@@ -122,11 +126,12 @@ class MlflowSink:
         waiting = sum(len(self._sent(record)) for record in self._records)
         logger.warning(
             "MLflow at %s did not take the end of the run; %d points wait in %s; to deliver them: "
-            "python jobs/deliver_tracking.py --run %s",
+            "python jobs/deliver_tracking.py --run %s --tracking-uri %s",
             without_credentials(self._uri),
             waiting,
             self.directory.child("journal"),
             self.directory.uri,
+            without_credentials(self._uri),
         )
 
     def _work(self) -> None:
@@ -169,14 +174,16 @@ class MlflowSink:
         """
         batch: list[dict[str, Any]] = []
         metrics: list[Metric] = []
+        steps = dict(self._steps)
         for record in self._records:
             values = self._sent(record)
             if batch and len(metrics) + len(values) > _METRICS_PER_BATCH:
                 break
             batch.append(record)
             for key, value in values.items():
-                if record["step"] > self._steps.get(key, -1):
+                if record["step"] > steps.get(key, -1):
                     metrics.append(Metric(key, value, int(record["time"] * 1000), record["step"]))
+                    steps[key] = record["step"]
         return batch, metrics
 
     def _sent(self, record: dict[str, Any]) -> dict[str, float]:
@@ -253,16 +260,16 @@ class MlflowSink:
         for key, value in self._ending.tags.items():
             self._client.set_tag(self.run_id, key, value)
         self._client.set_terminated(self.run_id, self._ending.status)
-        self._ledger.note_delivered()
+        self._ledger.note_delivered(self._position)
         self.is_delivered = True
 
     def _report_down(self, error: Exception) -> None:
         if not self._down:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = without_credentials((str(error).splitlines() or [type(error).__name__])[0])[:200]
             logger.warning(
                 "MLflow at %s does not answer; training goes on, the journal keeps the metrics (%s)",
                 without_credentials(self._uri),
-                without_credentials(reason),
+                reason,
             )
         self._down = True
 
@@ -279,7 +286,8 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
         return found.experiment_id
     location = None
     if client.tracking_uri.startswith("sqlite:///"):
-        location = f"file://{os.path.dirname(client.tracking_uri.removeprefix('sqlite:///'))}/mlartifacts"
+        store = os.path.abspath(client.tracking_uri.removeprefix("sqlite:///"))
+        location = Path(store).with_name("mlartifacts").as_uri()
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:

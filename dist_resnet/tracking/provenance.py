@@ -39,8 +39,13 @@ def environment() -> str:
 
 
 def without_credentials(text: str) -> str:
-    """The text with the user and password of every URI masked."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """The text with the user and password of every URI masked.
+
+    >>> without_credentials("https://me:p@ss@host/path and postgresql://host/db?password=secret")
+    'https://***@host/path and postgresql://host/db?password=***'
+    """
+    masked = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"([?&](?:password|secret_key|access_key)=)[^&\s\"']+", r"\1***", masked)
 
 
 def _commit() -> str:

@@ -120,3 +120,12 @@ def test_a_tracking_address_that_cannot_be_one(recipe: Recipe, execution: Execut
 def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
     prepare(recipe, execution, job="test").claim()
     prepare(recipe, dataclasses.replace(execution, tracking_uri="http://server.invalid"), job="test")
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(recipe: Recipe, execution: Execution):
+    secret = "s3://key:secret@bucket/runs"
+    for bad in (_with_train(recipe, secret), recipe):
+        where = execution if bad is not recipe else dataclasses.replace(execution, storage=secret)
+        with pytest.raises(ValueError, match="has a password in it, s3://\\*\\*\\*@bucket/runs") as caught:
+            prepare(bad, where, job="test")
+        assert "secret@" not in str(caught.value)

@@ -112,12 +112,16 @@ def _alter(path: Path) -> None:
         ("data/classes.json", Path.unlink, "lacks data/classes.json"),
         ("manifest.json", _alter, "manifest.json is not the one that the registry recorded"),
         ("manifest.json", Path.unlink, "has no manifest.json"),
+        ("MLmodel", _alter, "MLmodel was altered"),
         ("data/more.py", Path.touch, "files that were not in it when it was made: data/more.py"),
+        ("more.pyc", Path.touch, "files that were not in it when it was made: more.pyc"),
     ],
 )
 def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, execution: Execution, tmp_path: Path):
     made, _ = _write(recipe, execution, tmp_path)
-    package.check(made.folder, made.manifest_sha256)
+    (made.folder / "MLmodel").write_text("flavors: {}")
+    sealed = package.seal(made.folder)
+    package.check(made.folder, sealed)
     act(made.folder / name)
     with pytest.raises(ValueError, match=complaint):
-        package.check(made.folder, made.manifest_sha256)
+        package.check(made.folder, sealed)

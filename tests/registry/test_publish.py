@@ -54,7 +54,9 @@ def test_the_champion_is_the_one_of_lowest_error_on_the_same_pictures(recipe: Re
     assert champion_after(0.01, promote="never") == (False, "5")
 
 
-@pytest.mark.parametrize("call", ["log_model_artifacts", "finalize_logged_model", "create_model_version"])
+@pytest.mark.parametrize(
+    "call", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"]
+)
 def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch):
     run, client = make_run(recipe), MlflowClient(store)
     before = {model.model_id for model in _logged_models(client)}
@@ -67,6 +69,30 @@ def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun
         publish_run(run, tracking_uri=store, name=f"half-{call}")
     assert {model.model_id for model in _logged_models(client)} == before
     assert client.search_model_versions(f"name='half-{call}'") == []
+
+
+def test_a_registry_that_cannot_say_who_the_champion_is_changes_none(
+    recipe, make_run: MakeRun, store: str, monkeypatch
+):
+    publish_run(make_run(recipe, top1_error=0.2), tracking_uri=store, name="asked")
+
+    def fail(*_: object) -> None:
+        raise MlflowException("timed out")
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(OSError, match="timed out"):
+        publish_run(make_run(recipe, top1_error=0.9, name="worse"), tracking_uri=store, name="asked")
+    monkeypatch.undo()
+    assert str(MlflowClient(store).get_model_version_by_alias("asked", "champion").version) == "1"
+    assert len(MlflowClient(store).search_model_versions("name='asked'")) == 1
+
+
+def test_a_champion_without_an_evaluation_gives_way_to_the_first_that_has_one(recipe, make_run: MakeRun, store: str):
+    run = Path(make_run(recipe))
+    for journal in (run / "journal").iterdir():
+        journal.unlink()
+    publish_run(str(run), tracking_uri=store, name="unknown", promote="always")
+    assert publish_run(make_run(recipe, name="known"), tracking_uri=store, name="unknown").is_champion
 
 
 def _logged_models(client: MlflowClient) -> list:

@@ -234,6 +234,36 @@ def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str,
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
 
 
+def test_steps_done_twice_arrive_once_also_in_one_batch(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 8))
+    _journal(directory, 4, range(5, 11))
+    sink = MlflowSink(store, directory, CARD)
+    sink.close("FINISHED", {})
+    assert [step for step, _ in _points(store, sink.run_id)] == list(range(1, 11))
+
+
+def test_what_a_continued_run_adds_is_not_taken_for_delivered(store: str, tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 4))
+    MlflowSink(store, directory, CARD).close("KILLED", {})
+    _journal(directory, 3, range(4, 7))
+    # Under a server that is away: as if none had looked after the second session.
+    assert deliver(directory, store, wait_seconds=60)
+    run_id = directory.read_json("mlflow.json")["servers"][store]["run_id"]
+    assert [step for step, _ in _points(store, run_id)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_password_in_the_servers_address_is_nowhere(server: _Server, tmp_path: Path, caplog, capfd):
+    directory = RunDirectory(str(tmp_path))
+    _journal(directory, 0, range(1, 4))
+    sink = MlflowSink(server.uri.replace("http://", "http://someone:sec@ret@"), directory, CARD)
+    sink.close("FINISHED", {})
+    said = capfd.readouterr()
+    told = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
+    assert "ret@" not in told
+
+
 def test_a_childs_delivery_brings_its_parent_first(store: str, tmp_path: Path):
     above, below = (RunDirectory(str(tmp_path / name)) for name in ("sweep", "sweep/trial"))
     for directory in (above, below):
