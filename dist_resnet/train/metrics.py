@@ -1,5 +1,6 @@
 """Every step's numbers, gathered on the device and recorded a block at a time."""
 
+import logging
 import math
 import time
 
@@ -7,6 +8,10 @@ import torch
 
 from dist_resnet.tracking.run import Run
 from dist_resnet.train.distributed import Worker
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_OF_INPUT_WATCH, _TOO_LARGE_A_SHARE = 60.0, 0.2
 
 
 class DivergedError(Exception):
@@ -26,6 +31,7 @@ class StepMeter:
         self._totals: list[torch.Tensor] = []
         self._images = 0
         self._seconds = 0.0
+        self._input = _InputWatch()
         self._since = time.perf_counter()
 
     def start(self) -> None:
@@ -40,6 +46,7 @@ class StepMeter:
         self._totals.append(totals)
         self._images += images
         self._seconds += seconds
+        self._input.add(data_seconds, seconds)
         values = {
             "schedule/learning_rate": learning_rate,
             "time/data_seconds": data_seconds,
@@ -70,3 +77,27 @@ class StepMeter:
     def images_per_second(self) -> float:
         """Pictures trained on over the seconds of the steps, since the meter was made."""
         return self._images / self._seconds if self._seconds else 0.0
+
+
+class _InputWatch:
+    """Says once, in the log, when steps wait for pictures."""
+
+    def __init__(self) -> None:
+        self._waited, self._spent = 0.0, 0.0
+        self._has_told = False
+
+    def add(self, data_seconds: float, step_seconds: float) -> None:
+        """Adds a step of which so much was spent waiting for data."""
+        self._waited += data_seconds
+        self._spent += step_seconds
+        if self._spent < _SECONDS_OF_INPUT_WATCH:
+            return
+        share, self._waited, self._spent = self._waited / self._spent, 0.0, 0.0
+        if share > _TOO_LARGE_A_SHARE and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "the input limits this run: %.0f %% of the last minute went into waiting for pictures; give each worker "
+                "more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode gpu), or store smaller "
+                "pictures",
+                100 * share,
+            )

@@ -1,6 +1,7 @@
 """The step meter. Oracle: means worked out by hand."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -55,3 +56,15 @@ def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
         meter.flush()
     run.close()
     assert [step for step, _, _ in history(read_journal(directory))["train/loss"]] == [1, 2]
+
+
+@pytest.mark.parametrize(("data_seconds", "hints"), [(0.02, 1), (0.001, 0)])
+def test_waiting_for_pictures_is_told_once(tmp_path, monkeypatch, caplog, data_seconds, hints):
+    monkeypatch.setattr("dist_resnet.train.metrics._SECONDS_OF_INPUT_WATCH", 0.1)
+    meter, run, _ = _meter(tmp_path)
+    totals = torch.tensor([1.0, 0.0, 8.0], dtype=torch.float64)
+    for step in range(1, 31):
+        time.sleep(0.03)
+        meter.add(step, totals, images=8, learning_rate=0.1, data_seconds=data_seconds)
+    run.close()
+    assert caplog.text.count("the input limits this run") == hints
