@@ -124,6 +124,7 @@ def test_a_diverged_trial_is_the_result_fail(ray_cluster, base, ten_classes, qui
     assert (run.info.status, run.data.tags["result"]) == ("FINISHED", "fail")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_trial_goes_on_and_ends_with_the_bits_of_a_whole_run(ray_cluster, base, ten_classes, quick):
     choice = dataclasses.replace(TABLE_1, seeds=1, iterations=90)
@@ -163,6 +164,7 @@ def _journal(run: str) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_early_stopping_stops_the_trial_that_trails(ray_cluster, base, ten_classes, quick):
     often = dataclasses.replace(base, evaluation=dataclasses.replace(base.evaluation, every_epochs=1))

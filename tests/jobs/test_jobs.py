@@ -91,6 +91,7 @@ def test_bad_input_exits_with_2_and_one_line_before_ray_starts(arguments, compla
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_error(tmp_path):
     storage = str(tmp_path)

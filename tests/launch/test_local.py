@@ -126,9 +126,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Reci
     assert steps == list(range(1, 121))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe, execution: Execution, number):
-    recipe = dataclasses.replace(recipe, epochs=400)
+    recipe = dataclasses.replace(recipe, epochs=200)
     execution = dataclasses.replace(execution, checkpoint_every=10_000, evaluation_batch=40)
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=1000))
     process = _start(recipe, execution)
