@@ -68,7 +68,8 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
         seconds=60 * plan.execution.storage_minutes,
     )
     logger.info("%s: %s", summary["status"], _result(summary))
-    logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
+    shown = provenance.without_credentials(uri)
+    logger.info("look at it: %s", shown if shown.startswith("http") else f"mlflow ui --backend-store-uri {shown}")
     return summary
 
 
