@@ -27,7 +27,8 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     # Imported late, so that --help need not wait for MLflow.
-    from dist_resnet.tracking.mlflow_sink import deliver, store_of
+    from dist_resnet.tracking.address import store_of
+    from dist_resnet.tracking.delivery import deliver
     from dist_resnet.tracking.storage import RunDirectory
 
     outcomes = []

@@ -25,8 +25,9 @@ from dist_resnet.launch import ray_tune
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan, prepare
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import provenance
+from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.card import RunCard
-from dist_resnet.tracking.mlflow_sink import MlflowSink, store_of
+from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import RunDirectory, absolute_uri
 

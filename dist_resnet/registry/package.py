@@ -5,7 +5,7 @@ data/recipe.json          the recipe that trained them; its `model` says which n
 data/classes.json         class names, in the order of the logits
 data/preprocessing.json   crop, shorter side, mean and deviation
 data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
-code/dist_resnet_XXXXXXXX the modules that rebuild the network and predict, under a name of their own
+code/dist_resnet_HASH     the modules that rebuild the network and predict, under a name of their own
 MLmodel, requirements.txt, python_env.yaml    MLflow's own
 manifest.json             sha256 of every other file
 """

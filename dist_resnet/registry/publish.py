@@ -32,6 +32,7 @@ from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import find_version, first_line, open_client
 from dist_resnet.tracking import mlflow_sink
+from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.mlflow_sink import ensure_experiment
 from dist_resnet.tracking.outbox import history, read_journal
@@ -92,7 +93,7 @@ def publish_run(
         )
     recipe = Recipe.from_dict(known["recipe"])
     found = _checkpoint(directory, step)
-    uri = mlflow_sink.store_of(directory, tracking_uri)
+    uri = store_of(directory, tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
         made = package.write(Path(folder, "package"), recipe, found.weights, _class_names(recipe))
         _add_mlflow_files(made)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.storage import RunDirectory
 
 _SERVERS = {"http": 80, "https": 443}
 _STORES = ("postgresql", "mysql", "mssql")
@@ -53,3 +54,21 @@ def check(uri: str, *, may_be_new: bool = True, resolve: bool = True) -> None:
         socket.getaddrinfo(parts.hostname, port or _SERVERS[scheme])
     except OSError as error:
         raise ValueError(f"the host of the tracking address {shown} is not found: {error}") from error
+
+
+def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
+    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run.
+
+    Raises ValueError where it cannot be one or, with `resolve`, its host is not found.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
+    check(uri, resolve=resolve)
+    return uri
+
+
+def embedded_store(storage: RunDirectory) -> str:
+    """The tracking URI where none is given: a sqlite file beside the runs, or in the home directory where the runs
+    are on an object store."""
+    folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
+    os.makedirs(folder, exist_ok=True)
+    return f"sqlite:///{folder}/mlflow.db"

@@ -11,7 +11,6 @@ import os
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,33 +39,9 @@ _PARAMS_PER_BATCH = 90
 _SECONDS_BETWEEN_POLLS = 2.0
 
 
-def embedded_store(storage: RunDirectory) -> str:
-    """The tracking URI where none is given: a sqlite file beside the runs, or in the home directory where the runs
-    are on an object store."""
-    folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
-    os.makedirs(folder, exist_ok=True)
-    return f"sqlite:///{folder}/mlflow.db"
-
-
-def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
-    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run.
-
-    Raises ValueError where it cannot be one or, with `resolve`, its host is not found.
-    """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store(directory.parent)
-    address.check(uri, resolve=resolve)
-    return uri
-
-
 class Parent(Protocol):
     """The run that another one belongs to: its directory, and its id once the server has answered."""
 
-    directory: RunDirectory
-    run_id: str | None
-
-
-@dataclass
-class _Known:
     directory: RunDirectory
     run_id: str | None
 
@@ -296,26 +271,6 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
         if found is None:
             raise
         return found.experiment_id
-
-
-def deliver(directory: RunDirectory, tracking_uri: str, *, wait_seconds: float) -> bool:
-    """Brings everything a run's directory holds to a server, its parent first; whether it arrived in that time.
-
-    A server that has a part of it gets the rest. Raises FileNotFoundError where the run was never tracked.
-    """
-    ledger = Ledger(directory, tracking_uri)
-    if ledger.is_delivered():
-        return True
-    card, parent_uri, every = ledger.card()
-    parent = None
-    if parent_uri is not None:
-        above = RunDirectory(parent_uri)
-        deliver(above, tracking_uri, wait_seconds=wait_seconds)
-        parent = _Known(above, Ledger(above, tracking_uri).run_id())
-    sink = MlflowSink(tracking_uri, directory, card, parent=parent, every=every)
-    ending = ledger.ending() or Ending(status="KILLED")
-    sink.close(ending.status, ending.files, tags=ending.tags, wait_seconds=wait_seconds)
-    return sink.is_delivered
 
 
 def _input(entry: DataSet) -> DatasetInput:

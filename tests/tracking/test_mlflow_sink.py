@@ -18,7 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dist_resnet.tracking.card import DataSet, RunCard
-from dist_resnet.tracking.mlflow_sink import MlflowSink, deliver
+from dist_resnet.tracking.delivery import deliver
+from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
