@@ -10,6 +10,7 @@ answers; for MLflow's own calls it and the dead one are tried a few times only, 
 import argparse
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -66,7 +67,7 @@ def main() -> None:
                 ("mlflow.log_metrics asynchronous, server up", theirs(run_id, options.calls // 10, synchronous=False))
             )
         finally:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait()
         for state in ("hung", "dead"):
             mlflow.set_tracking_uri(addresses[state])
@@ -129,7 +130,8 @@ def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
         "--artifacts-destination",
         f"{folder}/artifacts",
     ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Its own children end with it only as a group.
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
