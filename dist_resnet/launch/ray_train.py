@@ -21,7 +21,6 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray
-import ray.train
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -32,17 +31,15 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
-from ray.train.torch import TorchTrainer, get_device
 
-from dist_resnet import logs
+from dist_resnet.launch import ray_worker
 from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
-from dist_resnet.launch.worker import run_worker
+from dist_resnet.launch.trainer import LeanTrainer
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.storage import patiently
 from dist_resnet.train import checkpoint
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
 logger = logging.getLogger(__name__)
@@ -98,7 +95,13 @@ def connect(execution: Execution) -> None:
     cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
     # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(address="local", num_cpus=cores, **quiet)
+    # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+
+
+def _own_cluster() -> bool:
+    """Whether this process started the Ray that it uses."""
+    return ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
 
 
 def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
@@ -143,6 +146,10 @@ def _fit(plan: Plan) -> None:
             if allowed == 0 or failures > allowed:
                 raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
             logger.warning("the workers or their controller failed (%s); going on", _reason(error))
+            if isinstance(error, RayActorError) and _own_cluster():
+                # A dead controller's workers and what they hold end with our Ray.
+                ray.shutdown()
+                connect(plan.execution)
 
 
 def _committed(plan: Plan) -> int | None:
@@ -168,7 +175,7 @@ def _reason(error: TrainingFailedError | RayActorError) -> str:
     return "the training controller died"
 
 
-def _trainer(plan: Plan) -> TorchTrainer:
+def _trainer(plan: Plan) -> LeanTrainer:
     execution = plan.execution
     use_gpu = execution.device == "gpu"
     least, most = execution.worker_range
@@ -176,8 +183,9 @@ def _trainer(plan: Plan) -> TorchTrainer:
     os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
     if _START_IS_FREE:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
-    return TorchTrainer(
-        _run,
+    return LeanTrainer(
+        ray_worker.run,
+        own_cluster=_own_cluster(),
         train_loop_config={"plan": plan},
         torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
         scaling_config=ScalingConfig(
@@ -214,11 +222,3 @@ def _first_line(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[-1] if lines else type(cause).__name__
-
-
-def _run(config: dict[str, Any]) -> None:
-    """A worker's whole life."""
-    context = ray.train.get_context()
-    worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
-    logs.configure(worker.rank)
-    run_worker(config["plan"], worker, warned=lambda: ray.train.get_preemption_info() is not None)
