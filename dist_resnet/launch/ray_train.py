@@ -37,8 +37,8 @@ from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.trainer import LeanTrainer
+from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.storage import patiently
 from dist_resnet.train import checkpoint
 from dist_resnet.train.precision import check_precision
 

@@ -10,12 +10,13 @@ from typing import Any
 from dist_resnet.launch.page import pictures, run_card
 from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
 from dist_resnet.launch.progress import Progress
+from dist_resnet.patience import patiently
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.delivery import deliver
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Tail, read_journal
-from dist_resnet.tracking.storage import RunDirectory, patiently
+from dist_resnet.tracking.storage import RunDirectory
 
 logger = logging.getLogger(__name__)
 

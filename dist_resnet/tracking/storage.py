@@ -2,25 +2,18 @@
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.fs as pafs
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 RECIPE_FILE = "recipe.json"
 _LOCAL = ("file", "local")
 _CHUNK_BYTES = 16 << 20
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 
 def absolute_uri(uri: str) -> str:
@@ -175,36 +168,6 @@ class RunDirectory:
             raise ValueError(
                 f"storage {self.uri} cannot be written ({error}); give a writable path or URI: --execution.storage URI"
             ) from error
-
-
-def patiently(action: Callable[[], T], *, what: str, seconds: float, alive: Callable[[], None] = lambda: None) -> T:
-    """What `action` returns, tried again while the storage fails it, with one warning and one line on recovery.
-
-    `what` says in the log what fails, such as "the journal of /runs/a cannot be written". `alive` is called at each
-    try. Raises the last OSError after `seconds` of failures.
-    """
-    failing_since, pause = None, _FIRST_PAUSE_SECONDS
-    while True:
-        alive()
-        try:
-            found = action()
-        except OSError as error:
-            now = time.monotonic()
-            if failing_since is None:
-                failing_since = now
-                logger.warning("%s (%s); trying again for %.0f minutes", what, _one_line(error), seconds / 60)
-            if now - failing_since >= seconds:
-                raise
-            time.sleep(min(pause, max(0.01, failing_since + seconds - now)))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            continue
-        if failing_since is not None:
-            logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)
-        return found
-
-
-def _one_line(error: OSError) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _sync_folder(path: str) -> None:

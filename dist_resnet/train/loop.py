@@ -13,11 +13,12 @@ import torch
 
 from dist_resnet.data.loader import Loader
 from dist_resnet.model import build_model
+from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.run import Run
 from dist_resnet.tracking.stop import StopWatch
-from dist_resnet.tracking.storage import RunDirectory, patiently
+from dist_resnet.tracking.storage import RunDirectory
 from dist_resnet.tracking.system import System
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement

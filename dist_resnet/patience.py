@@ -1,0 +1,42 @@
+"""What fails for a while is tried again: storage, near or far, comes back more often than not."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
+
+
+def patiently(action: Callable[[], T], *, what: str, seconds: float, alive: Callable[[], None] = lambda: None) -> T:
+    """What `action` returns, tried again while the storage fails it, with one warning and one line on recovery.
+
+    `what` says in the log what fails, such as "the journal of /runs/a cannot be written". `alive` is called at each
+    try. Raises the last OSError after `seconds` of failures.
+    """
+    failing_since, pause = None, _FIRST_PAUSE_SECONDS
+    while True:
+        alive()
+        try:
+            found = action()
+        except OSError as error:
+            now = time.monotonic()
+            if failing_since is None:
+                failing_since = now
+                logger.warning("%s (%s); trying again for %.0f minutes", what, _one_line(error), seconds / 60)
+            if now - failing_since >= seconds:
+                raise
+            time.sleep(min(pause, max(0.01, failing_since + seconds - now)))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            continue
+        if failing_since is not None:
+            logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)
+        return found
+
+
+def _one_line(error: OSError) -> str:
+    return " ".join(str(error).split())[:300]
