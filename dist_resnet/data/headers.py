@@ -1,4 +1,7 @@
-"""Heights and widths of encoded pictures from their headers, as stored: EXIF orientation is ignored."""
+"""What encoded pictures say of themselves without being decoded: height and width, and whether they are cut short.
+
+Heights and widths are those stored: EXIF orientation is ignored.
+"""
 
 import io
 
@@ -9,6 +12,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _HEADER_BYTES = 1 << 16
+_JPEG_END, _TAIL_BYTES = b"\xff\xd9", 4096
 
 
 def picture_size(encoded: np.ndarray) -> tuple[int, int]:
@@ -26,15 +30,47 @@ def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     return size
 
 
+def flaw(encoded: np.ndarray) -> str | None:
+    """What is wrong with an encoded picture, uint8 [num_bytes], as far as its structure shows; None where it is whole.
+
+    A decoder that is asked for the upper part of a picture would not notice that the lower part is missing.
+    """
+    try:
+        picture_size(encoded)
+    except ValueError as error:
+        return str(error)
+    tail = encoded[-_TAIL_BYTES:].tobytes()
+    if encoded[:2].tobytes() == b"\xff\xd8":
+        if _JPEG_END not in tail and not _has_jpeg_end(encoded.tobytes()):
+            return "the JPEG is cut short: it has no end"
+    elif encoded[:8].tobytes() == _PNG and b"IEND" not in tail:
+        return "the PNG is cut short: it has no end"
+    return None
+
+
+def _has_jpeg_end(content: bytes) -> bool:
+    """Whether the end marker stands anywhere after the first scan begins; a thumbnail before it has one of its own."""
+    place = _find_segment(content, frozenset({0xDA}))
+    return place is not None and content.rfind(_JPEG_END, place) >= 0
+
+
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """Walks the JPEG's segments to its first frame header; None where none is reached."""
+    """Height and width of the JPEG's first frame; None where no frame header is reached."""
+    place = _find_segment(head, _FRAMES)
+    if place is None:
+        return None
+    return (head[place + 5] << 8) | head[place + 6], (head[place + 7] << 8) | head[place + 8]
+
+
+def _find_segment(head: bytes, markers: frozenset[int]) -> int | None:
+    """Walks the JPEG's segments to the first with one of the markers."""
     place, end = 2, len(head) - 9
     while place <= end:
         if head[place] != 0xFF:
             return None
         marker = head[place + 1]
-        if marker in _FRAMES:
-            return (head[place + 5] << 8) | head[place + 6], (head[place + 7] << 8) | head[place + 8]
+        if marker in markers:
+            return place
         if marker == 0xFF:  # a fill byte
             place += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # a marker without a segment

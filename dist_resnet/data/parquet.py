@@ -1,30 +1,33 @@
 """Parquet shards in the Hugging Face layout as one indexed split, on local storage, S3 or GCS.
 
 A split is described by plain values (`Split`), so it can be pickled to workers; files are opened where row groups
-are read. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
+are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
 """
 
+import base64
 import fnmatch
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
-import threading
-from collections import OrderedDict
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.data.ranges import Access, RangeReader, filesystem_of, one_line
+
 _IMAGE_COLUMNS = ("image", "img")
 _TAIL_BYTES = 1 << 16
-_OPEN_FILES_PER_THREAD = 8
-_open_files = threading.local()
+PLACES_KEY = b"dist_resnet.pictures"
+"""Key in a prepared shard's footer of the base64 of the zlib of its pictures' places: little-endian int64 [3, rows]."""
+_HERE = Access()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,8 @@ class Split:
     """Names of the classes from the schema's `huggingface` metadata; they may hold duplicates."""
     image_column: str
     """`image` or `img`."""
+    footers: tuple[bytes, ...]
+    """The shards' footers."""
     digest: str
     """sha256 (hex) over the shards' footers in listing order; names and places of files take no part."""
     label_range: tuple[int, int]
@@ -68,9 +73,12 @@ class Split:
         """The shard that picture `index` lies in, and its row there. Raises IndexError outside the split."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"picture {index} is outside of 0 .. {self.num_images - 1}")
-        group = int(np.searchsorted(self.group_first, index, side="right")) - 1
-        first_of_shard = self.group_first[np.searchsorted(self.group_shard, self.group_shard[group])]
-        return self.shards[self.group_shard[group]], int(index - first_of_shard)
+        shard = int(self.group_shard[np.searchsorted(self.group_first, index, side="right") - 1])
+        return self.shards[shard], index - self.first_index(shard)
+
+    def first_index(self, shard: int) -> int:
+        """The index of the first picture of a shard."""
+        return int(self.group_first[np.searchsorted(self.group_shard, shard)])
 
     def check_labels(self, num_classes: int) -> None:
         """Raises ValueError, naming file and row, where a label is outside of 0 .. num_classes - 1."""
@@ -143,48 +151,77 @@ def open_split(uri: str) -> Split:
         group_first=np.cumsum(rows) - rows,
         class_names=heads[0].class_names,
         image_column=heads[0].image_column,
+        footers=tuple(head.footer for head in heads),
         digest=digest.hexdigest(),
         label_range=(min(low for low, _ in filled), max(high for _, high in filled)),
         shard_labels=tuple(head.labels for head in heads),
     )
 
 
-def read_row_group(split: Split, number: int) -> RowGroup:
-    """Reads row group `number` of the split. Raises ValueError, naming the file, where it cannot be read."""
-    shard = split.shards[split.group_shard[number]]
-    try:
-        table = _open_shard(split.uri, shard).read_row_group(
-            int(split.group_number[number]), columns=[f"{split.image_column}.bytes", "label"], use_threads=False
+class ShardReader:
+    """Reads row groups of a split, each with one range of its shard; used by many threads at once."""
+
+    def __init__(self, split: Split, access: Access = _HERE) -> None:
+        """`access`: how what lies on an object store is read."""
+        self._split = split
+        self._ranges = RangeReader(split.uri, access)
+
+    def read(self, number: int) -> RowGroup:
+        """Row group `number` of the split. Raises ValueError, naming the file, where it cannot be read.
+
+        The pictures of shards that say in their footer where each lies are views of the file itself; others are
+        copied out of Parquet's pages.
+        """
+        split = self._split
+        shard, first = int(split.group_shard[number]), int(split.group_first[number])
+        footer, path = split.footers[shard], split.shards[shard]
+        try:
+            places = _picture_places(footer)
+            if places is None:
+                images, labels = self._from_pages(shard, int(split.group_number[number]))
+            else:
+                row = first - split.first_index(shard)
+                images, labels = self._from_places(shard, places[:, row : row + int(split.group_rows[number])])
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
+                "replace the file by an intact copy"
+            ) from error
+        return RowGroup(first, images, labels)
+
+    def _from_places(self, shard: int, places: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Pictures and labels of the rows whose places in the file these are: int64 [3, rows]."""
+        starts, lengths, labels = places
+        begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
+        content = self._read(shard, begin, end - begin)
+        if len(content) != end - begin:
+            raise OSError(f"the file ends before byte {end}")
+        bounds = zip((starts - begin).tolist(), (starts - begin + lengths).tolist(), strict=True)
+        return [content[low:high] for low, high in bounds], labels.copy()
+
+    def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Pictures and labels of a row group, as Parquet has encoded them."""
+        split = self._split
+        metadata = _metadata(split.footers[shard])
+        begin, end = _extent(metadata.row_group(group))
+        part = _Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
+        table = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=metadata).read_row_group(
+            group, columns=[f"{split.image_column}.bytes", "label"], use_threads=False
         )
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"row group {split.group_number[number]} of {shard} cannot be read ({_one_line(error)}); "
-            "replace the file by an intact copy"
-        ) from error
-    first = int(split.group_first[number])
-    images = [view for chunk in table.column(0).chunks for view in _views(chunk)]
-    labels = table.column(1)
-    if missing := [row for row, image in enumerate(images) if image is None]:
-        file, row = split.locate(first + missing[0])
-        raise ValueError(f"{file} row {row} has no picture bytes; write the shards with the bytes embedded")
-    if labels.null_count:
-        raise ValueError(f"row group {split.group_number[number]} of {shard} has rows without a label")
-    return RowGroup(first, images, labels.to_numpy().astype(np.int64, copy=False))  # pyrefly: ignore
+        images = [view for chunk in table.column(0).chunks for view in _views(chunk)]
+        labels = table.column(1)
+        if labels.null_count:
+            raise pa.ArrowInvalid("it has rows without a label")
+        return images, labels.to_numpy().astype(np.int64, copy=False)
+
+    def _read(self, shard: int, start: int, length: int) -> np.ndarray:
+        split = self._split
+        return self._ranges.read(split.shards[shard], start, length, version=_version(split.footers[shard]))
 
 
-def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a local path or URI, and the path in it, wildcards included."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))  # a worker may run in another folder
-    location, question, options = uri.partition("?")
-    plain = location
-    if "*" in location or "[" in location:
-        plain = location[: min(location.find(mark) for mark in "*[" if mark in location)].rpartition("/")[0]
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(plain + question + options)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{uri} is not a local path, s3:// or gs:// URI ({_one_line(error)})") from error
-    return filesystem, (path + location[len(plain) :]).rstrip("/")
+def read_row_group(split: Split, number: int) -> RowGroup:
+    """Reads row group `number` of the split alone, as `ShardReader` does."""
+    return ShardReader(split).read(number)
 
 
 def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
@@ -197,7 +234,7 @@ def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
         selector = pafs.FileSelector(base or "/", allow_not_found=True, recursive="/" in pattern[len(base) + 1 :])
         entries = filesystem.get_file_info(selector)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{uri} cannot be listed ({_one_line(error)}); check the address and the access") from error
+        raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
     files = [entry.path for entry in entries if entry.type == pafs.FileType.File]
     # A wildcard stays within its folder, unlike fnmatch's.
     deep = {file for file in files if "**" in pattern or file.count("/") == pattern.count("/")}
@@ -212,14 +249,12 @@ def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
 def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
     """Reads and checks one shard's footer."""
     try:
-        footer = _read_footer(filesystem, shard)
-        # The footer alone makes a valid empty file, so one read of the tail is enough, on S3 too.
-        length = len(footer).to_bytes(4, "little")
-        metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
+        footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
+        metadata = _metadata(footer)
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{shard} cannot be read as Parquet ({_one_line(error)}); replace it by an intact copy"
+            f"{shard} cannot be read as Parquet ({one_line(error)}); replace it by an intact copy"
         ) from error
     column = _check_schema(shard, schema)
     rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
@@ -291,35 +326,76 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _open_shard(uri: str, shard: str) -> pq.ParquetFile:
-    """The shard as an open file of this thread; the least recently used one is closed past a small number."""
-    files: OrderedDict[tuple[str, str], pq.ParquetFile] = _open_files.__dict__.setdefault("files", OrderedDict())
-    key = (uri, shard)
-    if key not in files:
-        filesystem, _ = filesystem_of(uri)
-        local = isinstance(filesystem, pafs.LocalFileSystem)
-        source: Any = pa.memory_map(shard) if local else filesystem.open_input_file(shard)
-        files[key] = pq.ParquetFile(source, pre_buffer=not local)
-        while len(files) > _OPEN_FILES_PER_THREAD:
-            files.popitem(last=False)[1].close(force=True)
-    files.move_to_end(key)
-    return files[key]
+class _Part(io.RawIOBase):
+    """A file of which only one part is at hand, and its footer."""
+
+    def __init__(self, content: np.ndarray, begin: int, footer: bytes) -> None:
+        """`content`: uint8, from byte `begin` of the file on."""
+        self._content, self._begin = content, begin
+        self._tail = footer + len(footer).to_bytes(4, "little") + b"PAR1"
+        self._size = begin + len(content) + len(self._tail)
+        self._place = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> memoryview | bytes:
+        start = self._place - self._begin
+        stop = start + (size if size >= 0 else self._size)
+        self._place += max(0, min(stop, len(self._content)) - start)
+        return memoryview(self._content)[max(0, start) : stop]
 
 
-def _views(chunk: pa.StructArray) -> list[np.ndarray | None]:
-    """The values of the struct's `bytes` as uint8 views without a copy; None where a value is missing."""
+@functools.cache
+def _metadata(footer: bytes) -> pq.FileMetaData:
+    """What a footer says. It alone makes a valid empty file."""
+    length = len(footer).to_bytes(4, "little")
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
+
+
+@functools.cache
+def _picture_places(footer: bytes) -> np.ndarray | None:
+    """int64 [3, rows]: each picture's offset in the shard, its bytes and its label, where the footer tells them."""
+    text = (_metadata(footer).metadata or {}).get(PLACES_KEY)
+    if text is None:
+        return None
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").reshape(3, -1)
+
+
+@functools.cache
+def _version(footer: bytes) -> str:
+    return hashlib.sha256(footer).hexdigest()
+
+
+def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """The bytes of a row group in its file: first, last + 1."""
+    columns = [group.column(place) for place in range(group.num_columns)]
+    starts = [
+        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
+    ]
+    return min(starts), max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+
+
+def _views(chunk: pa.StructArray) -> list[np.ndarray]:
+    """The values of the struct's `bytes` as uint8 views without a copy; of no bytes where a value is missing."""
     values = chunk.field(0)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     _, offsets_buffer, data_buffer = values.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
-    views: list[np.ndarray | None] = [data[a:b] for a, b in itertools.pairwise(offsets)]
+    views = [data[a:b] for a, b in itertools.pairwise(offsets)]
     if chunk.null_count or values.null_count:
         valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
-        views = [view if ok else None for view, ok in zip(views, valid, strict=True)]
+        views = [view if ok else view[:0] for view, ok in zip(views, valid, strict=True)]
     return views
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
