@@ -52,7 +52,13 @@ def main() -> None:
     step = TrainStep(recipe, execution, worker, state)
     images = torch.randn(options.batch, 3, options.size, options.size, device=device)
     images = images.to(memory_format=torch.channels_last)
-    batch = Batch(images, torch.arange(options.batch, device=device) % 1000, np.arange(options.batch), 0)
+    batch = Batch(
+        images,
+        torch.arange(options.batch, device=device) % 1000,
+        np.arange(options.batch),
+        0,
+        torch.ones(options.batch, device=device),
+    )
     step([batch], 0.01)
     size = sum(tensor.nbytes for part in (state.weights(), state.momenta()) for tensor in part.values())
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

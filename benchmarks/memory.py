@@ -151,6 +151,7 @@ def timed(options: argparse.Namespace) -> str:
         torch.zeros(options.batch, dtype=torch.int64),
         np.arange(options.batch),
         0,
+        torch.ones(options.batch),
     )
     lines = []
     for precision in ("fp32", "bf16"):

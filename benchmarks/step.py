@@ -128,7 +128,8 @@ def _loop_step(options: argparse.Namespace, batch: int, device: torch.device, cl
     worker = Worker(rank=0, world_size=1, device=device)
     step = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
     images, labels = _pictures(batch, options.size, device, classes)
-    return lambda: step([Batch(images, labels, np.arange(batch), 0)], 0.01)
+    pictures = Batch(images, labels, np.arange(batch), 0, torch.ones(batch, device=device))
+    return lambda: step([pictures], 0.01)
 
 
 def _bare_step(

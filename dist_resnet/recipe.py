@@ -303,6 +303,12 @@ class Execution:
     """Where DALI decodes JPEGs; auto: where the model trains."""
     prefetch: int = 2
     """Ghost batches per worker that are read and decoded ahead."""
+    cache: str | None = None
+    """Folder on each machine's own disk for what was read from s3:// or gs://, kept between runs."""
+    cache_gigabytes: float = 50.0
+    """What that folder may hold."""
+    damaged_share: float = 0.001
+    """Share of the training pictures that may turn out to be damaged before the run stops with their list."""
     evaluation_batch: int = 128
     """Pictures per forward pass in evaluation."""
     log_every: int = 10
@@ -330,7 +336,9 @@ class Execution:
         for name in ("prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             _at_least(f"execution.{name}", getattr(self, name), 1)
         _at_least("execution.max_failures", self.max_failures, 0)
-        for name in ("checkpoint_minutes", "storage_minutes", "hang_minutes", "resize_minutes"):
+        if not 0 <= self.damaged_share <= 1:
+            raise ValueError(f"execution.damaged_share must be in 0 .. 1, got {self.damaged_share}")
+        for name in ("checkpoint_minutes", "storage_minutes", "hang_minutes", "resize_minutes", "cache_gigabytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"execution.{name} must be above 0, got {getattr(self, name)}")
         for name in ("cpus_per_worker", "trials_per_gpu"):

@@ -3,30 +3,31 @@
 import numpy as np
 import torch
 
-from dist_resnet.data.dali import Decoder, UndecodableError
-from dist_resnet.data.parquet import Split
-from dist_resnet.data.streams import damaged, whole_requests
+from dist_resnet.data.dali import Decoder
+from dist_resnet.data.parquet import ShardReader
+from dist_resnet.data.streams import whole_requests
 
 _BATCH = 256
 
 
 def load_pictures(
-    split: Split, size: int, *, device: torch.device, num_threads: int
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images]).
+    reader: ShardReader, size: int, *, device: torch.device, num_threads: int
+) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
+    """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], what is
+    wrong with the pictures of these indices, which are neutral ones instead).
 
-    Raises ValueError where a picture is not size x size or cannot be decoded.
+    Raises ValueError where a picture is not size x size.
     """
+    split = reader.split
     pictures = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)
     decoder = Decoder(max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"), ahead=2)
-    try:
-        for request, pixels in decoder.decode(whole_requests(split, size, _BATCH)):
-            pictures[torch.from_numpy(request.indices)] = pixels
-            labels[request.indices] = request.labels
-    except UndecodableError as error:
-        raise damaged(split, error.index, error.reason) from error
-    return pictures.to(device), labels
+    damaged = {}
+    for request, pixels in decoder.decode(whole_requests(reader, size, _BATCH)):
+        pictures[torch.from_numpy(request.indices)] = pixels
+        labels[request.indices] = request.labels
+        damaged |= {int(request.indices[place]): reason for place, reason in request.damaged.items()}
+    return pictures.to(device), labels, damaged
 
 
 def crop_pictures(

@@ -5,10 +5,12 @@ both are antialiased triangle filters, as PIL's is.
 """
 
 import contextlib
+import functools
+import io
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from nvidia.dali import fn, types
 from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,28 @@ class Request:
     """int64 [N]"""
     ghost: int
     """Which ghost batch of the step it is, -1 in evaluation."""
+    damaged: Mapping[int, str] = field(default_factory=dict)
+    """What is wrong with the pictures at these places, which `without` has replaced by a neutral one."""
+
+    def without(self, damaged: Mapping[int, str]) -> "Request":
+        """The request with the pictures at these places, given with what is wrong, replaced by a neutral one."""
+        if not damaged:
+            return self
+        images, windows = list(self.images), self.windows.copy()
+        for place in damaged:
+            images[place] = _NEUTRAL
+            windows[place] = (0, 0, *_NEUTRAL_SIZE)
+        return replace(self, images=images, windows=windows, damaged={**self.damaged, **damaged})
 
 
-class UndecodableError(ValueError):
-    """One picture of a request cannot be decoded."""
+def _neutral() -> np.ndarray:
+    encoded = io.BytesIO()
+    Image.new("RGB", _NEUTRAL_SIZE, "gray").save(encoded, "PNG")
+    return np.frombuffer(encoded.getvalue(), np.uint8)
 
-    def __init__(self, index: int, reason: str) -> None:
-        """`index`: the picture's index in the split; `reason`: the decoder's words."""
-        super().__init__(f"picture {index} cannot be decoded ({reason})")
-        self.index = index
-        self.reason = reason
+
+_NEUTRAL_SIZE = (8, 8)
+_NEUTRAL = _neutral()
 
 
 class Decoder:
@@ -56,19 +71,22 @@ class Decoder:
         self._device = device
         self._requests: Iterator[Request] = iter(())
         self._in_flight: deque[tuple[Request, tuple]] = deque()
-        self._pipeline = _build(max_batch, num_threads, device, ahead, source=self._next)
+        self._again: deque[Request] = deque()
+        self._build = functools.partial(_build, max_batch, num_threads, device, ahead, source=self._next)
+        self._pipeline = self._build()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._num_threads = num_threads
 
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
         """Yields each request with its pixels, uint8 [N, size, size, 3].
 
-        On a GPU they are filled on another stream than the caller's, and ready. Raises UndecodableError for the
-        first picture that cannot be decoded. A Decoder serves one call at a time, and no further one after a call
-        that did not reach its end.
+        On a GPU they are filled on another stream than the caller's, and ready. A picture that cannot be decoded is
+        replaced by a neutral one and told of in the request that is yielded. A Decoder serves one call at a time, and
+        no further one after a call that did not reach its end.
         """
         self._requests = requests
         self._in_flight.clear()
+        self._again.clear()
         with contextlib.closing(requests), ThreadPoolExecutor(self._num_threads, "dist_resnet-resize") as pool:
             while True:
                 try:
@@ -76,7 +94,8 @@ class Decoder:
                 except StopIteration:
                     break
                 except RuntimeError as error:
-                    raise self._explain(error) from error
+                    self._start_again(error)
+                    continue
                 # DALI reads the bytes of a request without a copy, so they are kept until its output is there.
                 request = self._in_flight[0][0]
                 pixels = self._resize(output, request, pool) if self._stream is None else self._take(output)
@@ -86,14 +105,18 @@ class Decoder:
 
     def _next(self) -> tuple:
         """The inputs of the next request, as the pipeline asks for them."""
-        request = next(self._requests)
+        request = self._again.popleft() if self._again else next(self._requests)
+        inputs = self._inputs(request)
+        self._in_flight.append((request, inputs))
+        return inputs
+
+    def _inputs(self, request: Request) -> tuple:
         windows = request.windows.astype(np.int32)
         inputs = (request.images, np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:]))
         if self._stream is not None:
             sizes = np.full((len(windows), 2), request.size, np.float32)
             sizes[request.flips, 1] *= -1  # a negative extent mirrors, at no cost
             inputs += (sizes,)
-        self._in_flight.append((request, inputs))
         return inputs
 
     def _take(self, output: TensorListGPU) -> torch.Tensor:
@@ -118,21 +141,33 @@ class Decoder:
             pass
         return pixels
 
-    def _explain(self, error: RuntimeError) -> Exception:
-        """The error that names the picture, found by decoding those in flight one by one."""
-        pictures = [
-            (request.indices[row], tuple([part[row]] for part in inputs))
-            for request, inputs in self._in_flight
-            for row in range(len(request.images))
-        ]
-        single = iter([inputs for _, inputs in pictures])
-        pipeline = _build(1, 1, self._device, 1, source=lambda: next(single))
-        for index, _ in pictures:
+    def _start_again(self, error: RuntimeError) -> None:
+        """Replaces what cannot be decoded in the requests in flight, and decodes them anew.
+
+        Raises RuntimeError where every picture can be decoded by itself.
+        """
+        requests = [request.without(self._undecodable(request)) for request, _ in self._in_flight]
+        if all(new is old for new, (old, _) in zip(requests, self._in_flight, strict=True)):
+            raise RuntimeError(f"DALI stopped ({_reason(error)})") from error
+        # A pipeline that has raised may be of no further use; another costs a tenth of a second. The old one goes
+        # before the bytes that it may still be reading.
+        self._pipeline = self._build()
+        self._in_flight.clear()
+        self._again.extendleft(reversed(requests))
+
+    def _undecodable(self, request: Request) -> dict[int, str]:
+        """The places in a request of the pictures that cannot be decoded, each with DALI's words for it."""
+        found = {}
+        inputs = self._inputs(request)
+        pictures = iter([tuple([part[place]] for part in inputs) for place in range(len(request.images))])
+        pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+        for place in range(len(request.images)):
             try:
                 pipeline.run()
-            except RuntimeError as reason:
-                return UndecodableError(int(index), _reason(reason))
-        return RuntimeError(f"DALI stopped ({_reason(error)})")
+            except RuntimeError as error:
+                found[place] = _reason(error)
+                pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+        return found
 
 
 def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, source) -> Pipeline:

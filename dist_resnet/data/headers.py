@@ -9,17 +9,18 @@ import numpy as np
 from PIL import Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _HEADER_BYTES = 1 << 16
-_JPEG_END, _TAIL_BYTES = b"\xff\xd9", 4096
+_JPEG_START, _JPEG_END, _TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 4096
 
 
 def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     """(height, width) of an encoded picture: uint8 [num_bytes]. Raises ValueError where it has no known header."""
     head = encoded[:_HEADER_BYTES].tobytes()
     size = None
-    if head[:2] == b"\xff\xd8":
+    if head[:2] == _JPEG_START:
         size = _jpeg_size(head) or (_jpeg_size(encoded.tobytes()) if len(encoded) > len(head) else None)
     elif head[:8] == _PNG and len(head) >= 24:
         size = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
@@ -30,22 +31,17 @@ def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     return size
 
 
-def flaw(encoded: np.ndarray) -> str | None:
-    """What is wrong with an encoded picture, uint8 [num_bytes], as far as its structure shows; None where it is whole.
+def check_whole(encoded: np.ndarray) -> None:
+    """Raises ValueError where an encoded picture, uint8 [num_bytes], is cut short.
 
     A decoder that is asked for the upper part of a picture would not notice that the lower part is missing.
     """
-    try:
-        picture_size(encoded)
-    except ValueError as error:
-        return str(error)
     tail = encoded[-_TAIL_BYTES:].tobytes()
-    if encoded[:2].tobytes() == b"\xff\xd8":
+    if encoded[:2].tobytes() == _JPEG_START:
         if _JPEG_END not in tail and not _has_jpeg_end(encoded.tobytes()):
-            return "the JPEG is cut short: it has no end"
-    elif encoded[:8].tobytes() == _PNG and b"IEND" not in tail:
-        return "the PNG is cut short: it has no end"
-    return None
+            raise ValueError("the JPEG is cut short: it has no end")
+    elif encoded[:8].tobytes() == _PNG and _PNG_END not in tail:
+        raise ValueError("the PNG is cut short: it has no end")
 
 
 def _has_jpeg_end(content: bytes) -> bool:

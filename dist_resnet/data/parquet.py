@@ -163,7 +163,7 @@ class ShardReader:
 
     def __init__(self, split: Split, access: Access = _HERE) -> None:
         """`access`: how what lies on an object store is read."""
-        self._split = split
+        self.split = split
         self._ranges = RangeReader(split.uri, access)
 
     def read(self, number: int) -> RowGroup:
@@ -172,7 +172,7 @@ class ShardReader:
         The pictures of shards that say in their footer where each lies are views of the file itself; others are
         copied out of Parquet's pages.
         """
-        split = self._split
+        split = self.split
         shard, first = int(split.group_shard[number]), int(split.group_first[number])
         footer, path = split.footers[shard], split.shards[shard]
         try:
@@ -182,7 +182,7 @@ class ShardReader:
             else:
                 row = first - split.first_index(shard)
                 images, labels = self._from_places(shard, places[:, row : row + int(split.group_rows[number])])
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(
                 f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
                 "replace the file by an intact copy"
@@ -201,7 +201,7 @@ class ShardReader:
 
     def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Pictures and labels of a row group, as Parquet has encoded them."""
-        split = self._split
+        split = self.split
         metadata = _metadata(split.footers[shard])
         begin, end = _extent(metadata.row_group(group))
         part = _Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
@@ -215,7 +215,7 @@ class ShardReader:
         return images, labels.to_numpy().astype(np.int64, copy=False)
 
     def _read(self, shard: int, start: int, length: int) -> np.ndarray:
-        split = self._split
+        split = self.split
         return self._ranges.read(split.shards[shard], start, length, version=_version(split.footers[shard]))
 
 
@@ -353,7 +353,7 @@ class _Part(io.RawIOBase):
         start = self._place - self._begin
         stop = start + (size if size >= 0 else self._size)
         self._place += max(0, min(stop, len(self._content)) - start)
-        return memoryview(self._content)[max(0, start) : stop]
+        return self._content.data[max(0, start) : stop]
 
 
 @functools.cache

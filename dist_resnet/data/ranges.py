@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"dist_resnet.range.1\n"
 _HEADER_BYTES = 64
-_OPEN_FILES = 512
+_OPEN_FILES = 128
 # Room is made for this share of the limit, and looked for again once a process has added so much of the limit.
 _SLACK, _UNTIL_NEXT_LOOK = 0.1, 0.01
 
@@ -56,7 +57,7 @@ class RangeReader:
         self._cache = None
         if access.cache and not self.is_local:
             self._cache = RangeCache(Path(access.cache).expanduser(), access.cache_bytes)
-        self._files: OrderedDict[str, object] = OrderedDict()
+        self._files: OrderedDict[str, Any] = OrderedDict()
         self._lock, self._retrying = threading.Lock(), threading.Lock()
 
     def read(self, path: str, start: int, length: int, *, version: str) -> np.ndarray:
@@ -66,7 +67,7 @@ class RangeReader:
         OSError once the store has failed for as long as the access allows, or where the file is too short.
         """
         if self.is_local:
-            return self._mapped(path)[start : start + length]
+            return self._mapped(path, start, length)
         if self._cache is None:
             return self._fetch(path, start, length)
         key = f"{version} {start} {length}"
@@ -95,31 +96,30 @@ class RangeReader:
             raise OSError(f"{path} ends {length - len(content)} bytes before byte {start + length}")
         return np.frombuffer(content, np.uint8)
 
-    def _opened(self, path: str):
-        """The file as pyarrow opens it, which on an object store costs a request."""
+    def _opened(self, path: str) -> Any:
+        """A local file as it is mapped, another as pyarrow opens it, which on an object store costs a request."""
         with self._lock:
             if path in self._files:
                 self._files.move_to_end(path)
                 return self._files[path]
-        file = self._filesystem.open_input_file(path)
-        return self._keep(path, file)
-
-    def _mapped(self, path: str) -> np.ndarray:
-        """A local file in memory, page by page as it is touched: uint8 [its size]."""
-        with self._lock:
-            if path in self._files:
-                self._files.move_to_end(path)
-                return self._files[path]  # pyrefly: ignore
-        with open(path, "rb") as file:
-            mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return self._keep(path, mapped)
-
-    def _keep(self, path: str, file):
+        if self.is_local:
+            with open(path, "rb") as source:
+                file: Any = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        else:
+            file = self._filesystem.open_input_file(path)
         with self._lock:
             self._files[path] = file
             while len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)
         return file
+
+    def _mapped(self, path: str, start: int, length: int) -> np.ndarray:
+        """A part of a local file in memory, which the kernel is asked to read ahead of its use."""
+        mapped = self._opened(path)
+        first_page, end = start - start % mmap.PAGESIZE, min(start + length, len(mapped))
+        if first_page < end:
+            mapped.madvise(mmap.MADV_WILLNEED, first_page, end - first_page)
+        return np.frombuffer(mapped, np.uint8)[start : start + length]
 
 
 @dataclass
@@ -152,7 +152,7 @@ class RangeCache:
         try:
             with partial.open("wb") as file:
                 file.write(_header(content))
-                file.write(content)
+                file.write(content.data)
             partial.replace(path)
         except OSError as error:
             if not self._failing:
@@ -209,7 +209,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _header(content: np.ndarray) -> bytes:
-    fields = _MAGIC + len(content).to_bytes(8, "little") + zlib.crc32(content).to_bytes(4, "little")
+    fields = _MAGIC + len(content).to_bytes(8, "little") + zlib.crc32(content.data).to_bytes(4, "little")
     return fields.ljust(_HEADER_BYTES, b"\0")
 
 

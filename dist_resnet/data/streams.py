@@ -14,9 +14,9 @@ import numpy as np
 
 from dist_resnet.data import augment as augmentation
 from dist_resnet.data.dali import Request
-from dist_resnet.data.headers import picture_size
+from dist_resnet.data.headers import check_whole, picture_size
 from dist_resnet.data.order import WindowedOrder
-from dist_resnet.data.parquet import RowGroup, Split, read_row_group
+from dist_resnet.data.parquet import RowGroup, ShardReader
 from dist_resnet.recipe import Recipe
 
 _READERS = 8
@@ -26,9 +26,11 @@ _EVALUATION_AHEAD = 4
 class _Window:
     """A window of a stream: its shuffled order, and its row groups as far as they have been asked for."""
 
-    def __init__(self, pool: ThreadPoolExecutor, split: Split, order: WindowedOrder, stream: int, number: int) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, stream: int, number: int
+    ) -> None:
         self.number = number
-        self._pool, self._split = pool, split
+        self._pool, self._reader = pool, reader
         self._content = order.window(stream, number)
         self._groups: list[Future[RowGroup]] = []
 
@@ -36,7 +38,7 @@ class _Window:
         """Asks for this share of the row groups, rounded up."""
         groups = self._content.row_groups
         for place in range(len(self._groups), int(np.ceil(share * len(groups)))):
-            self._groups.append(self._pool.submit(read_row_group, self._split, int(groups[place])))
+            self._groups.append(self._pool.submit(self._reader.read, int(groups[place])))
 
     def pictures(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
         """(index, encoded bytes, label) of the pictures at places start .. stop - 1; waits for their row groups."""
@@ -53,8 +55,8 @@ class _Window:
 class _Stream:
     """The pictures of one ghost batch of every step, from a given step on."""
 
-    def __init__(self, pool: ThreadPoolExecutor, split: Split, order: WindowedOrder, ghost: int) -> None:
-        self._source = (pool, split, order, ghost)
+    def __init__(self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, ghost: int) -> None:
+        self._source = (pool, reader, order, ghost)
         self._order, self._ghost = order, ghost
         self._window: _Window | None = None
         self._following: _Window | None = None
@@ -84,11 +86,14 @@ class _Stream:
 
 
 def training_requests(
-    recipe: Recipe, split: Split, epoch: int, start_step: int, ghosts: list[int]
+    recipe: Recipe, reader: ShardReader, epoch: int, start_step: int, ghosts: list[int]
 ) -> Generator[Request]:
-    """Yields the requests of the given ghost batches of each step from `start_step` on, step by step."""
+    """Yields the requests of the given ghost batches of each step from `start_step` on, step by step.
+
+    Here as below, bytes that are no whole picture are replaced by a neutral one and told of in the request.
+    """
     order = WindowedOrder(
-        split.group_rows,
+        reader.split.group_rows,
         global_batch=recipe.global_batch,
         ghost_batch=recipe.ghost_batch,
         seed=recipe.seed,
@@ -97,65 +102,63 @@ def training_requests(
     if start_step >= order.steps_per_epoch:
         return
     with _readers() as pool:
-        streams = {ghost: _Stream(pool, split, order, ghost) for ghost in ghosts}
+        streams = {ghost: _Stream(pool, reader, order, ghost) for ghost in ghosts}
         for stream in streams.values():
             stream.start(start_step)
         for step in range(start_step, order.steps_per_epoch):
             for ghost, stream in streams.items():
-                yield _training_request(recipe, split, epoch, ghost, stream.ghost_batch(step))
+                yield _training_request(recipe, epoch, ghost, stream.ghost_batch(step))
 
 
 def evaluation_requests(
-    split: Split, start: int, stop: int, crop: int, shorter_side: int, batch: int
+    reader: ShardReader, start: int, stop: int, crop: int, shorter_side: int, batch: int
 ) -> Generator[Request]:
     """Yields requests for the pictures start .. stop - 1 of the split, in order, at most `batch` in each."""
-    for pictures in _batches(split, start, stop, batch):
+    for pictures in _batches(reader, start, stop, batch):
         indices, images, labels = _columns(pictures)
-        heights, widths = picture_sizes(split, images, indices)
+        heights, widths, damaged = picture_sizes(images)
         windows = augmentation.evaluation_windows(heights, widths, crop, shorter_side)
-        yield Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
+        request = Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
+        yield request.without(damaged)
 
 
-def whole_requests(split: Split, size: int, batch: int) -> Generator[Request]:
+def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
     """Yields requests for every picture as it is. Raises ValueError where one is not size x size."""
-    for pictures in _batches(split, 0, split.num_images, batch):
+    split = reader.split
+    for pictures in _batches(reader, 0, split.num_images, batch):
         indices, images, labels = _columns(pictures)
-        heights, widths = picture_sizes(split, images, indices)
-        if len(other := np.flatnonzero((heights != size) | (widths != size))):
-            file, row = split.locate(int(indices[other[0]]))
+        heights, widths, damaged = picture_sizes(images)
+        fits = (heights == size) & (widths == size)
+        fits[list(damaged)] = True
+        if not fits.all():
+            other = int(np.flatnonzero(~fits)[0])
+            file, row = split.locate(int(indices[other]))
             raise ValueError(
-                f"the picture in {file} row {row} is {widths[other[0]]} x {heights[other[0]]}; augment.kind pad "
+                f"the picture in {file} row {row} is {widths[other]} x {heights[other]}; augment.kind pad "
                 f"needs pictures of {size} x {size} (augment.size): change --augment.size or --augment.kind"
             )
         windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
-        yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1)
+        yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1).without(damaged)
 
 
-def picture_sizes(split: Split, images: list[np.ndarray], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heights and widths, int64 [N] each. Raises ValueError, naming file and row, for bytes that are no picture."""
-    sizes = np.empty((len(images), 2), np.int64)
+def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture."""
+    sizes = np.ones((len(images), 2), np.int64)
+    damaged = {}
     for place, image in enumerate(images):
         try:
             sizes[place] = picture_size(image)
+            check_whole(image)
         except ValueError as error:
-            raise damaged(split, int(indices[place]), str(error)) from None
-    return sizes[:, 0], sizes[:, 1]
+            damaged[place] = str(error)
+    return sizes[:, 0], sizes[:, 1], damaged
 
 
-def damaged(split: Split, index: int, reason: str) -> ValueError:
-    """The error for a picture that cannot be decoded."""
-    file, row = split.locate(index)
-    return ValueError(
-        f"the picture in {file} row {row} cannot be decoded ({reason}); "
-        "repair or remove that row and write the shard anew"
-    )
-
-
-def _batches(split: Split, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
+def _batches(reader: ShardReader, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
     """(index, encoded bytes, label) of the pictures start .. stop - 1, in lists of at most `batch`."""
     with _readers() as pool:
         waiting: list[tuple[int, np.ndarray, int]] = []
-        for group in _sequential(pool, split, start, stop):
+        for group in _sequential(pool, reader, start, stop):
             low, high = max(start - group.first_index, 0), min(stop - group.first_index, len(group.labels))
             for row in range(low, high):
                 waiting.append((group.first_index + row, group.images[row], int(group.labels[row])))
@@ -166,14 +169,15 @@ def _batches(split: Split, start: int, stop: int, batch: int) -> Iterator[list[t
             yield waiting
 
 
-def _sequential(pool: ThreadPoolExecutor, split: Split, start: int, stop: int) -> Iterator[RowGroup]:
+def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, start: int, stop: int) -> Iterator[RowGroup]:
     """The row groups that hold pictures start .. stop - 1, a few of them read ahead."""
+    split = reader.split
     ends = split.group_first + split.group_rows
     wanted = deque(np.flatnonzero((ends > start) & (split.group_first < stop)).tolist())
     reading: deque[Future[RowGroup]] = deque()
     while wanted or reading:
         while wanted and len(reading) <= _EVALUATION_AHEAD:
-            reading.append(pool.submit(read_row_group, split, wanted.popleft()))
+            reading.append(pool.submit(reader.read, wanted.popleft()))
         yield reading.popleft().result()
 
 
@@ -187,14 +191,12 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _training_request(
-    recipe: Recipe, split: Split, epoch: int, ghost: int, pictures: list[tuple[int, np.ndarray, int]]
-) -> Request:
+def _training_request(recipe: Recipe, epoch: int, ghost: int, pictures: list[tuple[int, np.ndarray, int]]) -> Request:
     indices, images, labels = _columns(pictures)
-    heights, widths = picture_sizes(split, images, indices)
+    heights, widths, damaged = picture_sizes(images)
     windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
     flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
-    return Request(images, windows, flips, recipe.augment.size, indices, labels, ghost)
+    return Request(images, windows, flips, recipe.augment.size, indices, labels, ghost).without(damaged)
 
 
 def _columns(pictures: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

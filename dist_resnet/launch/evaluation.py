@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.loader import Damaged, open_loader
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import local
 from dist_resnet.recipe import Evaluation, Execution, Recipe
@@ -20,6 +21,8 @@ from dist_resnet.train import checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.loop import create_state
+
+logger = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
 
@@ -112,11 +115,16 @@ def _evaluate(
         small, execution, split, split, rank=worker.rank, world_size=worker.world_size, device=worker.device
     )
     try:
-        metrics = evaluate_crops(recipe, state.model, loader, execution, worker)
+        metrics = evaluate_crops(recipe, state.model, loader, execution, worker, name_damaged=_name_damaged)
     finally:
         loader.close()
     if worker.rank == 0:
         outcome.write_text(json.dumps(metrics))
+
+
+def _name_damaged(pictures: Sequence[Damaged]) -> None:
+    for picture in pictures:
+        logger.warning("the picture %s cannot be decoded and counts as an error", picture)
 
 
 def _weights_of_run(directory: RunDirectory, folder: str) -> Weights:

@@ -53,7 +53,7 @@ def _random_batch(num_images: int, recipe: Recipe, ghost: int, device: torch.dev
     size = recipe.augment.size
     images = torch.randn(num_images, 3, size, size, device=device)
     labels = torch.zeros(num_images, dtype=torch.int64, device=device)
-    return Batch(images, labels, np.arange(num_images), ghost)
+    return Batch(images, labels, np.arange(num_images), ghost, torch.ones(num_images, device=images.device))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -64,6 +64,9 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     if summary["status"] == "stopped":
         logger.info("stopped after step %d of %d; the same command goes on there", summary["steps"], plan.num_steps)
         return summary
+    if summary["status"] == "too_damaged":
+        logger.error("%s; repair the data, or allow more and run the same command", summary["reason"])
+        return summary
     summary["mlflow_run_id"] = sink.run_id
     patiently(
         lambda: plan.directory.write_json(SUMMARY_FILE, summary),
@@ -143,12 +146,14 @@ def read_outcome(plan: Plan) -> dict[str, Any]:
     """The summary, from the journal's last record. Raises RuntimeError where that ends no run."""
     plan.directory.check_present()
     last = (read_journal(plan.directory) or [{"kind": "none"}])[-1]
-    if last["kind"] not in ("finished", "diverged", "stopped"):
+    if last["kind"] not in ("finished", "diverged", "too_damaged", "stopped"):
         raise RuntimeError(f"the workers returned, but the journal of {plan.directory.uri} has no end")
     outcome = {"status": last["kind"], "steps": last.get("steps", last.get("step"))}
     outcome |= {
         key: last.get(key) for key in ("epochs", "top1_error", "top5_error", "images_per_second", "weights_sha256")
     }
+    if "reason" in last:
+        outcome["reason"] = last["reason"]
     model = last.get("model")
     return outcome | {
         "fingerprint": plan.recipe.fingerprint(),

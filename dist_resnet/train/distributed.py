@@ -4,11 +4,14 @@ Works alike under Ray Train, under processes of our own and, with one worker, wi
 """
 
 import inspect
+import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 _DDP = torch.nn.parallel.DistributedDataParallel
 # Rank 0's buffers are given out before evaluations, not before every forward pass; newer torch renamed the option.
@@ -37,6 +40,14 @@ class Worker:
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return int(tensor)
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of every worker, by rank."""
+        if self.world_size == 1:
+            return items
+        lists: list[Any] = [None] * self.world_size
+        dist.all_gather_object(lists, items)
+        return list(itertools.chain.from_iterable(lists))
 
     def broadcast_buffers(self, model: torch.nn.Module) -> None:
         """Gives every worker rank 0's buffers: BN's running statistics, which follow ghost batch 0."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-# Forward and backward pass of one ghost batch: (images, labels) -> float64 [3], adding to the gradients.
-Pass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Forward and backward pass of one ghost batch: (images, labels, weights) -> float64 [3], adding to the gradients.
+Pass = Callable[..., torch.Tensor]
 
 # Libraries choose their algorithms and allocate their workspaces in the first passes, which must not be recorded.
 _WARM_UPS = 3
@@ -21,25 +21,25 @@ class GraphedPass:
     them with `set_to_none=False`. Masks drawn within follow the seed that is set ahead of each call.
     """
 
-    def __init__(self, run: Pass, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self._images, self._labels = images.clone(), labels.clone()
+    def __init__(self, run: Pass, *inputs: torch.Tensor) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._totals = run(self._images, self._labels)
+            self._totals = run(*self._inputs)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Replays the pass on these pictures. The next call overwrites the tensor returned."""
-        self._images.copy_(images)
-        self._labels.copy_(labels)
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Replays the pass on these inputs. The next call overwrites the tensor returned."""
+        for own, tensor in zip(self._inputs, inputs, strict=True):
+            own.copy_(tensor)
         self._graph.replay()
         return self._totals
 
 
-def warm_up(run: Pass, images: torch.Tensor, labels: torch.Tensor) -> None:
+def warm_up(run: Pass, *inputs: torch.Tensor) -> None:
     """Runs a pass on a stream of its own, ahead of recording; what it adds to gradients is the caller's to undo."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
-            run(images, labels)
+            run(*inputs)
     torch.cuda.current_stream().wait_stream(stream)

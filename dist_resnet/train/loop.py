@@ -22,6 +22,7 @@ from dist_resnet.tracking.storage import RunDirectory
 from dist_resnet.tracking.system import System
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
+from dist_resnet.train.damage import DamageRecord, TooDamagedError
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
@@ -60,11 +61,12 @@ def train(
 ) -> None:
     """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
 
-    The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, or with
-    `stopped` where `stop.request` asked for it. `evaluated` is called with the step and the metrics after each
-    evaluation is recorded. `warned` says whether machines are about to be taken away, the same on every worker, which
-    call it together; a checkpoint is made at once then. Raises OSError once the storage has failed for longer than
-    the execution allows, and ValueError where there are checkpoints and none is whole.
+    The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, with
+    `too_damaged` where too many pictures were, or with `stopped` where `stop.request` asked for it. `evaluated` is
+    called with the step and the metrics after each evaluation is recorded. `warned` says whether machines are about to
+    be taken away, the same on every worker, which call it together; a checkpoint is made at once then. Raises OSError
+    once the storage has failed for longer than the execution allows, and ValueError where there are checkpoints and
+    none is whole.
     """
     with Watchdog(60 * execution.hang_minutes) as watchdog:
         watchdog.alive(starting=True)
@@ -74,6 +76,9 @@ def train(
         except DivergedError as error:
             logger.error("stopped: %s", error)
             session.end("diverged", step=error.step)
+        except TooDamagedError as error:
+            logger.error("stopped: %s", error)
+            session.end("too_damaged", step=session.step, reason=str(error))
         except StopRequestedError:
             session.end("stopped", step=session.step)
         finally:
@@ -110,9 +115,13 @@ class Session:
         resume(self._state, directory, worker, patience_seconds=patience_seconds, alive=watchdog.alive)
 
         self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
+        records = self._patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
+        self._damage = DamageRecord(
+            worker, self._journal, images=loader.num_images, share=execution.damaged_share, records=records
+        )
         self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
-        self._writer = self._checkpoint_writer() if worker.rank == 0 else None
+        self._writer = self._checkpoint_writer(records) if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
             worker,
@@ -161,6 +170,7 @@ class Session:
             rate = learning_rate(recipe.schedule, state.step, self._total)
             totals = self._step(ghost_batches, rate)
             self._watchdog.alive()
+            self._damage.add(ghost_batches)
             self._meter.add(
                 state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
             )
@@ -170,7 +180,8 @@ class Session:
             scheduled = self._is_evaluated() or state.step % execution.checkpoint_every == 0
             saved = scheduled or decision.save or decision.stop
             if saved or state.step % execution.log_every == 0:
-                self._meter.flush()
+                if self._meter.flush():
+                    self._damage.tell(state.step)
                 self._journal.metrics(state.step, self._system.sample())
 
             # Save before evaluating: an evaluation can be repeated, steps should not be.
@@ -195,14 +206,13 @@ class Session:
         if self._writer:
             self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
 
-    def _checkpoint_writer(self) -> CheckpointWriter:
+    def _checkpoint_writer(self, records: list[dict[str, Any]]) -> CheckpointWriter:
         execution = self._execution
-        earlier = self._patiently(lambda: history(read_journal(self._directory)), "cannot be read")
         return CheckpointWriter(
             self._directory,
             self._journal,
             keep=execution.keep_checkpoints,
-            errors={step: error for step, _, error in earlier.get("val/top1_error", [])},
+            errors={step: error for step, _, error in history(records).get("val/top1_error", [])},
             patience_seconds=60 * execution.storage_minutes,
         )
 
@@ -220,6 +230,7 @@ class Session:
             self._worker,
             tell=self._tell_evaluation,
             confusion=confusion,
+            name_damaged=self._damage.name_validation,
         )
         self._show.confusion(confusion)
         self._journal.metrics(self._state.step, self._metrics)

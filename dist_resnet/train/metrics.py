@@ -29,7 +29,7 @@ class StepMeter:
         self._worker, self._run = worker, run
         self._steps: list[tuple[int, dict[str, float]]] = []
         self._totals: list[torch.Tensor] = []
-        self._images = 0
+        self._images, self._expected = 0, 0
         self._seconds = 0.0
         self._input = _InputWatch()
         self._since = time.perf_counter()
@@ -45,6 +45,7 @@ class StepMeter:
         seconds, self._since = now - self._since, now
         self._totals.append(totals)
         self._images += images
+        self._expected += images
         self._seconds += seconds
         self._input.add(data_seconds, seconds)
         values = {
@@ -55,23 +56,27 @@ class StepMeter:
         }
         self._steps.append((step, values))
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Records the steps added since the last call; all workers call it together.
 
-        Raises DivergedError, after recording, on the first loss that is not finite.
+        Returns how many pictures of theirs, on all workers, were damaged. Raises DivergedError, after recording, on
+        the first loss that is not finite.
         """
-        diverged = None
+        diverged, counted = None, 0.0
         if self._steps:
             totals = self._worker.sum(torch.stack(self._totals)).tolist()
             for (step, values), (loss, errors, images) in zip(self._steps, totals, strict=True):
-                means = {"train/loss": loss / images, "train/top1_error": errors / images}
+                counted += images
+                means = {"train/loss": loss / max(images, 1), "train/top1_error": errors / max(images, 1)}
                 self._run.metrics(step, means | values)
                 if diverged is None and not math.isfinite(loss):
                     diverged = DivergedError(step, loss)
-            self._steps.clear()
-            self._totals.clear()
+        expected, self._expected = self._expected, 0
+        self._steps.clear()
+        self._totals.clear()
         if diverged is not None:
             raise diverged
+        return round(expected - counted)
 
     @property
     def images_per_second(self) -> float:

@@ -36,7 +36,7 @@ class TrainStep:
         """Takes the step numbered `state.step` and counts it.
 
         `batches` are this worker's ghost batches in rising order. Returns this worker's float64 [3] on the device:
-        the sum of the losses, the number of top-1 errors, the number of pictures.
+        the sum of the losses, the number of top-1 errors, the number of pictures, all but those of weight 0.
         """
         state = self._state
         state.model.train()
@@ -49,7 +49,7 @@ class TrainStep:
             with self._running_statistics(batch.ghost == 0), self._reduction(last):
                 self._seed_masks(batch.ghost)
                 run = self._graphs.get(batch.ghost == 0, self._forward_backward)
-                totals += run(batch.images, batch.labels)
+                totals += run(batch.images, batch.labels, batch.weights)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=not self._is_graphed)
@@ -60,15 +60,17 @@ class TrainStep:
         if self._recipe.model.shortcut == "dropout":
             torch.manual_seed(_dropout_seed(self._recipe.seed, self._state.step, ghost))
 
-    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         recipe = self._recipe
         with autocast(self._execution, self._worker.device):
             logits = self._parallel(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            losses = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        total = (losses * weights).sum()
         with held_statistics(self._norms) if self._execution.recompute else contextlib.nullcontext():
-            self._state.scaler.scale(loss / recipe.num_ghost_batches).backward()
-        errors = (logits.argmax(dim=1) != labels).sum()
-        return torch.stack((loss.detach().double() * len(labels), errors.double(), errors.new_full((), len(labels))))
+            # By all pictures of a step, so that a damaged one does not change the weight of the others.
+            self._state.scaler.scale(total / recipe.global_batch).backward()
+        errors = ((logits.argmax(dim=1) != labels) * weights).sum()
+        return torch.stack((total.detach().double(), errors.double(), weights.sum().double()))
 
     def _settle_buckets(self) -> None:
         """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank pictures
@@ -82,7 +84,8 @@ class TrainStep:
             images = images.to(memory_format=torch.channels_last)
         self._state.model.train()
         with self._running_statistics(False):
-            self._forward_backward(images, torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device))
+            labels = torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device)
+            self._forward_backward(images, labels, torch.ones(recipe.ghost_batch, device=device))
         self._state.optimizer.zero_grad()
 
     @property
@@ -94,10 +97,10 @@ class TrainStep:
         for parameter in self._state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         with self._running_statistics(False):
-            warm_up(self._forward_backward, batch.images, batch.labels)
+            warm_up(self._forward_backward, batch.images, batch.labels, batch.weights)
         for kept in (True, False):
             with self._running_statistics(kept):
-                self._graphs[kept] = GraphedPass(self._forward_backward, batch.images, batch.labels)
+                self._graphs[kept] = GraphedPass(self._forward_backward, batch.images, batch.labels, batch.weights)
         self._state.optimizer.zero_grad(set_to_none=False)
 
     @contextlib.contextmanager

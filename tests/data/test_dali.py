@@ -7,6 +7,7 @@ levels away from the border and 24 there; the mean is far below a level.
 
 import io
 from collections.abc import Generator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 
 from dist_resnet.data import augment
-from dist_resnet.data.dali import Decoder, Request, UndecodableError
+from dist_resnet.data.dali import Decoder, Request
 from dist_resnet.data.headers import picture_size
 from dist_resnet.data.parquet import read_row_group
 from dist_resnet.data.reference import decode_centre, decode_window
@@ -139,16 +140,35 @@ def test_requests_may_differ_in_number_and_size() -> None:
     assert [pixels.shape for pixels in ours] == [(num, size, size, 3) for num, size in shapes]
 
 
-@pytest.mark.parametrize("damage", [lambda image: image[: len(image) // 2], lambda image: b"GIF89a" + image[6:]])
-@pytest.mark.parametrize("place", [0, 4, 9])
-def test_a_damaged_picture_is_named(damage, place: int) -> None:
+def cut(image: bytes) -> bytes:
+    return image[: len(image) // 2]
+
+
+def no_picture(image: bytes) -> bytes:
+    return b"GIF89a" + image[6:]
+
+
+@pytest.mark.parametrize("damage", [cut, no_picture])
+@pytest.mark.parametrize("places", [[0], [4], [9], [11], [1, 2, 10]])
+def test_damaged_pictures_are_replaced_and_named_and_the_others_are_as_ever(damage, places: list[int]) -> None:
     images = [jpeg(smooth(64, 64, n)) for n in range(12)]
-    images[place] = damage(images[place])
-    batches = [request(images[n : n + 4], [[0, 0, 64, 64]] * 4, 16) for n in (0, 4, 8)]
-    with pytest.raises(UndecodableError) as caught:
-        decode(*batches)
-    assert caught.value.index == 100 + place % 4
-    assert "\n" not in caught.value.reason
+    expected = np.concatenate(decode(*batches_of(images)))
+    damaged = [damage(image) if place in places else image for place, image in enumerate(images)]
+    decoder = Decoder(max_batch=64, num_threads=1, device=CPU, ahead=2)
+    found, named = [], []
+    for batch, pixels in decoder.decode(r for r in batches_of(damaged)):
+        found.append(pixels.numpy().copy())
+        named += [int(batch.indices[place]) - 100 for place in batch.damaged]
+        assert all("\n" not in reason for reason in batch.damaged.values())
+    assert sorted(named) == places
+    whole = [place for place in range(12) if place not in places]
+    np.testing.assert_array_equal(np.concatenate(found)[whole], expected[whole])
+    assert np.ptp(np.concatenate(found)[places]) == 0  # of one colour
+
+
+def batches_of(images: list[bytes]) -> list[Request]:
+    requests = [request(images[n : n + 4], [[0, 0, 64, 64]] * 4, 16) for n in (0, 4, 8)]
+    return [replace(batch, indices=batch.indices + n) for batch, n in zip(requests, (0, 4, 8), strict=True)]
 
 
 @pytest.mark.gpu

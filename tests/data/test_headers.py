@@ -7,7 +7,7 @@ import pytest
 from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 
-from dist_resnet.data.headers import picture_size
+from dist_resnet.data.headers import check_whole, picture_size
 from dist_resnet.data.parquet import read_row_group
 
 
@@ -44,8 +44,31 @@ def test_bytes_that_are_no_picture_are_refused(content: bytes) -> None:
         picture_size(np.frombuffer(content, np.uint8))
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}, {"format": "PNG"}, {"format": "BMP"}])
+@pytest.mark.parametrize("after", [b"", bytes(9000), b"\n"])
+def test_a_whole_picture_is_whole_whatever_follows_it(options: dict, after: bytes) -> None:
+    check_whole(
+        np.frombuffer(jpeg(smooth(37, 53, 0), **options) + after[: 3000 if "format" in options else None], np.uint8)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"format": "PNG"}, {"exif": "thumbnail"}])
+@pytest.mark.parametrize("missing", [2, 12, 300])
+def test_a_picture_that_is_cut_short_is_found_where_pil_finds_it(options: dict, missing: int) -> None:
+    if "exif" in options:
+        # A thumbnail has an end of its own, before the picture's.
+        options = {"exif": b"Exif\0\0" + jpeg(smooth(30, 30, 1))}
+    encoded = jpeg(smooth(337, 353, 0), **options)[:-missing]
+    with pytest.raises(ValueError, match="is cut short"):
+        check_whole(np.frombuffer(encoded, np.uint8))
+    if options.get("format") != "PNG" or missing > 12:  # PIL does not miss a PNG's last chunk, DALI does
+        with pytest.raises(OSError, match="truncated"):
+            Image.open(io.BytesIO(encoded)).load()
+
+
 def test_the_real_pictures_have_the_sizes_that_pil_sees() -> None:
     split = real("imagenet-sample/*.parquet")
     for number in range(split.num_row_groups):
         for image in read_row_group(split, number).images:
+            check_whole(image)
             assert picture_size(image) == Image.open(io.BytesIO(image.tobytes())).size[::-1]

@@ -19,7 +19,7 @@ from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.headers import picture_size
 from dist_resnet.data.loader import Batch, DeviceResidentLoader, Loader, open_loader
 from dist_resnet.data.order import WINDOW_ROW_GROUPS, FullOrder, WindowedOrder
-from dist_resnet.data.parquet import RowGroup, Split, open_split, read_row_group
+from dist_resnet.data.parquet import RowGroup, ShardReader, Split, open_split, read_row_group
 from dist_resnet.data.reference import decode_centre, decode_window
 from dist_resnet.data.streams import training_requests
 from dist_resnet.recipe import Augment, Execution, Recipe
@@ -181,22 +181,43 @@ def test_evaluation_pictures_are_the_centre_by_pil(split: Split, squares: Split)
                 assert (batch.images[place] - expected).abs().mean() < 0.04
 
 
-def test_a_damaged_picture_stops_with_file_and_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["inception", "pad"])
+def test_damaged_pictures_are_blank_of_no_weight_and_named_on_any_number_of_workers(tmp_path: Path, kind) -> None:
     images = [jpeg(smooth(20, 20, n)) for n in range(40)]
     images[27] = images[27][: len(images[27]) // 2]
     images[28] = b"no picture"
-    write_rows(tmp_path / "a.parquet", images[:20], [0] * 20)
-    write_rows(tmp_path / "b.parquet", images[20:28], [0] * 8)
-    split = open_split(str(tmp_path))
-    with pytest.raises(ValueError, match=r"the picture in .*b.parquet row 7 cannot be decoded \(.*\); repair"):
-        list(load(INCEPTION, split).evaluate(16, 16))
-    square = recipe(augment=Augment(kind="pad", size=20))
-    with pytest.raises(ValueError, match=r"b.parquet row 7 cannot be decoded"):
-        list(load(square, split).train(0))
-    write_rows(tmp_path / "c.parquet", images[28:] + images[:8], [0] * 20)
-    with pytest.raises(ValueError, match=r"c.parquet row 0 cannot be decoded \(10 bytes that begin with"):
-        list(load(INCEPTION, open_split(str(tmp_path / "c.parquet"))).evaluate(16, 16))
+    write_rows(tmp_path / "whole" / "a.parquet", [jpeg(smooth(20, 20, n)) for n in range(40)], [0] * 40)
+    write_rows(tmp_path / "hurt" / "a.parquet", images[:20], [0] * 20)
+    write_rows(tmp_path / "hurt" / "b.parquet", images[20:], [0] * 20)
+    settings = recipe(augment=Augment(kind=kind, size=20), global_batch=20)
+    whole = {b.ghost: b for b in next(load(settings, open_split(str(tmp_path / "whole"))).train(0))}
+    split = open_split(str(tmp_path / "hurt"))
+    for world_size in (1, 2, 5):
+        steps = [
+            batch for rank in range(world_size) for batch in next(load(settings, split, rank, world_size).train(0))
+        ]
+        named = []
+        for batch in steps:
+            hurt = np.isin(batch.indices, [27, 28])
+            np.testing.assert_array_equal(batch.weights.numpy(), ~hurt)
+            assert not batch.images[hurt].any()
+            assert torch.equal(batch.images[~hurt], whole[batch.ghost].images[~hurt])
+            named += batch.damaged
+        assert all(str(picture.row) == str(picture.index - 20) for picture in named)
+        assert {picture.index for picture in named} == {27, 28} & {i for batch in steps for i in batch.indices}
+    evaluated = list(load(settings, split).evaluate(16, 16))
+    named = [picture for batch in evaluated for picture in batch.damaged]
+    assert [(Path(picture.file).name, picture.row) for picture in named] == [("b.parquet", 7), ("b.parquet", 8)]
+    assert sum(float(batch.weights.sum()) for batch in evaluated) == 38
     assert no_threads_of_ours()
+
+
+def test_a_picture_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_wanted(tmp_path: Path) -> None:
+    tall = jpeg(smooth(400, 20, 1))
+    write_rows(tmp_path / "a.parquet", [tall[: len(tall) * 9 // 10]] * 20, [0] * 20)
+    for epoch in range(3):
+        batches = [b for step in load(recipe(global_batch=20), open_split(str(tmp_path))).train(epoch) for b in step]
+        assert not any(batch.weights.any() for batch in batches)
 
 
 def test_too_few_pictures_and_strange_labels_are_refused_at_once(split: Split) -> None:
@@ -239,21 +260,21 @@ def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
     assert no_threads_of_ours()
 
 
-def test_a_stream_holds_no_more_row_groups_than_two_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_holds_no_more_row_groups_than_two_windows(tmp_path: Path) -> None:
     many = write_split(tmp_path, [600], rows_per_group=3, side=12)  # 200 row groups
     held: weakref.WeakSet[RowGroup] = weakref.WeakSet()
     most = 0
 
-    def read(split: Split, number: int) -> RowGroup:
-        nonlocal most
-        group = read_row_group(split, number)
-        held.add(group)
-        most = max(most, len(held))
-        return group
+    class Watched(ShardReader):
+        def read(self, number: int) -> RowGroup:
+            nonlocal most
+            group = super().read(number)
+            held.add(group)
+            most = max(most, len(held))
+            return group
 
-    monkeypatch.setattr("dist_resnet.data.streams.read_row_group", read)
     settings = recipe(global_batch=4, ghost_batch=2)  # two streams
-    assert len(list(training_requests(settings, many, 0, 0, [0, 1]))) == 300
+    assert len(list(training_requests(settings, Watched(many), 0, 0, [0, 1]))) == 300
     assert WINDOW_ROW_GROUPS * 2 < most <= 2 * WINDOW_ROW_GROUPS * 2 + 2
     gc.collect()
     assert not held

@@ -1,17 +1,19 @@
 """Splits of Parquet shards; oracle: what pyarrow and the test itself wrote."""
 
+import base64
 import os
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import real, write_rows, write_split
+from oracle.pictures import jpeg, real, smooth, write_rows, write_split
 
-from dist_resnet.data.parquet import open_split, read_row_group
+from dist_resnet.data.parquet import PLACES_KEY, open_split, read_row_group
 
 LAYOUT = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
 
@@ -160,11 +162,51 @@ def test_a_label_outside_of_the_classes_is_named_with_file_and_row(tmp_path: Pat
         split.check_labels(4)
 
 
-def test_a_row_without_bytes_is_named(tmp_path: Path) -> None:
+def test_a_row_without_bytes_is_a_picture_of_no_bytes(tmp_path: Path) -> None:
     rows = pa.array([{"bytes": b"x", "path": None}, {"bytes": None, "path": "a.jpg"}], LAYOUT.field("image").type)
     pq.write_table(pa.table({"image": rows, "label": [1, 1]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"x.parquet row 1 has no picture bytes"):
-        read_row_group(open_split(str(tmp_path)), 0)
+    assert [image.tobytes() for image in read_row_group(open_split(str(tmp_path)), 0).images] == [b"x", b""]
+
+
+def write_with_places(path: Path, images: list[bytes], labels: list[int], rows_per_group: int) -> None:
+    """A shard that says in its footer where each picture lies, found by searching the file."""
+    columns = pa.table({"image": [{"bytes": image, "path": ""} for image in images], "label": labels}, schema=LAYOUT)
+    options = {"row_group_size": rows_per_group, "compression": "none", "use_dictionary": False}
+    pq.write_table(columns, path, **options)
+    content, places, place = path.read_bytes(), [], 0
+    for image, label in zip(images, labels, strict=True):
+        place = content.index(image, place)
+        places.append((place, len(image), label))
+        place += len(image)
+    text = base64.b64encode(zlib.compress(np.array(places, "<i8").T.tobytes()))
+    with pq.ParquetWriter(path, LAYOUT, compression="none", use_dictionary=False) as writer:
+        writer.write_table(columns, row_group_size=rows_per_group)
+        writer.add_key_value_metadata({PLACES_KEY: text})
+    assert path.read_bytes()[: places[-1][0]] == content[: places[-1][0]]
+
+
+def test_shards_that_tell_the_pictures_places_are_read_as_those_that_do_not(tmp_path: Path) -> None:
+    images = [jpeg(smooth(20 + n, 30, n)) for n in range(23)]
+    labels = [n % 4 for n in range(23)]
+    for name in ("a", "b"):
+        write_rows(tmp_path / "pages" / f"{name}.parquet", images, labels, 5)
+        (tmp_path / "places").mkdir(exist_ok=True)
+        write_with_places(tmp_path / "places" / f"{name}.parquet", images, labels, 5)
+    pages, places = open_split(str(tmp_path / "pages")), open_split(str(tmp_path / "places"))
+    for number in range(pages.num_row_groups):
+        theirs, ours = read_row_group(pages, number), read_row_group(places, number)
+        assert ours.first_index == theirs.first_index
+        assert [image.tobytes() for image in ours.images] == [image.tobytes() for image in theirs.images]
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        assert not ours.images[0].flags.owndata  # a view of the file
+
+
+def test_a_shard_cut_short_after_it_was_opened_is_named(tmp_path: Path) -> None:
+    write_with_places(tmp_path / "x.parquet", [jpeg(smooth(40, 40, n)) for n in range(8)], [0] * 8, 8)
+    split = open_split(str(tmp_path))
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"row group 0 of .*x.parquet cannot be read \(the file ends before byte"):
+        read_row_group(split, 0)
 
 
 def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def _trained(recipe: Recipe, execution: Execution, steps: int = 1) -> TrainState
     torch.manual_seed(0)
     for _ in range(steps):
         images = torch.randn(8, 3, 32, 32)
-        step([Batch(images, torch.arange(8) % 4, np.arange(8), ghost) for ghost in range(4)], 0.1)
+        step([Batch(images, torch.arange(8) % 4, np.arange(8), ghost, torch.ones(8)) for ghost in range(4)], 0.1)
     return state
 
 
@@ -47,7 +47,9 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(recipe: Recipe, execution: Ex
     other = create_state(recipe, execution, WORKER)
     other.load(found.weights, found.momenta, found.counters)
     assert other.step == state.step
-    images = [Batch(torch.randn(8, 3, 32, 32), torch.arange(8) % 4, np.arange(8), ghost) for ghost in range(4)]
+    images = [
+        Batch(torch.randn(8, 3, 32, 32), torch.arange(8) % 4, np.arange(8), ghost, torch.ones(8)) for ghost in range(4)
+    ]
     for each in (state, other):
         TrainStep(recipe, execution, WORKER, each)(images, 0.1)
     for name, tensor in state.weights().items():

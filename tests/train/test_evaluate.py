@@ -25,7 +25,9 @@ class _Pictures:
     def evaluate(self, crop: int, shorter_side: int) -> Iterator[Batch]:
         for first in range(0, 23, 5):
             part = slice(first, first + 5)
-            yield Batch(self.logits[part], self.labels[part], np.arange(23)[part], -1)
+            yield Batch(
+                self.logits[part], self.labels[part], np.arange(23)[part], -1, torch.ones(len(self.labels[part]))
+            )
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])

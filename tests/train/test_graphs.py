@@ -26,7 +26,7 @@ def _trained(recipe: Recipe, execution: Execution, device: torch.device) -> tupl
             images = torch.randn(recipe.ghost_batch, 3, 32, 32, generator=generator).to(device)
             labels = torch.randint(0, 4, (recipe.ghost_batch,), generator=generator).to(device)
             images = images.to(memory_format=torch.channels_last)
-            batches.append(Batch(images, labels, np.arange(recipe.ghost_batch), ghost))
+            batches.append(Batch(images, labels, np.arange(recipe.ghost_batch), ghost, torch.ones(recipe.ghost_batch)))
         totals.append(step(batches, 0.05).tolist())
     return state, totals
 

@@ -28,6 +28,7 @@ def _batches(recipe: Recipe, seed: int) -> list[Batch]:
             labels=torch.randint(0, recipe.model.num_classes, (recipe.ghost_batch,), generator=generator),
             indices=np.arange(recipe.ghost_batch),
             ghost=ghost,
+            weights=torch.ones(recipe.ghost_batch),
         )
         for ghost in range(recipe.num_ghost_batches)
     ]

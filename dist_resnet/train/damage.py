@@ -1,0 +1,70 @@
+"""The damaged pictures that a run meets: named in the journal once each, and too many of them end the run."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dist_resnet.data.loader import Batch, Damaged
+from dist_resnet.tracking.run import Run
+from dist_resnet.train.distributed import Worker
+
+logger = logging.getLogger(__name__)
+
+EVENT = "damaged"
+_TOLD_IN_THE_LOG = 10
+
+
+class TooDamagedError(Exception):
+    """More of the training pictures are damaged than the execution allows."""
+
+    def __init__(self, found: int, images: int, share: float) -> None:
+        super().__init__(
+            f"{found} of the {images} training pictures are damaged, more than the share of {share:g} allowed "
+            "(--execution.damaged-share); the journal lists them by file and row"
+        )
+
+
+class DamageRecord:
+    """Gathers the damaged pictures of all workers. Their effect on the numbers is none but that they are not seen."""
+
+    def __init__(
+        self, worker: Worker, run: Run, *, images: int, share: float, records: Iterable[dict[str, Any]]
+    ) -> None:
+        """`images`: pictures of the training split; `share` of them may be damaged. `records`: rank 0's journal."""
+        self._worker, self._run = worker, run
+        self._images, self._share = images, share
+        self._named = {(record["split"], record["index"]) for record in records if record["kind"] == EVENT}
+        self._met: dict[int, Damaged] = {}
+
+    def add(self, batches: Sequence[Batch]) -> None:
+        """Adds what this worker met in a step."""
+        for batch in batches:
+            self._met |= {picture.index: picture for picture in batch.damaged}
+
+    def tell(self, step: int) -> None:
+        """Names what was added on any worker since the last call; all workers call it together.
+
+        Raises TooDamagedError, on every worker, once there are too many.
+        """
+        met, self._met = list(self._met.values()), {}
+        self._name("train", sorted(self._worker.gather(met), key=lambda picture: picture.index))
+        found = self._worker.from_rank_zero(sum(split == "train" for split, _ in self._named))
+        self._run.metrics(step, {"data/damaged_pictures": float(found)})
+        if found > self._share * self._images:
+            raise TooDamagedError(found, self._images, self._share)
+
+    def name_validation(self, pictures: Sequence[Damaged]) -> None:
+        """Names validation pictures that an evaluation has counted as errors."""
+        self._name("validation", pictures)
+
+    def _name(self, split: str, pictures: Sequence[Damaged]) -> None:
+        for picture in pictures:
+            if (split, picture.index) in self._named:
+                continue
+            self._named.add((split, picture.index))
+            place = {"index": picture.index, "file": picture.file, "row": picture.row, "reason": picture.reason}
+            self._run.event(EVENT, split=split, **place)
+            if self._worker.rank == 0 and len(self._named) <= _TOLD_IN_THE_LOG:
+                effect = "is left out of the loss" if split == "train" else "counts as an error"
+                more = "; further ones are named in the journal alone" if len(self._named) == _TOLD_IN_THE_LOG else ""
+                logger.warning("the %s picture %s cannot be decoded and %s%s", split, picture, effect, more)
