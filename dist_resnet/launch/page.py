@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from dist_resnet.tracking import provenance
 from dist_resnet.tracking.card import DataSet, RunCard
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.plots import confusion_matrix, training_curve
+from dist_resnet.train.damage import EVENT
 from dist_resnet.train.show import AUGMENTED_BATCH, CONFUSION
 
 logger = logging.getLogger(__name__)
 
-CURVE_FILE = "training_curve.png"
+CURVE_FILE, DAMAGED_FILE = "training_curve.png", "damaged_pictures.csv"
 NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {multiply_adds:.2f} G multiply-adds for a
 picture of {size} x {size}.
 
@@ -73,12 +74,16 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
 
 def pictures(plan: Plan) -> dict[str, bytes]:
     """What people look at, by file name, also kept in the run's directory: the training curve, a batch as the network
-    saw it, the confusion matrix and the classes of the highest error; what there is not yet is left out."""
+    saw it, the confusion matrix, the classes of the highest error and the damaged pictures; what there is not is left
+    out."""
     files = {}
     try:
-        points = history(read_journal(plan.directory))
-        if points:
+        records = read_journal(plan.directory)
+        if points := history(records):
             files[CURVE_FILE] = training_curve(points, plan.name)
+        if damaged := [record for record in records if record["kind"] == EVENT]:
+            columns = ("split", "file", "row", "reason")
+            files[DAMAGED_FILE] = _csv(columns, ([record[name] for name in columns] for record in damaged))
         if plan.directory.exists(AUGMENTED_BATCH):
             files[AUGMENTED_BATCH] = plan.directory.read(AUGMENTED_BATCH)
         if plan.directory.exists(CONFUSION):
@@ -98,11 +103,11 @@ def _confusion_files(plan: Plan) -> dict[str, bytes]:
         names = [str(number) for number in range(len(counts))]
     return {
         "confusion_matrix.png": confusion_matrix(counts, names, plan.name),
-        "worst_classes.csv": _worst_classes(counts, names).encode(),
+        "worst_classes.csv": _worst_classes(counts, names),
     }
 
 
-def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> str:
+def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> bytes:
     """A line for each class that has pictures: name, pictures, error, what it is taken for most; the worst first."""
     lines = []
     for label, row in enumerate(counts):
@@ -112,8 +117,13 @@ def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> str:
             taken = names[int(others.argmax())] if others.any() else ""
             lines.append((1 - row[label] / row.sum(), names[label], int(row.sum()), taken))
     lines.sort(key=lambda line: -line[0])
+    columns = ("class", "images", "top1_error", "most_often_taken_for")
+    return _csv(columns, ((name, images, f"{error:.4f}", taken) for error, name, images, taken in lines))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence]) -> bytes:
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(("class", "images", "top1_error", "most_often_taken_for"))
-    writer.writerows((name, images, f"{error:.4f}", taken) for error, name, images, taken in lines)
-    return table.getvalue()
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return table.getvalue().encode()

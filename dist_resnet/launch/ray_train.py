@@ -50,6 +50,8 @@ _START_IS_FREE = _START_VARIABLE not in os.environ
 # Right after a machine has died Ray may still count it and wait in vain for as many workers as before; with MIN:MAX
 # workers it soon counts again. With a fixed number there is nothing to count, and images may be slow to load.
 _START_SECONDS_ELASTIC, _START_SECONDS = 30, 300
+# Set where `connect` started a Ray of our own.
+_own_cluster = threading.Event()
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
@@ -97,11 +99,7 @@ def connect(execution: Execution) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
     ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-
-
-def _own_cluster() -> bool:
-    """Whether this process started the Ray that it uses."""
-    return ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
+    _own_cluster.set()
 
 
 def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
@@ -146,7 +144,7 @@ def _fit(plan: Plan) -> None:
             if allowed == 0 or failures > allowed:
                 raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
             logger.warning("the workers or their controller failed (%s); going on", _reason(error))
-            if isinstance(error, RayActorError) and _own_cluster():
+            if isinstance(error, RayActorError) and _own_cluster.is_set():
                 # A dead controller's workers and what they hold end with our Ray.
                 ray.shutdown()
                 connect(plan.execution)
@@ -185,7 +183,7 @@ def _trainer(plan: Plan) -> LeanTrainer:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
     return LeanTrainer(
         ray_worker.run,
-        own_cluster=_own_cluster(),
+        own_cluster=_own_cluster.is_set(),
         train_loop_config={"plan": plan},
         torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
         scaling_config=ScalingConfig(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.loader import Batch, Damaged
 from dist_resnet.recipe import Execution
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate
@@ -45,6 +45,36 @@ def test_errors_and_loss_are_counted_over_every_picture(execution: Execution, nu
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     loss = -np.mean(log_p[np.arange(23), labels])
     assert found == pytest.approx({"loss": loss, "top1_error": top1, "top5_error": top5, "images": 23}, rel=1e-6)
+
+
+def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named(execution: Execution):
+    pictures = _Pictures(10)
+    hurt = Damaged(7, "b.parquet", 2, "the JPEG is cut short")
+
+    class Hurt(_Pictures):
+        def evaluate(self, crop: int, shorter_side: int) -> Iterator[Batch]:
+            for batch in super().evaluate(crop, shorter_side):
+                if 7 in batch.indices:
+                    batch.weights[7 - int(batch.indices[0])] = 0
+                    batch.damaged = (hurt,)
+                yield batch
+
+    # Taken for the right class if it were counted: the error must come from its weight alone.
+    damaged = Hurt(10)
+    for each in (pictures, damaged):
+        each.logits[7, each.labels[7]] = 99.0
+    named, confusion = [], torch.zeros(10, 10, dtype=torch.int64)
+    options = {"crop": 1, "shorter_side": 1}
+    whole = evaluate(torch.nn.Identity(), pictures, execution, WORKER, **options)
+    found = evaluate(
+        torch.nn.Identity(), damaged, execution, WORKER, **options, confusion=confusion, name_damaged=named.extend
+    )
+    assert named == [hurt]
+    for key in ("top1_error", "top5_error"):
+        assert found[key] == pytest.approx(whole[key] + 1 / 23)
+    losses = torch.nn.functional.cross_entropy(pictures.logits, pictures.labels, reduction="none")
+    assert found["loss"] == pytest.approx(float((losses.sum() - losses[7]) / 22))
+    assert int(confusion.sum()) == 22
 
 
 def test_evaluation_leaves_the_running_statistics_alone(execution: Execution):

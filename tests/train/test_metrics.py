@@ -38,6 +38,19 @@ def test_means_are_sums_over_pictures(tmp_path):
     assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
 
 
+def test_means_leave_damaged_pictures_out_and_the_meter_counts_them(tmp_path):
+    meter, run, directory = _meter(tmp_path)
+    meter.add(1, torch.tensor([12.0, 3.0, 6.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
+    meter.add(2, torch.tensor([0.0, 0.0, 0.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
+    assert meter.flush() == 2 + 8
+    _add(meter, 3, 4.0, 8)
+    assert meter.flush() == 0
+    run.close()
+    points = history(read_journal(directory))
+    assert [value for _, _, value in points["train/loss"]] == [2.0, 0.0, 0.5]
+    assert points["train/top1_error"][0][2] == 0.5
+
+
 def test_nothing_is_recorded_twice(tmp_path):
     meter, run, directory = _meter(tmp_path)
     _add(meter, 1, 1.0, 0)

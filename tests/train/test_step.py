@@ -57,6 +57,26 @@ def test_a_step_is_one_update_by_the_mean_loss_with_statistics_per_ghost_batch(r
     assert state.step == 1
 
 
+def test_a_picture_of_no_weight_moves_nothing_but_the_statistics_it_is_seen_in(recipe: Recipe, execution: Execution):
+    """By the formula: the losses of the others, over the pictures of the global batch."""
+    batches = _batches(recipe)
+    batches[1].weights[3] = batches[2].weights[5] = 0
+    state = create_state(recipe, execution, WORKER)
+    oracle = copy.deepcopy(state.model).train()
+    totals = TrainStep(recipe, execution, WORKER, state)(batches, 0.1)
+    logits = [oracle(batch.images) for batch in batches]
+    each = torch.cat(
+        [F.cross_entropy(row, batch.labels, reduction="none") for row, batch in zip(logits, batches, strict=True)]
+    )
+    kept = torch.cat([batch.weights for batch in batches]) > 0
+    gradients = torch.autograd.grad(each[kept].sum() / recipe.global_batch, list(oracle.parameters()))
+    for parameter, gradient, before in zip(state.model.parameters(), gradients, oracle.parameters(), strict=True):
+        torch.testing.assert_close(parameter, before - 0.1 * (gradient + recipe.optimizer.weight_decay * before))
+    wrong = torch.cat([row.argmax(1) != batch.labels for row, batch in zip(logits, batches, strict=True)])
+    expected = [float(each[kept].sum().detach()), int(wrong[kept].sum()), recipe.global_batch - 2]
+    assert totals.tolist() == pytest.approx(expected)
+
+
 def test_running_statistics_follow_ghost_batch_0_alone(recipe: Recipe, execution: Execution):
     batches = _batches(recipe)
     state = create_state(recipe, execution, WORKER)

@@ -1,0 +1,79 @@
+"""Runs on damaged pictures. Oracle: the same run by another number of workers, and the rows that were damaged."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from oracle.pictures import jpeg, smooth, write_rows
+
+from dist_resnet.launch import local
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import history, read_journal
+
+HURT = {3: "cut short", 17: "no picture", 41: "cut short"}
+
+
+@pytest.fixture(params=["shard", "resident"])
+def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -> Recipe:
+    """64 training pictures in two shards, three of them damaged, and 20 validation pictures, one of them damaged."""
+    images = [jpeg(smooth(32, 32, index)) for index in range(64)]
+    labels = [index % 4 for index in range(64)]
+    for index, kind in HURT.items():
+        images[index] = images[index][:300] if kind == "cut short" else b"<html>"
+    write_rows(tmp_path / "train" / "a.parquet", images[:40], labels[:40])
+    write_rows(tmp_path / "train" / "b.parquet", images[40:], labels[40:])
+    write_rows(tmp_path / "validation" / "a.parquet", images[10:30], labels[10:30])
+    base = recipe if request.param == "resident" else shard_recipe
+    data = dataclasses.replace(base.data, train=str(tmp_path / "train"), validation=str(tmp_path / "validation"))
+    return dataclasses.replace(base, data=data)
+
+
+def test_damaged_pictures_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
+    execution = dataclasses.replace(execution, damaged_share=0.1)
+    plan = local.prepare_run(hurt_recipe, execution, job="test")
+    summary = local.run(plan)
+    assert summary["status"] == "finished"
+    records = read_journal(plan.directory)
+    events = [record for record in records if record["kind"] == "damaged"]
+    named = {(event["split"], event["file"].rpartition("/")[2], event["row"]) for event in events}
+    assert named == {
+        ("train", "a.parquet", 3),
+        ("train", "a.parquet", 17),
+        ("train", "b.parquet", 1),
+        ("validation", "a.parquet", 7),
+    }
+    assert len(events) == 4  # once each, in two epochs
+    assert history(records)["data/damaged_pictures"][-1][2] == 3
+    assert caplog.text.count("cannot be decoded and is left out of the loss") == 3
+    assert caplog.text.count("cannot be decoded and counts as an error") == 1
+    listed = plan.directory.read("damaged_pictures.csv").decode().splitlines()
+    assert len(listed) == 1 + 4
+    assert any(line.startswith("train,") and line.split(",")[1].endswith("b.parquet") for line in listed)
+
+
+def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, execution: Execution):
+    execution = dataclasses.replace(execution, damaged_share=0.1)
+    losses = []
+    for workers in (1, 2):
+        plan = local.prepare_run(
+            hurt_recipe, dataclasses.replace(execution, workers=workers, name=f"on-{workers}"), job="test"
+        )
+        local.run(plan)
+        records = read_journal(plan.directory)
+        losses.append([value for _, _, value in history(records)["train/loss"]])
+        assert sum(record["kind"] == "damaged" for record in records) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed(hurt_recipe, execution, caplog):
+    plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.03), job="test")
+    summary = local.run(plan)
+    assert summary["status"] == "too_damaged"
+    assert "2 of the 64 training pictures are damaged" in caplog.text or "3 of the 64 training" in caplog.text
+    assert "--execution.damaged-share" in caplog.text
+    assert not plan.directory.exists("summary.json")
+    assert read_journal(plan.directory)[-1]["kind"] == "too_damaged"
+    again = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.05), job="test")
+    assert local.run(again)["status"] == "finished"
+    events = [record for record in read_journal(plan.directory) if record["kind"] == "damaged"]
+    assert len(events) == 4
