@@ -97,6 +97,8 @@ def connect(execution: Execution) -> None:
     cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
     # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # After a failure all workers start at once, and an actor that synchronizes them.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(execution.most_workers + 2))
     # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
     ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     _own_cluster.set()

@@ -14,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from oracle.pictures import jpeg, smooth
 
+from dist_resnet.data.convert import encode_table, write_shard
 from dist_resnet.data.demo import write_demo
+from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.launch import local
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.outbox import read_journal
 
 _SCRIPT = """
 import json, sys
@@ -174,3 +178,25 @@ def test_pictures_and_runs_may_lie_on_an_object_store(recipe: Recipe, execution:
     assert summary["model_uri"].startswith(f"{s3}/runs/run/checkpoints/")
     assert summary["weights_sha256"] == here["weights_sha256"]
     assert summary["fingerprint"] == here["fingerprint"]
+
+
+def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_recipe, execution, s3, tmp_path):
+    images = [jpeg(smooth(40, 40, index)) for index in range(200)]
+    images[13], images[170] = images[13][:400], b""
+    for place in (str(tmp_path / "here"), f"{s3}/hurt"):
+        filesystem, path = filesystem_of(place)
+        for split, rows in (("train", images), ("validation", images[150:190])):
+            table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
+            write_shard(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)
+    allowing = dataclasses.replace(execution, damaged_share=0.02, cache=str(tmp_path / "cache"))
+    summaries, named = [], []
+    for name, place in (("here", str(tmp_path / "here")), ("away", f"{s3}/hurt"), ("cached", f"{s3}/hurt")):
+        data = dataclasses.replace(shard_recipe.data, train=f"{place}/train", validation=f"{place}/validation")
+        recipe = dataclasses.replace(shard_recipe, data=data)
+        plan = local.prepare_run(recipe, dataclasses.replace(allowing, name=name), job="test")
+        summaries.append(local.run(plan))
+        events = [record for record in read_journal(plan.directory) if record["kind"] == "damaged"]
+        named.append(sorted((event["split"], event["row"]) for event in events))
+    assert len({summary["weights_sha256"] for summary in summaries}) == 1
+    assert named == [[("train", 13), ("train", 170), ("validation", 20)]] * 3
+    assert any(entry.name != "lock" for entry in (tmp_path / "cache").iterdir())
