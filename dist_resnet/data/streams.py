@@ -1,8 +1,9 @@
 """Row groups read ahead of their use, and the requests for the decoder that are cut from them.
 
-Memory: shards that tell where their pictures lie are mapped; of others a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
+Memory: a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
 the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded pictures per stream of the worker.
-Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more.
+Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more. Those of local shards that tell where
+their pictures lie are the kernel's page cache.
 """
 
 import contextlib
