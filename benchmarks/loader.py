@@ -1,219 +1,232 @@
-"""Pictures per second of dist_resnet's input pipeline beside DALI's file reader and torchvision's ImageFolder.
+"""dist_resnet's input pipeline beside others, and beside what libjpeg-turbo alone takes: the limit.
 
-All three do the same work on the same JPEGs on the CPU: a window of 8 % to 100 % of the area resized to 224 x 224,
-mirrored half of the time, normalised float32 batches of 32. dist_resnet reads the Parquet shards as they are; the two
-others read the same pictures written out as files. Each has a process of its own; rounds are interleaved, one process
-works at a time, and medians are given.
+    python benchmarks/loader.py --data '/data/imagenet/train-*.parquet' --result loader.md
 
-    python benchmarks/loader.py --data '/data/imagenet/validation-*.parquet'
+All do the same work on the same JPEGs on the CPU and end in normalised float32 batches of 32 pictures of 224 x 224
+(loader_contestants.py). Two sets of pictures: `real`, as given, and `mixed`, the same ones written anew with sides of
+0.5, 1, 2 and 4 times the length, a quarter each. Every contestant has a process of its own; rounds are interleaved,
+one contestant works at a time, and medians are given. Contestants that lack their library are left out with a line
+that says what to install. FFCV may live in an environment of its own: --ffcv-python.
 """
 
 import argparse
 import contextlib
-import multiprocessing
+import importlib.util
+import io
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import nvidia.dali
 import pyarrow
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import torch
 import torchvision
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import Pipeline
-from nvidia.dali.plugin.pytorch import DALIGenericIterator
+from loader_contestants import CONTESTANTS, EPOCH
+from PIL import Image
 
-from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.convert import encode_table, write_shard
 from dist_resnet.data.parquet import open_split, read_row_group
-from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 
-SIZE, BATCH = 224, 32
-MEAN, STD = DATASETS["imagenet"].mean, DATASETS["imagenet"].std
+HERE = Path(__file__).parent
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+PER_SHARD = 100
+Figures = dict[str, list[tuple[float, float]]]
+"""(pictures per second, CPU milliseconds per picture) of each round by contestant."""
 
 
 def main() -> None:
-    """Measures and prints a table; writes it to a file where --result is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measures and prints the tables; writes them to a file where --result is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="glob or folder of local Parquet shards with JPEG pictures")
-    parser.add_argument("--pictures", type=int, default=1536, help="pictures per contender and round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sets", nargs="+", choices=("real", "mixed"), default=("real", "mixed"))
+    parser.add_argument("--pipeline", choices=("train", "evaluation", "both"), default="both")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=tuple(CONTESTANTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="least length of a round, warm-up not counted")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads, or DataLoader workers")
+    parser.add_argument("--ffcv-python", default=sys.executable, help="Python of an environment that has FFCV")
     parser.add_argument("--result", type=Path, help="Markdown file to write")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        write_copies(options, Path(folder))
-        measures = {name: stack.enter_context(contender(name, folder, options)) for name in CONTENDERS}
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
-        for turn in range(options.rounds):
-            names = list(measures)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                figures[name].append(measures[name]())
-                speed, cost = figures[name][-1]
-                print(f"round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
-    text = report(figures, options)
+    pipelines = ("train", "evaluation") if options.pipeline == "both" else (options.pipeline,)
+    text = describe(options)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        for kind in options.sets:
+            text += write_set(options.data, kind, folder / kind)
+        names = [name for name in options.contestants if is_there(name, options.ffcv_python, folder)]
+        ask = {name: stack.enter_context(contestant(name, options)) for name in names}
+        for kind in options.sets:
+            for pipeline in pipelines:
+                order = {"folder": str(folder / kind), "pipeline": pipeline, "seconds": options.seconds}
+                text += report(f"{pipeline}, {kind} pictures", run_rounds(ask, order, options.rounds))
+    text += f"\nLoad average {os.getloadavg()[0]:.1f} at the end.\n"
     print(text)
     if options.result:
         options.result.write_text(text)
 
 
-def write_copies(options: argparse.Namespace, folder: Path) -> None:
-    """Writes the pictures out as `files` by class, and links the shards in `shards`, until a round fits an epoch."""
-    split = open_split(options.data)
-    copies = -(-(options.pictures + 16 * BATCH) // split.num_images)
-    for number in range(split.num_row_groups):
-        group = read_row_group(split, number)
-        for row, (image, label) in enumerate(zip(group.images, group.labels, strict=True)):
-            for copy in range(copies):
-                file = folder / "files" / f"{label:04d}" / f"{copy}-{group.first_index + row}.jpg"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(image.tobytes())
-    (folder / "shards").mkdir()
-    for copy in range(copies):
-        for shard in split.shards:
-            (folder / "shards" / f"{copy}-{Path(shard).name}").symlink_to(Path(shard).resolve())
+def describe(options: argparse.Namespace) -> str:
+    """The machine, the versions and the command, as Markdown."""
+    with open("/proc/cpuinfo") as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return (
+        f"{os.cpu_count()} cores ({model}), Python {platform.python_version()}, DALI {nvidia.dali.__version__}, torch "
+        f"{torch.__version__}, torchvision {torchvision.__version__}, pyarrow {pyarrow.__version__}; {options.threads} "
+        f"threads or workers; {options.rounds} interleaved rounds of at least {options.seconds} s; load average "
+        f"{os.getloadavg()[0]:.1f} at the start.\n"
+    )
+
+
+def write_set(data: str, kind: str, folder: Path) -> str:
+    """Writes the pictures as every contestant wants them, linked until they fill an epoch; a line about them."""
+    split = open_split(data)
+    groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
+    images = [image.tobytes() for group in groups for image in group.images]
+    labels = np.concatenate([group.labels for group in groups])
+    if kind == "mixed":
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(resized, images, [FACTORS[row % len(FACTORS)] for row in range(len(images))]))
+    for part in ("prepared", "downloaded", "files", "tars"):
+        (folder / part).mkdir(parents=True)
+    table = encode_table(images, [f"{row}.jpg" for row in range(len(images))], labels, split.class_names or ())
+    write_shard(pafs.LocalFileSystem(), str(folder / "prepared/0.parquet"), table, rows_per_group=100)
+    pq.write_table(table, folder / "downloaded/0.parquet", row_group_size=100)  # pyarrow's defaults, as the Hub has it
+    for first in range(0, len(images), PER_SHARD):
+        with tarfile.open(folder / f"tars/0-{first:06d}.tar", "w") as tar:
+            for row in range(first, min(first + PER_SHARD, len(images))):
+                add(tar, f"{row:06d}.jpg", images[row])
+                add(tar, f"{row:06d}.cls", str(labels[row]).encode())
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / "files" / f"{label:04d}").mkdir(exist_ok=True)
+        (folder / "files" / f"{label:04d}" / f"0-{row}.jpg").write_bytes(image)
+    for file in [*folder.glob("*/0-*"), *folder.glob("*/*/0-*"), *folder.glob("*/0.parquet")]:
+        for copy in range(1, -(-EPOCH // len(images))):
+            os.link(file, file.with_name(f"{copy}{file.name[1:]}"))
+    pixels = sum(picture.width * picture.height for picture in (Image.open(io.BytesIO(image)) for image in images))
+    return (
+        f"The {kind} set: {len(images)} JPEGs of {sum(map(len, images)) / len(images) / 1000:.0f} KB and "
+        f"{pixels / len(images) / 1e6:.2f} megapixels on average.\n"
+    )
+
+
+def resized(image: bytes, factor: float) -> bytes:
+    """The picture with sides of `factor` times the length, as a JPEG of quality 90."""
+    target = io.BytesIO()
+    with Image.open(io.BytesIO(image)) as picture:
+        sides = max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)
+        picture.convert("RGB").resize(sides, Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
+    return target.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def is_there(name: str, ffcv_python: str, folder: Path) -> bool:
+    """Whether what the contestant needs is installed; says what to install where it is not. Builds the bare one."""
+    if name == "webdataset" and importlib.util.find_spec("webdataset") is None:
+        missing = "pip install webdataset"
+    elif name == "ffcv" and subprocess.run([ffcv_python, "-c", "import ffcv.loader"], capture_output=True).returncode:
+        missing = (
+            "pip install ffcv pillow torchvision (Debian: libopencv-dev libturbojpeg0-dev pkg-config), or --ffcv-python"
+        )
+    elif name == "bare" and (reason := build_bare(folder)):
+        missing = f"a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg62-turbo-dev): {reason}"
+    else:
+        return True
+    print(f"left out: {CONTESTANTS[name][0]}; it needs {missing}", flush=True)
+    return False
+
+
+def build_bare(folder: Path) -> str | None:
+    """Compiles jpeg_windows.c; the compiler's last word where that fails."""
+    target = str(folder / "jpeg_windows.so")
+    command = ["cc", "-O3", "-shared", "-fPIC", "-o", target, str(HERE / "jpeg_windows.c"), "-ljpeg", "-lpthread"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "no cc"
+    return (done.stderr.strip() or "cc failed").splitlines()[-1] if done.returncode else None
 
 
 @contextlib.contextmanager
-def contender(name: str, folder: str, options: argparse.Namespace) -> Iterator[Callable[[], tuple[float, float]]]:
-    """A process that measures a round of the contender whenever it is called."""
-    spawn = multiprocessing.get_context("spawn")  # DALI's threads do not survive a fork
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(there, name, folder, options.threads, options.pictures))
-    process.start()
+def contestant(name: str, options: argparse.Namespace) -> Iterator[Callable[[dict], tuple[float, float]]]:
+    """A process that measures a round of the contestant for each order."""
+    python = options.ffcv_python if name == "ffcv" else sys.executable
+    command = [python, str(HERE / "loader_contestants.py"), name, str(options.threads)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        orders, answers = process.stdin, process.stdout
 
-    def round_of_pictures() -> tuple[float, float]:
-        here.send(True)
-        return here.recv()
+        def round_of(order: dict) -> tuple[float, float]:
+            orders.write(json.dumps(order) + "\n")
+            if not (answer := answers.readline()):
+                raise RuntimeError(f"{CONTESTANTS[name][0]} stopped; its error is above")
+            speed, cost = json.loads(answer)
+            return speed, cost
 
-    try:
-        yield round_of_pictures
-    finally:
-        here.send(False)
-        process.join()
-
-
-def serve(orders: Connection, name: str, folder: str, threads: int, pictures: int) -> None:
-    """Answers each order with a measured round."""
-    torch.set_num_threads(threads)
-    start = CONTENDERS[name](folder, threads)
-    while orders.recv():
-        orders.send(measure(start, pictures))
+        yield round_of
+        orders.close()
 
 
-def ours(folder: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]:
-    """The loader of this package, one worker."""
-    shards = f"{folder}/shards"
-    split = open_split(shards)
-    recipe = Recipe(
-        model=Model(depth=50, num_classes=1000),
-        data=Data(train=shards, validation=shards),
-        augment=Augment(kind="inception", size=SIZE),
-        global_batch=8 * BATCH,
-        ghost_batch=BATCH,
-    )
-    execution = Execution(cpus_per_worker=threads)
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=torch.device("cpu"))
-    epochs = iter(range(1_000_000))
-
-    def batches() -> Iterator[torch.Tensor]:
-        return (batch.images for step in loader.train(next(epochs)) for batch in step)
-
-    return batches
+def run_rounds(ask: dict[str, Callable[[dict], tuple[float, float]]], order: dict, rounds: int) -> Figures:
+    """Interleaved rounds, each begun by another contestant."""
+    figures: Figures = {name: [] for name in ask}
+    names = list(ask)
+    for turn in range(rounds):
+        begin = turn % len(names)
+        for name in names[begin:] + names[:begin]:
+            figures[name].append(ask[name](order))
+            speed, cost = figures[name][-1]
+            print(f"{order['pipeline']} round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
+    return figures
 
 
-def dali_files(folder: str, threads: int) -> Callable[[], Iterator[torch.Tensor]]:
-    """NVIDIA's own pipeline for ImageNet: docs, "ImageNet training in PyTorch", CPU variant."""
-    pipeline = Pipeline(batch_size=BATCH, num_threads=threads, device_id=None, seed=0, prefetch_queue_depth=2)
-    with pipeline:
-        encoded, labels = fn.readers.file(file_root=f"{folder}/files", random_shuffle=True, name="files")
-        pixels = fn.decoders.image_random_crop(
-            encoded, output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-        )
-        pixels = fn.resize(pixels, resize_x=SIZE, resize_y=SIZE, interp_type=types.INTERP_LINEAR)
-        values = fn.crop_mirror_normalize(
-            pixels,
-            dtype=types.FLOAT,
-            output_layout="CHW",
-            mean=[255 * mean for mean in MEAN],
-            std=[255 * std for std in STD],
-            mirror=fn.random.coin_flip(),
-        )
-        pipeline.set_outputs(values, labels)
-
-    iterator = DALIGenericIterator([pipeline], ["images", "labels"], auto_reset=True, reader_name="files")
-
-    def batches() -> Iterator[torch.Tensor]:
-        return (entry[0]["images"] for _ in iter(int, 1) for entry in iterator)
-
-    return batches
-
-
-def image_folder(folder: str, workers: int) -> Callable[[], Iterator[torch.Tensor]]:
-    """torchvision's reference: PIL, RandomResizedCrop, DataLoader workers."""
-    from torchvision import datasets, transforms
-
-    steps = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    data = datasets.ImageFolder(f"{folder}/files", transforms.Compose([*steps, transforms.Normalize(MEAN, STD)]))
-    loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers)
-    return lambda: (images for images, _ in loader)
-
-
-CONTENDERS: dict[str, Callable[[str, int], Callable[[], Iterator[torch.Tensor]]]] = {
-    "dist_resnet": ours,
-    "DALI fn.readers.file": dali_files,
-    "torchvision ImageFolder": image_folder,
-}
-
-
-def measure(start: Callable[[], Iterator[torch.Tensor]], pictures: int) -> tuple[float, float]:
-    """(pictures per second, CPU milliseconds per picture) after a warm-up of eight batches."""
-    batches = start()
-    for _ in range(8):
-        next(batches)
-    cpu, begin, seen = cpu_seconds(), time.perf_counter(), 0
-    while seen < pictures:
-        seen += len(next(batches))
-    seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-    return seen / seconds, 1000 * cpu / seen
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process and its living children."""
-    ticks = sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")
-    for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):
-                ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def report(figures: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> str:
-    """The medians as a Markdown table, with the machine and the versions."""
-    speeds = {name: statistics.median(speed for speed, _ in rounds) for name, rounds in figures.items()}
+def report(title: str, figures: Figures) -> str:
+    """The medians as a Markdown table; ratios are medians of the ratios within a round."""
     lines = [
-        f"Python {platform.python_version()}, DALI {nvidia.dali.__version__}, torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, pyarrow {pyarrow.__version__}; {options.threads} threads or workers; "
-        f"{options.rounds} interleaved rounds of {options.pictures} pictures; load average "
-        f"{os.getloadavg()[0]:.1f} at the end.",
-        "",
-        "| pipeline | pictures/s, median (range) | CPU-ms per picture | dist_resnet over it |",
-        "|---|---|---|---|",
+        f"\n## {title}\n",
+        "| pipeline | pictures/s, median (range) | CPU-ms per picture | of the limit, CPU | of the limit, speed "
+        "| prepared shards over it, CPU | prepared shards over it, speed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, rounds in figures.items():
-        low, high = min(speed for speed, _ in rounds), max(speed for speed, _ in rounds)
-        cpu = statistics.median(cost for _, cost in rounds)
-        ratio = statistics.median(
-            own / other for (own, _), (other, _) in zip(figures["dist_resnet"], rounds, strict=True)
-        )
-        lines.append(f"| {name} | {speeds[name]:.0f} ({low:.0f} .. {high:.0f}) | {cpu:.2f} | {ratio:.2f} |")
+        speeds = [speed for speed, _ in rounds]
+        cells = [
+            f"{statistics.median(speeds):.0f} ({min(speeds):.0f} .. {max(speeds):.0f})",
+            f"{statistics.median(cost for _, cost in rounds):.2f}",
+            *(f"{value:.0%}" for value in ratios(rounds, figures.get("bare"))),
+            *(f"{1 / value:.2f}" for value in ratios(rounds, figures.get("prepared"))),
+        ]
+        cells += ["-"] * (6 - len(cells))
+        lines.append(f"| {CONTESTANTS[name][0]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def ratios(rounds: list[tuple[float, float]], other: list[tuple[float, float]] | None) -> list[float]:
+    """By how much these rounds are better than the others, by CPU time and by speed; empty without others."""
+    if other is None:
+        return []
+    pairs = list(zip(rounds, other, strict=True))
+    return [
+        statistics.median(theirs / ours for (_, ours), (_, theirs) in pairs),
+        statistics.median(ours / theirs for (ours, _), (theirs, _) in pairs),
+    ]
 
 
 if __name__ == "__main__":
