@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.data.manifest import Found, check_opened
+
 _IMAGE_COLUMNS = ("image", "img")
 _TAIL_BYTES = 1 << 16
 _OPEN_FILES_PER_THREAD = 8
@@ -103,6 +105,7 @@ class RowGroup:
 class _Shard:
     """What a shard's footer says."""
 
+    size: int
     footer: bytes
     rows: tuple[int, ...]
     image_column: str
@@ -113,8 +116,8 @@ class _Shard:
 def open_split(uri: str) -> Split:
     """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
 
-    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read, has other columns or
-    where the split holds no picture.
+    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read or has other columns, where
+    a prepared set is not as its manifest says, and where the split holds no picture.
     """
     filesystem, path = filesystem_of(uri)
     shards = _list_shards(filesystem, path, uri)
@@ -126,6 +129,7 @@ def open_split(uri: str) -> Split:
                 f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
                 "the shards of a split need the same columns"
             )
+    _check_manifest(filesystem, path, shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
     if not places:
         raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
@@ -209,10 +213,27 @@ def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
     return shards
 
 
+def _check_manifest(filesystem: pafs.FileSystem, path: str, shards: list[str], heads: list[_Shard]) -> None:
+    found = [
+        Found(
+            path=shard,
+            bytes=head.size,
+            pictures=sum(head.rows),
+            footer_sha256=hashlib.sha256(head.footer).hexdigest(),
+        )
+        for shard, head in zip(shards, heads, strict=True)
+    ]
+    pattern = path if any(mark in path for mark in "*?[") or [path] == shards else f"{path}/*.parquet"
+    try:
+        check_opened(filesystem, pattern, found)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"the folder of {shards[0]} cannot be read ({_one_line(error)}); check the access") from error
+
+
 def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
     """Reads and checks one shard's footer."""
     try:
-        footer = _read_footer(filesystem, shard)
+        size, footer = _read_footer(filesystem, shard)
         # The footer alone makes a valid empty file, so one read of the tail is enough, on S3 too.
         length = len(footer).to_bytes(4, "little")
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
@@ -227,10 +248,11 @@ def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
     if labels is None:
         values = _read_labels(filesystem, shard)
         labels = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    return _Shard(footer, rows, column, _class_names(schema), labels)
+    return _Shard(size, footer, rows, column, _class_names(schema), labels)
 
 
-def _read_footer(filesystem: pafs.FileSystem, shard: str) -> bytes:
+def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
+    """(size of the file, footer)"""
     with filesystem.open_input_file(shard) as file:
         size = file.size()
         tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
@@ -241,7 +263,7 @@ def _read_footer(filesystem: pafs.FileSystem, shard: str) -> bytes:
             raise pa.ArrowInvalid(f"a footer of {length} bytes in a file of {size} bytes")
         if length + 8 > len(tail):
             tail = file.read_at(length + 8, size - length - 8)
-        return tail[-8 - length : -8]
+        return size, tail[-8 - length : -8]
 
 
 def _check_schema(shard: str, schema: pa.Schema) -> str:
