@@ -7,7 +7,6 @@ binary format (`cifar-10-batches-bin`, `cifar-100-binary`).
 import io
 import json
 import pickle
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dist_resnet.data.parquet import filesystem_of
+from dist_resnet.data.ranges import filesystem_of
+from dist_resnet.data.store import whole_file
 
 SIDE = 32
 _PIXEL_BYTES = 3 * SIDE * SIDE
@@ -86,20 +86,8 @@ def write_shard(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows
     The picture bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading them
     would cost twice as much.
     """
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    # An object appears when its upload is complete; a local file does when it gets its name.
-    writing = f"{path}.{uuid.uuid4().hex}.partial" if local else path
-    if local:
-        filesystem.create_dir(path.rpartition("/")[0] or ".", recursive=True)
-    try:
-        with filesystem.open_output_stream(writing) as stream:
-            pq.write_table(table, stream, row_group_size=rows_per_group, compression="none", use_dictionary=["label"])
-        if local:
-            filesystem.move(writing, path)
-    except BaseException:
-        if local and filesystem.get_file_info(writing).type != pafs.FileType.NotFound:
-            filesystem.delete_file(writing)
-        raise
+    with whole_file(filesystem, path) as stream:
+        pq.write_table(table, stream, row_group_size=rows_per_group, compression="none", use_dictionary=["label"])
 
 
 def convert_cifar(source: Path, target: str) -> dict[str, int]:

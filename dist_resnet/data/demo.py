@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from dist_resnet.data.convert import encode_table, write_shard
-from dist_resnet.data.parquet import filesystem_of
+from dist_resnet.data.ranges import filesystem_of
 
 CLASS_NAMES = (
     "horizontal stripes",

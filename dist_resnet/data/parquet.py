@@ -4,7 +4,6 @@ A split is described by plain values (`Split`), so it can be pickled to workers;
 are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
 """
 
-import base64
 import fnmatch
 import functools
 import hashlib
@@ -12,7 +11,6 @@ import io
 import itertools
 import json
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,12 +19,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.data import places
+from dist_resnet.data.manifest import Found, check_opened
 from dist_resnet.data.ranges import Access, RangeReader, filesystem_of, one_line
 
 _IMAGE_COLUMNS = ("image", "img")
 _TAIL_BYTES = 1 << 16
-PLACES_KEY = b"dist_resnet.pictures"
-"""Key in a prepared shard's footer of the base64 of the zlib of its pictures' places: little-endian int64 [3, rows]."""
 _HERE = Access()
 
 
@@ -111,6 +109,7 @@ class RowGroup:
 class _Shard:
     """What a shard's footer says."""
 
+    size: int
     footer: bytes
     rows: tuple[int, ...]
     image_column: str
@@ -121,8 +120,8 @@ class _Shard:
 def open_split(uri: str) -> Split:
     """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
 
-    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read, has other columns or
-    where the split holds no picture.
+    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read or has other columns, where
+    a prepared set is not as its manifest says, and where the split holds no picture.
     """
     filesystem, path = filesystem_of(uri)
     shards = _list_shards(filesystem, path, uri)
@@ -134,6 +133,7 @@ def open_split(uri: str) -> Split:
                 f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
                 "the shards of a split need the same columns"
             )
+    _check_manifest(filesystem, path, shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
     if not places:
         raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
@@ -176,12 +176,12 @@ class ShardReader:
         shard, first = int(split.group_shard[number]), int(split.group_first[number])
         footer, path = split.footers[shard], split.shards[shard]
         try:
-            places = _picture_places(footer)
-            if places is None:
+            known = _picture_places(footer)
+            if known is None:
                 images, labels = self._from_pages(shard, int(split.group_number[number]))
             else:
                 row = first - split.first_index(shard)
-                images, labels = self._from_places(shard, places[:, row : row + int(split.group_rows[number])])
+                images, labels = self._from_places(shard, known[:, row : row + int(split.group_rows[number])])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(
                 f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
@@ -189,9 +189,9 @@ class ShardReader:
             ) from error
         return RowGroup(first, images, labels)
 
-    def _from_places(self, shard: int, places: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Pictures and labels of the rows whose places in the file these are: int64 [3, rows]."""
-        starts, lengths, labels = places
+        starts, lengths, labels = rows
         begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
         content = self._read(shard, begin, end - begin)
         if len(content) != end - begin:
@@ -246,10 +246,27 @@ def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
     return shards
 
 
+def _check_manifest(filesystem: pafs.FileSystem, path: str, shards: list[str], heads: list[_Shard]) -> None:
+    found = [
+        Found(
+            path=shard,
+            bytes=head.size,
+            pictures=sum(head.rows),
+            footer_sha256=hashlib.sha256(head.footer).hexdigest(),
+        )
+        for shard, head in zip(shards, heads, strict=True)
+    ]
+    pattern = path if any(mark in path for mark in "*?[") or [path] == shards else f"{path}/*.parquet"
+    try:
+        check_opened(filesystem, pattern, found)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"the folder of {shards[0]} cannot be read ({one_line(error)}); check the access") from error
+
+
 def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
     """Reads and checks one shard's footer."""
     try:
-        footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
+        size, footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
         metadata = _metadata(footer)
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
@@ -262,10 +279,11 @@ def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
     if labels is None:
         values = _read_labels(filesystem, shard)
         labels = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    return _Shard(footer, rows, column, _class_names(schema), labels)
+    return _Shard(size, footer, rows, column, _class_names(schema), labels)
 
 
-def _read_footer(filesystem: pafs.FileSystem, shard: str) -> bytes:
+def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
+    """(size of the file, footer)"""
     with filesystem.open_input_file(shard) as file:
         size = file.size()
         tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
@@ -276,7 +294,7 @@ def _read_footer(filesystem: pafs.FileSystem, shard: str) -> bytes:
             raise pa.ArrowInvalid(f"a footer of {length} bytes in a file of {size} bytes")
         if length + 8 > len(tail):
             tail = file.read_at(length + 8, size - length - 8)
-        return tail[-8 - length : -8]
+        return size, tail[-8 - length : -8]
 
 
 def _check_schema(shard: str, schema: pa.Schema) -> str:
@@ -366,10 +384,7 @@ def _metadata(footer: bytes) -> pq.FileMetaData:
 @functools.cache
 def _picture_places(footer: bytes) -> np.ndarray | None:
     """int64 [3, rows]: each picture's offset in the shard, its bytes and its label, where the footer tells them."""
-    text = (_metadata(footer).metadata or {}).get(PLACES_KEY)
-    if text is None:
-        return None
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").reshape(3, -1)
+    return places.decode(_metadata(footer).metadata)
 
 
 @functools.cache

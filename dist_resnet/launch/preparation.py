@@ -2,9 +2,8 @@
 
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -12,7 +11,7 @@ from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
-from dist_resnet.tracking import address, provenance
+from dist_resnet.tracking import address
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -67,7 +66,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         ("data.validation", recipe.data.validation),
         ("execution.storage", execution.storage),
     ):
-        _check_no_password(name, uri)
+        address.check_no_password(name, uri)
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
     )
@@ -96,15 +95,6 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     return Plan(recipe=recipe, execution=execution, train=train, validation=validation, directory=directory)
 
 
-def _check_no_password(name: str, uri: str) -> None:
-    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
-    if re.search(r"://[^/\s]*:[^/\s]*@", uri) or "secret_key=" in uri:
-        raise ValueError(
-            f"{name} has a password in it, {provenance.without_credentials(uri)}; leave it out and give credentials by "
-            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-
-
 def _digest(split: str, insisted: str | None, found: Split) -> str:
     if insisted is not None and insisted != found.digest:
         raise ValueError(
@@ -124,9 +114,26 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
             f"{directory.child(RECIPE_FILE)} cannot be read ({error}); use another --execution.name"
         ) from error
     if earlier is not None and earlier.fingerprint() != recipe.fingerprint():
-        fields = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in earlier.differences(recipe).items())
+        differences = earlier.differences(recipe)
+        if changed := [split for split in ("train", "validation") if f"data.{split}_digest" in differences]:
+            _refuse_other_data(changed[0], differences, recipe, execution)
+        fields = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in differences.items())
         raise ValueError(
             f"the name {execution.name} under {execution.storage} is used by a run with another recipe: {fields}; "
             "use another --execution.name, or the same recipe to continue that run"
         )
     return earlier is None
+
+
+def _refuse_other_data(
+    split: str, differences: dict[str, tuple[Any, Any]], recipe: Recipe, execution: Execution
+) -> NoReturn:
+    """Raises the ValueError for a run whose shards are not those that it began with."""
+    was, now = differences[f"data.{split}_digest"]
+    others = [key for key in differences if not key.endswith("_digest")]
+    raise ValueError(
+        f"the {split} shards at {getattr(recipe.data, split)} are not those that the run {execution.name} under "
+        f"{execution.storage} began with: their digest was {str(was)[:12]}..., now it is {str(now)[:12]}..."
+        + (f", and {', '.join(others)} changed too" if others else "")
+        + "; restore the shards to continue that run, or use another --execution.name"
+    )

@@ -1,5 +1,9 @@
-"""The progress of a run in the terminal, drawn from its journal: a bar, or plain lines where it is not a terminal."""
+"""Progress in the terminal: a bar, or plain lines where it is not a terminal.
 
+That of a run is drawn from its journal, that of a preparation from the pictures that are done.
+"""
+
+import io
 import sys
 import time
 from collections import deque
@@ -76,6 +80,52 @@ class Progress:
         else:
             self._stream.write(f"{self._name}: {line}\n")
             self._stream.flush()
+
+
+class PictureProgress:
+    """Shows the acts of a preparation one after the other: pictures done, pictures/s and time left."""
+
+    def __init__(self, *, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._bar: tqdm | None = None
+        self._line_at = 0.0
+
+    def begin(self, what: str, total: int | None) -> None:
+        """An act of so many pictures begins, or of a number that is not known."""
+        self.close()
+        self._line_at = time.monotonic()
+        # Without a terminal it only counts.
+        file = self._stream if self._stream.isatty() else io.StringIO()
+        self._bar = tqdm(total=total, desc=what, unit=" pictures", file=file, dynamic_ncols=True)
+
+    def advance(self, pictures: int) -> None:
+        """So many pictures more are done."""
+        assert self._bar is not None
+        self._bar.update(pictures)
+        if not self._stream.isatty() and time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._write_line()
+
+    def say(self, line: str) -> None:
+        """Writes a line above the bar."""
+        tqdm.write(line, file=self._stream)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            if not self._stream.isatty():
+                self._write_line()
+            self._bar.close()
+            self._bar = None
+
+    def _write_line(self) -> None:
+        assert self._bar is not None
+        self._line_at = time.monotonic()
+        counts = self._bar.format_dict
+        done, total, seconds = counts["n"], counts["total"], max(counts["elapsed"], 1e-3)
+        left = "" if not (total and done) else f", {tqdm.format_interval((total - done) * seconds / done)} left"
+        of_all = "" if total is None else f"/{total}"
+        self._stream.write(f"{self._bar.desc}: {done}{of_all} pictures, {done / seconds:.1f} pictures/s{left}\n")
+        self._stream.flush()
 
 
 def _session_line(record: dict[str, Any]) -> str:

@@ -12,11 +12,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported. With the first, workers would each resolve the environment again under `uv run`.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+from dist_resnet.launch.cluster import connect, first_line, own_cluster  # first: it sets what Ray reads
+
 # How often the controller looks whether its workers live.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -50,8 +49,6 @@ _START_IS_FREE = _START_VARIABLE not in os.environ
 # Right after a machine has died Ray may still count it and wait in vain for as many workers as before; with MIN:MAX
 # workers it soon counts again. With a fixed number there is nothing to count, and images may be slow to load.
 _START_SECONDS_ELASTIC, _START_SECONDS = 30, 300
-# Set where `connect` started a Ray of our own.
-_own_cluster = threading.Event()
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
@@ -76,32 +73,6 @@ def run(plan: Plan) -> dict[str, Any]:
     Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
     """
     return supervise(plan, lambda: _fit(plan))
-
-
-def connect(execution: Execution) -> None:
-    """Connects to a cluster, or starts one here with a core for each worker."""
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
-        try:
-            ray.init(address="auto", **quiet)
-            logger.info("using the Ray cluster at %s", ray.get_runtime_context().gcs_address)
-            return
-        except ConnectionError as error:
-            if os.environ.get("RAY_ADDRESS"):
-                raise ValueError(
-                    f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']} ({_first_line(error)}); "
-                    "start one with `ray start --head`, or unset it to run Ray in this process"
-                ) from error
-    cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
-    # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # After a failure all workers start at once, and an actor that synchronizes them.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(execution.most_workers + 2))
-    # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-    _own_cluster.set()
 
 
 def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
@@ -146,7 +117,7 @@ def _fit(plan: Plan) -> None:
             if allowed == 0 or failures > allowed:
                 raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
             logger.warning("the workers or their controller failed (%s); going on", _reason(error))
-            if isinstance(error, RayActorError) and _own_cluster.is_set():
+            if isinstance(error, RayActorError) and own_cluster():
                 # A dead controller's workers and what they hold end with our Ray.
                 ray.shutdown()
                 connect(plan.execution)
@@ -169,9 +140,9 @@ def _reason(error: TrainingFailedError | RayActorError) -> str:
     """In one line, what ended Ray Train's run."""
     if isinstance(error, WorkerGroupError):
         rank, failure = min(error.worker_failures.items())
-        return f"rank {rank}: {_first_line(failure)}"
+        return f"rank {rank}: {first_line(failure)}"
     if isinstance(error, ControllerError):
-        return _first_line(error.controller_failure)
+        return first_line(error.controller_failure)
     return "the training controller died"
 
 
@@ -185,7 +156,7 @@ def _trainer(plan: Plan) -> LeanTrainer:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
     return LeanTrainer(
         ray_worker.run,
-        own_cluster=_own_cluster.is_set(),
+        own_cluster=own_cluster(),
         train_loop_config={"plan": plan},
         torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
         scaling_config=ScalingConfig(
@@ -215,10 +186,3 @@ def _in_a_thread(call: Callable[[], Any]) -> Any:
 
     threading.Thread(target=work, name="ray-train", daemon=True).start()
     return outcome.result()
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error says, without the traceback that Ray wraps it in."""
-    cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__

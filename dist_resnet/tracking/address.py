@@ -1,6 +1,7 @@
 """Addresses of MLflow tracking servers and stores, and how long to wait for them."""
 
 import os
+import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -54,6 +55,15 @@ def check(uri: str, *, may_be_new: bool = True, resolve: bool = True) -> None:
         socket.getaddrinfo(parts.hostname, port or _SERVERS[scheme])
     except OSError as error:
         raise ValueError(f"the host of the tracking address {shown} is not found: {error}") from error
+
+
+def check_no_password(name: str, uri: str) -> None:
+    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
+    if re.search(r"://[^/\s]*:[^/\s]*@", uri) or "secret_key=" in uri:
+        raise ValueError(
+            f"{name} has a password in it, {without_credentials(uri)}; leave it out and give credentials by "
+            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
 def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:

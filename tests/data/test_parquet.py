@@ -1,10 +1,8 @@
 """Splits of Parquet shards; oracle: what pyarrow and the test itself wrote."""
 
-import base64
 import os
 import pickle
 import shutil
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from oracle.pictures import jpeg, real, smooth, write_rows, write_split
 
-from dist_resnet.data.parquet import PLACES_KEY, open_split, read_row_group
+from dist_resnet.data import places
+from dist_resnet.data.parquet import open_split, read_row_group
 
 LAYOUT = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
 
@@ -173,16 +172,15 @@ def write_with_places(path: Path, images: list[bytes], labels: list[int], rows_p
     columns = pa.table({"image": [{"bytes": image, "path": ""} for image in images], "label": labels}, schema=LAYOUT)
     options = {"row_group_size": rows_per_group, "compression": "none", "use_dictionary": False}
     pq.write_table(columns, path, **options)
-    content, places, place = path.read_bytes(), [], 0
+    content, found, place = path.read_bytes(), [], 0
     for image, label in zip(images, labels, strict=True):
         place = content.index(image, place)
-        places.append((place, len(image), label))
+        found.append((place, len(image), label))
         place += len(image)
-    text = base64.b64encode(zlib.compress(np.array(places, "<i8").T.tobytes()))
     with pq.ParquetWriter(path, LAYOUT, compression="none", use_dictionary=False) as writer:
         writer.write_table(columns, row_group_size=rows_per_group)
-        writer.add_key_value_metadata({PLACES_KEY: text})
-    assert path.read_bytes()[: places[-1][0]] == content[: places[-1][0]]
+        writer.add_key_value_metadata({places.KEY: places.encode(np.array(found).T)})
+    assert path.read_bytes()[: found[-1][0]] == content[: found[-1][0]]
 
 
 def test_shards_that_tell_the_pictures_places_are_read_as_those_that_do_not(tmp_path: Path) -> None:
@@ -192,9 +190,9 @@ def test_shards_that_tell_the_pictures_places_are_read_as_those_that_do_not(tmp_
         write_rows(tmp_path / "pages" / f"{name}.parquet", images, labels, 5)
         (tmp_path / "places").mkdir(exist_ok=True)
         write_with_places(tmp_path / "places" / f"{name}.parquet", images, labels, 5)
-    pages, places = open_split(str(tmp_path / "pages")), open_split(str(tmp_path / "places"))
+    pages, marked = open_split(str(tmp_path / "pages")), open_split(str(tmp_path / "places"))
     for number in range(pages.num_row_groups):
-        theirs, ours = read_row_group(pages, number), read_row_group(places, number)
+        theirs, ours = read_row_group(pages, number), read_row_group(marked, number)
         assert ours.first_index == theirs.first_index
         assert [image.tobytes() for image in ours.images] == [image.tobytes() for image in theirs.images]
         np.testing.assert_array_equal(ours.labels, theirs.labels)

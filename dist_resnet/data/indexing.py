@@ -1,0 +1,109 @@
+"""Finds out what a source is, and indexes it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from dist_resnet.data import folders, spool, tars
+from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.ranges import filesystem_of
+from dist_resnet.data.sources import Source, join, read_index
+from dist_resnet.data.store import check_space, exists
+
+Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
+"""Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
+WORK = "preparing"
+"""The folder under the target for what is needed until the set is finished."""
+
+
+class Progress(Protocol):
+    """What is told while a set is prepared."""
+
+    def begin(self, what: str, total: int | None) -> None:
+        """An act of so many pictures begins."""
+        ...
+
+    def advance(self, pictures: int) -> None:
+        """So many more are done."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+def index_source(uri: str, split: str | None, target: str, *, run: Run, progress: Progress) -> Source:
+    """Indexes what lies at a local path or URI, as `split` where nothing there says which split it is.
+
+    Parquet is unpacked under `target`, file by file, unless that has been done. Raises FileNotFoundError where there
+    is nothing, ValueError where it is of no known kind or cannot be read.
+    """
+    filesystem, root = filesystem_of(uri)
+    if not exists(filesystem, root):
+        raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
+    archives = tars.find_archives(filesystem, root)
+    if archives.keys() - {"devkit"}:
+        progress.begin("finding pictures", None)
+        return tars.index_archives(filesystem, uri, archives, progress.advance)
+    if globs := spool.find_splits(filesystem, root, uri, split):
+        return _spool(uri, globs, target, run, progress)
+    splits = folders.find_splits(filesystem, root)
+    if not splits and split and folders.has_class_folders(filesystem, root):
+        splits = {split: root}
+    if not splits:
+        raise ValueError(
+            f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
+            "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
+        )
+    progress.begin("finding pictures", None)
+    return folders.index_folders(filesystem, uri, splits, progress.advance)
+
+
+def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Progress) -> Source:
+    """Writes the pictures of Parquet shards out as plain bytes and indexes those."""
+    opened = {split: open_split(glob) for split, glob in globs.items()}
+    notes = [f"the {opened['test'].num_images} pictures of test, which have no labels"] if _unlabelled(opened) else []
+    opened = {split: one for split, one in opened.items() if not (split == "test" and _unlabelled(opened))}
+    if not opened:
+        raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
+    class_names = _common_names(opened)
+    (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
+    sizes = source.get_file_info([shard for one in opened.values() for shard in one.shards])
+    check_space(filesystem, folder, 2 * sum(info.size for info in sizes))
+    tasks = {
+        split: [
+            spool.SpoolTask(
+                source=uri,
+                shard=shard,
+                image_column=one.image_column,
+                target=target,
+                path=f"{folder}/{WORK}/spool-{split}-{number:05d}",
+                num_classes=len(class_names),
+            )
+            for number, shard in enumerate(one.shards)
+        ]
+        for split, one in opened.items()
+    }
+    progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
+    for done in run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
+        progress.advance(done)
+    indexes = {
+        split: join([read_index(filesystem, f"{task.path}.index", target) for task in of_split])
+        for split, of_split in tasks.items()
+    }
+    return Source("parquet", class_names, indexes, tuple(notes))
+
+
+def _unlabelled(opened: dict[str, Split]) -> bool:
+    return "test" in opened and opened["test"].label_range[0] < 0
+
+
+def _common_names(opened: dict[str, Split]) -> tuple[str, ...]:
+    """The class names of all splits, numbers where they have none. Raises ValueError where they differ."""
+    names = {split: one.class_names for split, one in opened.items()}
+    (first, expected), *others = names.items()
+    for split, found in others:
+        if found != expected:
+            raise ValueError(f"the shards of {first} and {split} have different class names; give shards of one set")
+    if expected is not None:
+        return expected
+    return tuple(str(number) for number in range(1 + max(one.label_range[1] for one in opened.values())))

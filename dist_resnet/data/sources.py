@@ -1,0 +1,199 @@
+"""What people have of an image set, as an index of encoded pictures: which bytes of which file, under which label.
+
+Known are a folder of class folders (torchvision's ImageFolder), ImageNet's own tar archives, and Parquet in the
+Hugging Face layout. Nothing is unpacked.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+_SCHEMA = pa.schema(
+    {
+        "container": pa.int32(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "label": pa.int64(),
+        "name": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file that holds pictures, or a folder whose files are pictures."""
+
+    path: str
+    """Its path within the file system; that of a folder ends in /."""
+    origin: str
+    """What precedes a picture's name where the picture is named to people."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Where the N pictures of a split lie."""
+
+    uri: str
+    """An address on the file system that holds the containers."""
+    containers: tuple[Container, ...]
+    container: np.ndarray
+    """int32 [N]"""
+    offset: np.ndarray
+    """int64 [N]: the first byte in the container; 0 where that is a folder."""
+    size: np.ndarray
+    """int64 [N]: bytes."""
+    label: np.ndarray
+    """int64 [N]"""
+    name: pa.StringArray
+    """The pictures' names, unlike within a class."""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, rows: np.ndarray) -> "Index":
+        """The pictures at the given places, in that order."""
+        return Index(
+            uri=self.uri,
+            containers=self.containers,
+            container=self.container[rows],
+            offset=self.offset[rows],
+            size=self.size[rows],
+            label=self.label[rows],
+            name=self.name.take(pa.array(rows)),
+        )
+
+    def describe(self, row: int) -> str:
+        """What to call a picture before people, such as `train/n01440764/n01440764_10026.JPEG`."""
+        return self.containers[self.container[row]].origin + self.name[row].as_py()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pictures."""
+        return int(self.size.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An indexed source."""
+
+    kind: str
+    """`folder`, `tar` or `parquet`."""
+    class_names: tuple[str, ...]
+    splits: dict[str, Index]
+    notes: tuple[str, ...]
+    """What was left out, a line each."""
+
+
+class IndexBuilder:
+    """Collects the parts of a split's index."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._containers: list[Container] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pa.Array]] = []
+
+    def add(
+        self, container: Container, offsets: np.ndarray | None, sizes: np.ndarray, labels: Any, names: Sequence[str]
+    ) -> None:
+        """Adds the pictures of one container; `labels` is one for all, or int64 [N]."""
+        sizes = np.asarray(sizes, np.int64)
+        number = np.full(len(sizes), len(self._containers), np.int32)
+        offsets = np.zeros(len(sizes), np.int64) if offsets is None else np.asarray(offsets, np.int64)
+        labels = np.broadcast_to(np.asarray(labels, np.int64), sizes.shape)
+        self._containers.append(container)
+        self._parts.append((number, offsets, sizes, labels, pa.array(names, pa.string())))
+
+    def build(self) -> Index:
+        """The index of all that was added."""
+        container, offset, size, label, name = list(zip(*self._parts, strict=True)) or [()] * 5
+        return Index(
+            uri=self._uri,
+            containers=tuple(self._containers),
+            container=_concatenate(container).astype(np.int32),
+            offset=_concatenate(offset),
+            size=_concatenate(size),
+            label=_concatenate(label),
+            name=pa.concat_arrays([pa.array([], pa.string()), *name]),
+        )
+
+
+def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
+
+def check_index(index: Index, split: str, class_names: Sequence[str], *, every_class: bool) -> None:
+    """Raises ValueError for labels beyond the class list, two pictures of one name, or an empty class."""
+    if not len(index):
+        raise ValueError(f"the source holds no {split} picture; give another --source")
+    beyond = np.flatnonzero((index.label < 0) | (index.label >= len(class_names)))
+    if len(beyond):
+        row = int(beyond[0])
+        raise ValueError(
+            f"{index.describe(row)} has label {index.label[row]}, outside of the {len(class_names)} classes "
+            f"0 .. {len(class_names) - 1}; mend the source's labels or its class names"
+        )
+    empty = np.flatnonzero(np.bincount(index.label, minlength=len(class_names)) == 0)
+    if every_class and len(empty):
+        others = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise ValueError(
+            f"class {class_names[empty[0]]}{others} has no {split} picture; complete the source, or remove the class"
+        )
+    _check_names(index, class_names)
+
+
+def _check_names(index: Index, class_names: Sequence[str]) -> None:
+    pairs = (
+        pa.table({"label": index.label, "name": index.name}).group_by(["label", "name"]).aggregate([([], "count_all")])
+    )
+    twice = pairs.filter(pc.field("count_all") > 1)
+    if not len(twice):
+        return
+    label, name = twice["label"][0].as_py(), twice["name"][0].as_py()
+    rows = [row for row in np.flatnonzero(index.label == label).tolist() if index.name[row].as_py() == name]
+    first, second = (index.containers[index.container[row]].origin for row in rows[:2])
+    raise ValueError(
+        f"two pictures of class {class_names[label]} are named {name}, in {first.rstrip('/')} and "
+        f"{second.rstrip('/')}; give them different names, or remove one"
+    )
+
+
+def write_index(stream: Any, index: Index) -> None:
+    """Writes an index as Parquet."""
+    names = [index.container, index.offset, index.size, index.label, index.name]
+    containers = json.dumps([[one.path, one.origin] for one in index.containers])
+    table = pa.table(
+        [pa.array(column, kind) for column, kind in zip(names, _SCHEMA.types, strict=True)], schema=_SCHEMA
+    )
+    pq.write_table(table.replace_schema_metadata({"containers": containers}), stream, compression="zstd")
+
+
+def read_index(filesystem: pafs.FileSystem, path: str, uri: str) -> Index:
+    """The index that `write_index` wrote, of containers on the file system of `uri`."""
+    with filesystem.open_input_file(path) as file:
+        table = pq.read_table(file)
+    containers = tuple(Container(*pair) for pair in json.loads(table.schema.metadata[b"containers"]))
+    numbers = {name: table[name].to_numpy() for name in _SCHEMA.names[:4]}
+    return Index(uri=uri, containers=containers, name=table["name"].combine_chunks(), **numbers)
+
+
+def join(parts: Sequence[Index]) -> Index:
+    """One index of several on the same file system."""
+    firsts = np.cumsum([0, *(len(part.containers) for part in parts[:-1])])
+    return Index(
+        uri=parts[0].uri,
+        containers=tuple(container for part in parts for container in part.containers),
+        container=_concatenate([part.container + first for part, first in zip(parts, firsts, strict=True)]).astype(
+            np.int32
+        ),
+        offset=_concatenate([part.offset for part in parts]),
+        size=_concatenate([part.size for part in parts]),
+        label=_concatenate([part.label for part in parts]),
+        name=pa.concat_arrays([part.name for part in parts]),
+    )

@@ -1,0 +1,120 @@
+"""Parquet shards as downloaded, written out as plain bytes for as long as a set is being prepared.
+
+A picture within compressed Parquet pages has no byte range of its own, and a global shuffle wants single pictures. So
+the encoded pictures of each source shard are first put one after the other into a file under the target's
+`preparing/`, with an index beside it that is written last and so says that the file is whole.
+"""
+
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from dist_resnet.data.ranges import filesystem_of
+from dist_resnet.data.sources import Container, IndexBuilder, read_index, write_index
+from dist_resnet.data.store import child_uri, exists, whole_file
+
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class SpoolTask:
+    """One source shard to be spooled."""
+
+    source: str
+    """An address on the source's file system."""
+    shard: str
+    image_column: str
+    target: str
+    """An address on the target's file system."""
+    path: str
+    """The spool file's path there; its index has `.index` after it."""
+    num_classes: int
+
+
+def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
+    """The glob of each split's Parquet shards in a folder or its `data/`, by their names, or of all as one `split`.
+
+    Raises ValueError where the names say that some are missing, or say no split.
+    """
+    folder, shards = root, _list_shards(filesystem, root)
+    if not shards:
+        folder, uri = f"{root}/data", child_uri(uri, "data")
+        shards = _list_shards(filesystem, folder)
+    splits: dict[str, list[str]] = {}
+    for shard in shards:
+        begin = "" if split else shard[: len(shard) - len(shard.lstrip(string.ascii_lowercase))]
+        if split is None and begin not in _SPLITS:
+            raise ValueError(
+                f"{folder}/{shard} is of no split by its name, which should begin with train-, validation- or test-; "
+                "give --split for shards of one split"
+            )
+        splits.setdefault(begin, []).append(shard)
+    for begin, names in splits.items():
+        _check_complete(begin or str(split), names)
+    globs = {begin: f"{begin}[!a-z]*.parquet" if begin else "*.parquet" for begin in splits}
+    return {_SPLITS.get(begin) or str(split): child_uri(uri, glob) for begin, glob in globs.items()}
+
+
+def _list_shards(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    names = [one.base_name for one in entries if one.type == pafs.FileType.File]
+    return sorted(name for name in names if name.endswith(".parquet"))
+
+
+def _check_complete(split: str, shards: list[str]) -> None:
+    numbers = [match for shard in shards if (match := _NUMBERED.search(shard))]
+    if numbers and (missing := sorted(set(range(int(numbers[0][2]))) - {int(match[1]) for match in numbers})):
+        raise ValueError(
+            f"{split} has {len(shards)} of {int(numbers[0][2])} shards; the first that is missing is number "
+            f"{missing[0]:05d}; download the rest"
+        )
+
+
+def spool_shard(task: SpoolTask) -> Iterator[int]:
+    """Spools one shard, yielding numbers of pictures as they are done. Raises ValueError for labels beyond the classes.
+
+    Holds one row group of the shard in memory.
+    """
+    source, _ = filesystem_of(task.source)
+    target, _ = filesystem_of(task.target)
+    if exists(target, f"{task.path}.index"):
+        yield len(read_index(target, f"{task.path}.index", task.target))
+        return
+    base = task.shard.rpartition("/")[2]
+    names: list[str] = []
+    sizes: list[int] = []
+    labels: list[int] = []
+    with source.open_input_file(task.shard) as file, whole_file(target, task.path) as stream:
+        parquet = pq.ParquetFile(file)
+        columns = [f"{task.image_column}.bytes", f"{task.image_column}.path", "label"]
+        for group in range(parquet.num_row_groups):
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+                for picture, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
+                    _check_row(task, len(names), picture, label)
+                    stream.write(picture["bytes"])
+                    names.append(picture["path"] or f"row {len(names)}")
+                    sizes.append(len(picture["bytes"]))
+                    labels.append(label)
+                yield batch.num_rows
+    builder = IndexBuilder(task.target)
+    offsets = np.cumsum(sizes) - sizes
+    builder.add(Container(task.path, f"{base}/"), offsets, np.array(sizes), np.array(labels), names)
+    with whole_file(target, f"{task.path}.index") as stream:
+        write_index(stream, builder.build())
+
+
+def _check_row(task: SpoolTask, row: int, picture: dict | None, label: int | None) -> None:
+    if picture is None or picture["bytes"] is None:
+        raise ValueError(f"{task.shard} row {row} has no picture bytes; give shards with the bytes embedded")
+    if label is None or not 0 <= label < task.num_classes:
+        raise ValueError(
+            f"label {label} in {task.shard} row {row} is outside of the class list, 0 .. {task.num_classes - 1}; mend "
+            "the shard's labels or its class names"
+        )

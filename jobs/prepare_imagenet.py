@@ -1,0 +1,147 @@
+"""Turns ImageNet, or any pictures in classes, into shards that are read at the hardware's limit.
+
+    python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet
+    python jobs/prepare_imagenet.py --source s3://bucket/raw --target s3://bucket/imagenet --seed 1
+    python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet-small --shorter-side 400 --quality 90
+    python jobs/prepare_imagenet.py --check /data/imagenet
+
+The source, a local path, s3:// or gs:// URI, is one of
+
+- a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads them; class folders
+  alone are the split that --split names;
+- a folder with the original archives, which are not unpacked: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and,
+  for the classes of the latter, `ILSVRC2012_devkit_t12.tar.gz`;
+- a folder with the Parquet shards of Hugging Face's imagenet-1k as downloaded, which are unpacked under the target
+  while the job runs.
+
+The target gets `train-00000-of-00290.parquet` and so on, of about 500 MB and shuffled all through, and at the end
+`manifest.json`, for `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
+"/data/imagenet/validation-*.parquet"`. Every picture is decoded once; damaged ones are left out and listed with the
+reason. What is made depends on the source and the options alone, whatever the number of workers.
+
+Shards are Ray tasks, on the cluster at hand or else on this machine's cores, of about 150 MiB of memory each, plus the
+pixels of one picture. A job that was stopped or killed goes on when the same command is given again. The whole of
+ImageNet takes about two CPU-hours and as much space as it has already; from Parquet, twice as much until the end.
+docs/data-format.md describes what is written.
+"""
+
+import argparse
+import os
+import sys
+
+from dist_resnet import cli, logs
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepares or checks; exits with 2 and one line where that cannot be done, with 1 where a check finds damage."""
+    options = _parse(arguments)
+    logs.configure()
+    with cli.bad_input_exits():
+        if options.check is not None:
+            sys.exit(_check(options.check))
+        try:
+            _prepare(options)
+        except KeyboardInterrupt:
+            sys.stderr.write("prepare_imagenet: interrupted; the same command goes on with the shards that are left\n")
+            sys.exit(130)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--source", help="local path, s3:// or gs:// URI of the folder that holds the pictures")
+    parser.add_argument("--target", help="local path, s3:// or gs:// URI of the folder to write")
+    parser.add_argument("--split", help="the split that a source without split folders or names is, such as train")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
+    parser.add_argument("--shard-megabytes", type=float, default=500, help="size of a shard, about (500)")
+    parser.add_argument(
+        "--on-damaged", choices=["skip", "error"], default="skip", help="leave damaged pictures out, or stop (skip)"
+    )
+    parser.add_argument(
+        "--shorter-side", type=int, help="shrink pictures whose shorter side is longer to so many pixels, as JPEG"
+    )
+    parser.add_argument("--quality", type=int, help="JPEG quality of shrunk pictures, 1 to 100 (90)")
+    parser.add_argument("--workers", type=int, help="tasks at once; by default the cluster's or machine's CPU cores")
+    parser.add_argument("--check", metavar="PATH", help="read a prepared set whole and compare it with its manifest")
+    options = parser.parse_args(arguments)
+    if options.check is None and (options.source is None or options.target is None):
+        parser.error("give --source and --target, or --check")
+    if options.check is not None and (options.source or options.target):
+        parser.error("--check stands alone; the set is what follows it")
+    if options.quality is not None and options.shorter_side is None:
+        parser.error("--quality is that of shrunk pictures; give --shorter-side too")
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    return options
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    # Imported late, so that --help need not wait for Ray.
+    from dist_resnet.data.ingest import Shrink
+    from dist_resnet.data.prepare import Options
+    from dist_resnet.launch import ray_shards
+
+    shrink = None
+    if options.shorter_side is not None:
+        shrink = Shrink(shorter_side=options.shorter_side, quality=options.quality or 90)
+    manifest = ray_shards.prepare(
+        Options(
+            source=options.source,
+            target=options.target,
+            split=options.split,
+            seed=options.seed,
+            shard_megabytes=options.shard_megabytes,
+            on_damaged=options.on_damaged,
+            shrink=shrink,
+        ),
+        workers=options.workers,
+    )
+    print("\n".join(describe(manifest)))
+
+
+def _check(folder: str) -> int:
+    from dist_resnet.data.manifest import verify
+    from dist_resnet.data.ranges import filesystem_of
+    from dist_resnet.launch.progress import PictureProgress
+
+    progress = PictureProgress()
+    progress.begin("reading shards", None)
+    try:
+        manifest, complaints = verify(*filesystem_of(folder), threads=os.cpu_count() or 1, advance=progress.advance)
+    finally:
+        progress.close()
+    print("\n".join(describe(manifest)))
+    if complaints:
+        print("\n".join(complaints))
+        sys.stderr.write(
+            f"prepare_imagenet: {len(complaints)} shards are not as they were written; prepare them again\n"
+        )
+        return 1
+    print("every shard is as it was written")
+    return 0
+
+
+def describe(manifest: dict) -> list[str]:
+    """What a manifest tells, in lines."""
+    lines = [f"from {manifest['source']} ({manifest['source_kind']}), seed {manifest['seed']}"]
+    for name, split in manifest["splits"].items():
+        lines.append(
+            f"{name}: {split['pictures']} pictures of {sum(map(bool, split['class_counts']))} classes in "
+            f"{len(split['shards'])} shards, {split['bytes'] / 1e6:.1f} MB"
+        )
+        if split["shrunk"]:
+            share = split["picture_bytes"] / split["source_picture_bytes"]
+            lines.append(f"{name}: {split['shrunk']} shrunk; {share:.0%} of the bytes are left")
+        lines += [f"{name}: made a PNG: {one['picture']} ({one['reason']})" for one in split["converted"]]
+        lines += [f"{name}: left out: {one['picture']} ({one['reason']})" for one in split["damaged"]]
+    if sample := manifest["shrinking_of_a_sample"]:
+        lines.append(
+            f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['pictures']} sampled pictures "
+            f"by {sample['mean_difference']:.2f} of 255 levels on average, {sample['largest_difference']:.2f} at most"
+        )
+    return lines + [f"left out: {note}" for note in manifest["left_out"]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Image sets in the forms that people have them, written with the standard library, SciPy and pyarrow."""
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.io import savemat
+
+from dist_resnet.data.prepare import Options, prepare
+from oracle.pictures import REAL, jpeg, smooth
+
+SYNSETS = ("n01440764", "n01443537", "n02012849", "n03126707", "n07875152")
+
+Pictures = dict[str, dict[str, list[tuple[str, bytes]]]]
+"""Split -> class -> (name, encoded) of each picture."""
+
+
+class Silent:
+    """Progress that nobody sees, but for what was said."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.said: list[str] = []
+        self.done = 0
+
+    def begin(self, what: str, total: int | None) -> None:
+        self.begun.append(what)
+
+    def advance(self, pictures: int) -> None:
+        self.done += pictures
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def in_turn(function: Any, tasks: Sequence[Any]) -> Iterator[Any]:
+    """Runs tasks one after the other in this process."""
+    for task in tasks:
+        yield from function(task)
+
+
+def prepare_here(source: object, target: object, *, run: Any = in_turn, **options: Any) -> dict[str, Any]:
+    """Prepares in this process, into shards of about 10 KB unless told otherwise."""
+    values = {"shard_megabytes": 0.01, **options}
+    return prepare(Options(source=str(source), target=str(target), **values), run=run, progress=Silent())
+
+
+def small_pictures(per_class: int = 8, validation: int = 2, classes: Sequence[str] = SYNSETS) -> Pictures:
+    """Generated pictures of about 1 KB, each unlike the others."""
+    made: Pictures = {"train": {}, "validation": {}}
+    number = 0
+    for split, count in (("train", per_class), ("validation", validation)):
+        for name in classes:
+            made[split][name] = []
+            for _ in range(count):
+                number += 1
+                stem = (
+                    f"{name}_{number}"
+                    if split == "train"
+                    else f"ILSVRC2012_val_{number - per_class * len(classes):08d}"
+                )
+                made[split][name].append((f"{stem}.JPEG", jpeg(smooth(32 + number % 5, 40 - number % 7, number))))
+    return made
+
+
+def real_pictures(count: int = 500) -> Pictures:
+    """So many real pictures, in classes of 8 for training and 2 for validation; none where they are absent."""
+    made: Pictures = {"train": {}, "validation": {}}
+    number = validation = 0
+    for file in sorted(REAL.glob("imagenet-sample/*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            if number == count:
+                break
+            synset = f"n{number % (count // 10):08d}"
+            split = "validation" if number >= count * 4 // 5 else "train"
+            validation += split == "validation"
+            name = f"{synset}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{validation:08d}.JPEG"
+            made[split].setdefault(synset, []).append((name, row["image"]["bytes"]))
+            number += 1
+    return made
+
+
+def write_folders(root: Path, pictures: Pictures) -> Path:
+    """As ImageFolder has them."""
+    for split, classes in pictures.items():
+        for synset, files in classes.items():
+            folder = root / {"validation": "val"}.get(split, split) / synset
+            folder.mkdir(parents=True)
+            for name, encoded in files:
+                (folder / name).write_bytes(encoded)
+    return root
+
+
+def tar(files: Sequence[tuple[str, bytes]]) -> bytes:
+    """A tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_archives(root: Path, pictures: Pictures, *, truth: list[int] | None = None) -> Path:
+    """As ImageNet was published: nested tars, a flat one, and the devkit with ids in another order than the synsets."""
+    root.mkdir(parents=True, exist_ok=True)
+    inner = [(f"{synset}.tar", tar(files)) for synset, files in reversed(pictures["train"].items())]
+    (root / "ILSVRC2012_img_train.tar").write_bytes(tar(inner))
+    flat = [(name, synset, encoded) for synset, files in pictures["validation"].items() for name, encoded in files]
+    flat.sort()
+    (root / "ILSVRC2012_img_val.tar").write_bytes(tar([(name, encoded) for name, _, encoded in flat]))
+    ids = {synset: number for number, synset in enumerate(reversed(list(pictures["train"])), 1)}
+    write_devkit(root / "ILSVRC2012_devkit_t12.tar.gz", ids, truth or [ids[synset] for _, synset, _ in flat])
+    return root
+
+
+def write_devkit(file: Path, ids: dict[str, int], truth: list[int]) -> None:
+    """The devkit's two files that matter, with an inner node of the hierarchy beside the classes."""
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = [(float(number), synset, "a word, another", "what it is", 0.0) for synset, number in ids.items()]
+    rows.append((float(len(ids) + 1), "n00000001", "all", "everything", float(len(ids))))
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=fields)[:, None]})
+    lines = "".join(f"{number}\n" for number in truth).encode()
+    content = [
+        ("ILSVRC2012_devkit_t12/readme.txt", b"read me"),
+        ("ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue()),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", lines),
+    ]
+    with tarfile.open(file, "w:gz") as archive:
+        for name, data in content:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def write_parquet(file: Path, rows: Sequence[tuple[str | None, bytes | None, int]], class_names: Sequence[str]) -> None:
+    """A shard as downloaded: compressed, dictionary-encoded, other row groups; rows are (name, encoded, label)."""
+    import json
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    label = {"names": list(class_names), "_type": "ClassLabel"}
+    features = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table(
+        [
+            pa.array([{"bytes": encoded, "path": name} for name, encoded, _ in rows], picture),
+            pa.array([label for _, _, label in rows], pa.int64()),
+        ],
+        schema=pa.schema({"image": picture, "label": pa.int64()}, {"huggingface": json.dumps(features)}),
+    )
+    pq.write_table(table, file, row_group_size=7, compression="snappy", use_dictionary=True)
+
+
+def write_downloaded(root: Path, pictures: Pictures, *, shards: int = 3) -> Path:
+    """As Hugging Face has them, in a folder `data`, with a test split without labels."""
+    names = sorted(pictures["train"])
+    for split, classes in pictures.items():
+        rows = [(name, one, names.index(synset)) for synset, files in classes.items() for name, one in files]
+        for number in range(shards):
+            file = root / "data" / f"{split}-{number:05d}-of-{shards:05d}.parquet"
+            write_parquet(file, rows[number::shards], names)
+    test = [(None, jpeg(smooth(20, 20, 1)), -1)]
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", test, names)
+    return root
+
+
+def expected_rows(pictures: Pictures, split: str) -> list[tuple[str, bytes, int]]:
+    """(name, encoded, label) of a split's pictures, sorted, with labels in the order of the sorted classes."""
+    names = sorted(pictures["train"])
+    rows = [(name, one, names.index(synset)) for synset, files in pictures[split].items() for name, one in files]
+    return sorted(rows)
+
+
+def prepared_rows(target: Path, split: str) -> list[tuple[str, bytes, int]]:
+    """(name, encoded, label) of the rows that pyarrow reads from a prepared split, in their order."""
+    rows = []
+    for file in sorted(target.glob(f"{split}-*.parquet")):
+        for image, label in zip(*pq.read_table(file).to_pydict().values(), strict=True):
+            rows.append((image["path"], image["bytes"], label))
+    return rows
