@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.headers import picture_size
+from dist_resnet.data.headers import check_whole, picture_size
 
 MOST_MEGAPIXELS = 100
 """A larger picture is listed as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
@@ -103,6 +103,7 @@ def _unlike_pillow(encoded: bytes, picture: Image.Image) -> str | None:
         return "animated WEBP"
     try:
         seen = picture_size(np.frombuffer(encoded, np.uint8))
+        check_whole(np.frombuffer(encoded, np.uint8))  # Pillow does not miss a PNG's last chunk
     except ValueError:
         seen = None
     return None if seen == (picture.height, picture.width) else f"{kind} with an odd header"
