@@ -3,7 +3,6 @@
 That of a run is drawn from its journal, that of a preparation from the pictures that are done.
 """
 
-import io
 import sys
 import time
 from collections import deque
@@ -88,21 +87,26 @@ class PictureProgress:
     def __init__(self, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._bar: tqdm | None = None
-        self._line_at = 0.0
+        self._act: str | None = None
+        self._total: int | None = None
+        self._done = 0
+        self._began = self._line_at = 0.0
 
     def begin(self, what: str, total: int | None) -> None:
         """An act of so many pictures begins, or of a number that is not known."""
         self.close()
-        self._line_at = time.monotonic()
-        # Without a terminal it only counts.
-        file = self._stream if self._stream.isatty() else io.StringIO()
-        self._bar = tqdm(total=total, desc=what, unit=" pictures", file=file, dynamic_ncols=True)
+        self._act, self._total, self._done = what, total, 0
+        self._began = self._line_at = time.monotonic()
+        if self._stream.isatty():
+            self._bar = tqdm(total=total, desc=what, unit=" pictures", file=self._stream, dynamic_ncols=True)
 
     def advance(self, pictures: int) -> None:
         """So many pictures more are done."""
-        assert self._bar is not None
-        self._bar.update(pictures)
-        if not self._stream.isatty() and time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES:
+        self._done += pictures
+        if self._bar is not None:
+            self._bar.update(pictures)
+        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES and self._done != self._total:
+            self._line_at = time.monotonic()
             self._write_line()
 
     def say(self, line: str) -> None:
@@ -112,19 +116,19 @@ class PictureProgress:
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
-            if not self._stream.isatty():
-                self._write_line()
             self._bar.close()
-            self._bar = None
+        elif self._act is not None:
+            self._write_line()
+        self._bar = self._act = None
 
     def _write_line(self) -> None:
-        assert self._bar is not None
-        self._line_at = time.monotonic()
-        counts = self._bar.format_dict
-        done, total, seconds = counts["n"], counts["total"], max(counts["elapsed"], 1e-3)
-        left = "" if not (total and done) else f", {tqdm.format_interval((total - done) * seconds / done)} left"
-        of_all = "" if total is None else f"/{total}"
-        self._stream.write(f"{self._bar.desc}: {done}{of_all} pictures, {done / seconds:.1f} pictures/s{left}\n")
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        of_all = left = ""
+        if self._total is not None:
+            of_all = f"/{self._total}"
+            left = f", {tqdm.format_interval((self._total - self._done) * seconds / max(1, self._done))} left"
+        rate = self._done / seconds
+        self._stream.write(f"{self._act}: {self._done}{of_all} pictures, {rate:.1f} pictures/s{left}\n")
         self._stream.flush()
 
 

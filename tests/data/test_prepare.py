@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from oracle.pictures import jpeg, smooth
 from oracle.sources import (
     SYNSETS,
     Silent,
+    damaged_pictures,
     expected_rows,
     in_turn,
     prepare_here,
@@ -146,16 +150,8 @@ def test_files_that_are_no_pictures_are_left_out_with_a_word(tmp_path: Path) -> 
     assert manifest["splits"]["train"]["pictures"] == 40
 
 
-def damaged_source(folder: Path) -> Path:
-    pictures = small_pictures()
-    whole = pictures["train"][SYNSETS[1]][3][1]
-    pictures["train"][SYNSETS[1]][3] = ("cut.JPEG", whole[:-60])
-    pictures["validation"][SYNSETS[4]][0] = ("page.JPEG", b"<html>not found</html>")
-    return write_folders(folder, pictures)
-
-
 def test_damaged_pictures_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> None:
-    manifest = prepare_here(damaged_source(tmp_path / "source"), tmp_path / "target")
+    manifest = prepare_here(write_folders(tmp_path / "source", damaged_pictures()), tmp_path / "target")
     train, validation = (manifest["splits"][split] for split in ("train", "validation"))
     assert (train["pictures"], validation["pictures"]) == (39, 9)
     assert train["class_counts"] == [8, 7, 8, 8, 8]
@@ -167,7 +163,7 @@ def test_damaged_pictures_are_left_out_and_listed_with_the_reason(tmp_path: Path
 
 
 def test_a_damaged_picture_stops_the_job_where_that_is_asked_for(tmp_path: Path) -> None:
-    source = damaged_source(tmp_path / "source")
+    source = write_folders(tmp_path / "source", damaged_pictures())
     with pytest.raises(ValueError, match=r"(cut|page).JPEG of class n\d+ is damaged \(.*\); repair or remove it"):
         prepare_here(source, tmp_path / "target", on_damaged="error")
     with pytest.raises(ValueError, match=r"is not fully prepared, preparing.json is still there"):
@@ -177,7 +173,7 @@ def test_a_damaged_picture_stops_the_job_where_that_is_asked_for(tmp_path: Path)
 
 
 def test_what_was_left_out_before_stops_a_job_that_is_to_stop(tmp_path: Path) -> None:
-    source = damaged_source(tmp_path / "source")
+    source = write_folders(tmp_path / "source", damaged_pictures())
 
     def all_but_one(function, tasks):
         yield from in_turn(function, tasks[:-1])
@@ -420,7 +416,7 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
     with pytest.raises(ValueError, match=r"odd is of no known kind; needed are folders train and val"):
         prepare_here(tmp_path / "odd", tmp_path / "target")
     write_folders(tmp_path / "source", small_pictures())
-    with pytest.raises(ValueError, match="of no known kind; .* or class folders and --split"):
+    with pytest.raises(ValueError, match=r"of no known kind; .* \(or class folders and --split\)"):
         prepare_here(tmp_path / "source" / "train", tmp_path / "target")
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "flat" / "train" / "a.JPEG").write_bytes(b"x")
@@ -522,3 +518,28 @@ def test_a_disk_that_fills_up_leaves_nothing_that_looks_finished(tmp_path: Path,
 def test_impossible_options_are_refused(changes: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Options(source="a", target="b", **changes)
+
+
+def test_a_limit_of_the_kernel_on_writing_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    """The kernel's own refusal in the middle of a shard, at the size that a file may have."""
+    source = write_folders(tmp_path / "source", small_pictures(per_class=40))
+    program = (
+        "import resource, sys\n"
+        "from oracle.sources import prepare_here\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "prepare_here(sys.argv[1], sys.argv[2], shard_megabytes=0.1)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(tmp_path / "target")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
+        },
+    )
+    assert "target is full (" in ended.stderr.splitlines()[-1], ended.stderr
+    assert {one.name for one in (tmp_path / "target").iterdir()} == {"preparing.json", "preparing"}
+    manifest = prepare_here(source, tmp_path / "target", shard_megabytes=0.1)
+    assert manifest["splits"]["train"]["pictures"] == 200

@@ -3,12 +3,14 @@
 import dataclasses
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dist_resnet.data.parquet import open_split
 from dist_resnet.launch.preparation import prepare
 from dist_resnet.recipe import Execution, Model, Recipe
 
@@ -83,6 +85,24 @@ def test_a_name_used_with_another_recipe_names_the_fields(recipe: Recipe, execut
 def test_the_same_recipe_may_continue_under_another_execution(recipe: Recipe, execution: Execution):
     prepare(recipe, execution, job="test").claim()
     prepare(recipe, dataclasses.replace(execution, workers=2, precision="bf16"), job="test")
+
+
+def test_shards_that_changed_since_the_run_began_are_named(recipe: Recipe, execution: Execution, tmp_path: Path):
+    shutil.copytree(recipe.data.train, tmp_path / "train")
+    recipe = _with_train(recipe, str(tmp_path / "train"))
+    plan = prepare(recipe, execution, job="test")
+    plan.claim()
+    (shard,) = (tmp_path / "train").iterdir()
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(0, len(table) - 1), shard)
+    now = open_split(recipe.data.train).digest[:12]
+    complaint = (
+        f"^the train shards at {recipe.data.train} are not those that the run run under {execution.storage} began "
+        f"with: their digest was {plan.train.digest[:12]}..., now it is {now}...; restore the shards to continue that "
+        "run, or use another --execution.name$"
+    )
+    _refused(recipe, execution, complaint)
+    _refused(dataclasses.replace(recipe, seed=9), execution, r"now it is .*, and seed changed too; restore the shards")
 
 
 def test_a_recipe_file_that_cannot_be_read_is_named(recipe: Recipe, execution: Execution):

@@ -5,7 +5,9 @@ import os
 import pty
 import termios
 
-from dist_resnet.launch.progress import Progress
+import pytest
+
+from dist_resnet.launch.progress import PictureProgress, Progress
 
 
 def _records(steps: range) -> list[dict]:
@@ -59,3 +61,47 @@ def test_a_terminal_gets_a_bar():
     assert "50%|" in shown
     assert "320/640 images" in shown
     assert "loss 1.500, error 25.0%, 64.0 images/s, 00:05 left" in shown
+
+
+def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = PictureProgress(stream=stream)
+    progress.begin("finding pictures", None)
+    progress.advance(50)
+    clock[0] += 2
+    progress.begin("writing shards", 1000)
+    progress.say("3 shards are finished from before")
+    clock[0] += 5
+    progress.advance(100)
+    clock[0] += 5
+    progress.advance(100)
+    clock[0] += 10
+    progress.advance(800)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "finding pictures: 50 pictures, 25.0 pictures/s",
+        "3 shards are finished from before",
+        "writing shards: 200/1000 pictures, 20.0 pictures/s, 00:40 left",
+        "writing shards: 1000/1000 pictures, 50.0 pictures/s, 00:00 left",
+    ]
+
+
+def test_a_preparation_in_a_terminal_is_a_bar():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    with os.fdopen(theirs, "w") as stream:
+        progress = PictureProgress(stream=stream)
+        progress.begin("writing shards", 1000)
+        progress.advance(500)
+        progress.close()
+        stream.write("END")
+        stream.flush()
+        shown = ""
+        while "END" not in shown:
+            shown += os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "writing shards:  50%|" in shown
+    assert "500/1000" in shown
+    assert " pictures/s]" in shown

@@ -68,6 +68,14 @@ def small_pictures(per_class: int = 8, validation: int = 2, classes: Sequence[st
     return made
 
 
+def damaged_pictures() -> Pictures:
+    """The same with a training picture cut short, `cut.JPEG`, and a page in place of a validation one, `page.JPEG`."""
+    pictures = small_pictures()
+    pictures["train"][SYNSETS[1]][3] = ("cut.JPEG", pictures["train"][SYNSETS[1]][3][1][:-60])
+    pictures["validation"][SYNSETS[4]][0] = ("page.JPEG", b"<html>not found</html>")
+    return pictures
+
+
 def real_pictures(count: int = 500) -> Pictures:
     """So many real pictures, in classes of 8 for training and 2 for validation; none where they are absent."""
     made: Pictures = {"train": {}, "validation": {}}

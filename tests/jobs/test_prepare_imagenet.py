@@ -1,0 +1,141 @@
+"""jobs/prepare_imagenet.py as a command; oracle: an undisturbed run's sums, and its exit codes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from oracle.sources import damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
+
+from dist_resnet.data.parquet import open_split
+
+JOB = Path(__file__).parents[2] / "jobs" / "prepare_imagenet.py"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(JOB), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, check=False)
+
+
+def sums(folder: Path) -> dict[str, str]:
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir() if one.is_file()}
+
+
+def wait_for(job: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_job_that_was_killed_or_interrupted_goes_on_to_the_same_set(tmp_path: Path, end: signal.Signals) -> None:
+    source = write_downloaded(tmp_path / "source", small_pictures(per_class=60), shards=2)
+    prepare_here(source, tmp_path / "undisturbed", shard_megabytes=0.004)
+    target = tmp_path / "target"
+    arguments = ["--source", str(source), "--target", str(target), "--shard-megabytes", "0.004", "--workers", "1"]
+    job = start(*arguments)
+    wait_for(job, lambda: len(list(target.glob("train-*.parquet"))) >= 3)
+    job.send_signal(end)
+    _, complaint = job.communicate()
+    if end == signal.SIGINT:
+        assert job.returncode == 130
+        assert complaint.splitlines()[-1] == (
+            "prepare_imagenet: interrupted; the same command goes on with the shards that are left"
+        )
+    assert not (target / "manifest.json").exists()
+    with pytest.raises(ValueError, match="is not fully prepared"):
+        open_split(f"{target}/train-*.parquet")
+    ended = run(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert " shards are finished from before" in ended.stderr
+    assert sums(target) == sums(tmp_path / "undisturbed")
+    assert not (target / "preparing").exists()
+
+
+@pytest.mark.ray
+def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", damaged_pictures())
+    target = tmp_path / "target"
+    ended = run("--source", str(source), "--target", str(target), "--shard-megabytes", "0.01", "--shorter-side", "32")
+    assert ended.returncode == 0, ended.stderr
+    assert f"from {source} (folder), seed 0" in ended.stdout
+    assert "train: 39 pictures of 5 classes in " in ended.stdout
+    assert "train: left out: train/n01443537/cut.JPEG (image file is truncated" in ended.stdout
+    assert "shrinking changed what an evaluation sees of " in ended.stdout
+    assert "pictures/s" in ended.stderr
+    checked = run("--check", str(target))
+    assert checked.returncode == 0
+    assert checked.stdout == ended.stdout + "every shard is as it was written\n"
+    shard = min(target.glob("train-*.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:1000] + b"x" + content[1001:])
+    checked = run("--check", str(target))
+    assert checked.returncode == 1
+    assert f"{shard.name} has sha256 " in checked.stdout
+    assert checked.stderr.splitlines()[-1] == (
+        "prepare_imagenet: 1 shards are not as they were written; prepare them again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--source", "{0}/absent", "--target", "{0}/target"], "the source {0}/absent is not there"),
+        (["--source", "{0}", "--target", "{0}/target"], "{0} is of no known kind"),
+        (["--source", "{0}", "--target", "{0}/target", "--seed", "-1"], "the seed must lie in 0 .. "),
+        (["--source", "{0}", "--target", "{0}/target", "--shorter-side", "5"], "must be at least 32 pixels, got 5"),
+        (["--check", "{0}"], "{0} has no manifest.json"),
+    ],
+)
+def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    (tmp_path / "readme.txt").write_text("hello")
+    ended = run(*(argument.format(tmp_path) for argument in arguments))
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith(("finding", "reading"))]
+    assert complaint.format(tmp_path) in line
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--source", "x"],
+        ["--source", "x", "--target", "y", "--quality", "90"],
+        ["--source", "x", "--target", "y", "--workers", "0"],
+        ["--source", "x", "--target", "y", "--on-damaged", "ignore"],
+        ["--check", "x", "--target", "y"],
+        ["--source", "x", "--target", "y", "--size", "9"],
+    ],
+)
+def test_options_that_do_not_fit_exit_2(arguments: list[str]) -> None:
+    assert run(*arguments).returncode == 2
+
+
+def test_a_set_under_preparation_is_not_checked(tmp_path: Path) -> None:
+    prepare_here(write_folders(tmp_path / "source", small_pictures()), tmp_path / "target")
+    (tmp_path / "target" / "preparing.json").write_text(json.dumps({}))
+    ended = run("--check", str(tmp_path / "target"))
+    assert ended.returncode == 2
+    assert "is not fully prepared" in ended.stderr
+
+
+def test_the_manual_names_every_kind_of_source() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    for words in ("ImageFolder", "ILSVRC2012_devkit_t12.tar.gz", "Hugging Face", "--on-damaged", "--check"):
+        assert words in ended.stdout
+    assert os.path.basename(JOB) in ended.stdout
