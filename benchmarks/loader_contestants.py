@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,56 @@ def downloaded(folder: Path, pipeline: str, threads: int) -> Batches:
     return _ours(folder / "downloaded", pipeline, threads)
 
 
-def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
+def reading(folder: Path, pipeline: str, threads: int) -> Batches:
+    """Of `prepared`: what asks the decoder. Row groups, headers, windows."""
+    return (len(request.images) for request in _requests(folder / "prepared", pipeline))
+
+
+def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
+    """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalisation and the hand-over."""
     import torch
 
-    from dist_resnet.data.loader import open_loader
+    from dist_resnet.data.dali import Decoder
+
+    decoder = Decoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"), ahead=2)
+    return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
+
+
+def _requests(shards: Path, pipeline: str) -> Generator:
     from dist_resnet.data.parquet import open_split
-    from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+    from dist_resnet.data.streams import evaluation_requests, training_requests
 
     split = open_split(str(shards))
-    recipe = Recipe(
+    for epoch in itertools.count():
+        if pipeline == "train":
+            yield from training_requests(_recipe(shards), split, epoch, 0, [0])
+        else:
+            yield from evaluation_requests(split, 0, split.num_images, SIZE, SHORTER_SIDE, BATCH)
+
+
+def _recipe(shards: Path) -> Any:
+    from dist_resnet.recipe import Augment, Data, Model, Recipe
+
+    return Recipe(
         model=Model(depth=50, num_classes=1000),
         data=Data(train=str(shards), validation=str(shards)),
         augment=Augment(kind="inception", size=SIZE),
         global_batch=BATCH,  # one stream, so that row groups are read all along and not only at the start
         ghost_batch=BATCH,
     )
+
+
+def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
+    import torch
+
+    from dist_resnet.data.loader import open_loader
+    from dist_resnet.data.parquet import open_split
+    from dist_resnet.recipe import Execution
+
+    split = open_split(str(shards))
     execution = Execution(cpus_per_worker=threads, evaluation_batch=BATCH)
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=torch.device("cpu"))
+    device = torch.device("cpu")
+    loader = open_loader(_recipe(shards), execution, split, split, rank=0, world_size=1, device=device)
     for epoch in itertools.count():
         if pipeline == "train":
             yield from (len(batch.images) for step in loader.train(epoch) for batch in step)
@@ -234,6 +267,8 @@ CONTESTANTS: dict[str, tuple[str, Callable[[Path, str, int], Batches]]] = {
     "webdataset": ("WebDataset, PIL", webdataset),
     "ffcv": ("FFCV", ffcv),
     "bare": ("bare libjpeg-turbo, the limit", bare),
+    "decoding": ("of prepared shards: read, decoded, resized", decoding),
+    "reading": ("of prepared shards: read, windows drawn", reading),
 }
 """Titles and pipelines by name; a pipeline takes (folder of a set of pictures, "train" or "evaluation", threads)."""
 

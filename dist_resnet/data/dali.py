@@ -20,6 +20,10 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from PIL import Image
 
+# torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
+# ours as the worker has cores: N x N of them.
+_SERIAL = 32768
+
 
 @dataclass(frozen=True)
 class Request:
@@ -203,13 +207,14 @@ def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, s
 def _resize_part(windows: list[torch.Tensor], flips: np.ndarray, pixels: torch.Tensor, part: range) -> None:
     """Writes some of the windows, uint8 [h, w, 3], to their places in `pixels`: uint8 [N, size, size, 3]."""
     size = pixels.shape[1]
+    rows = max(_SERIAL // (3 * size), 1)
     for place in part:
         picture = windows[place][None].permute(0, 3, 1, 2)
         if picture.shape[2:] != (size, size):
             picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        if flips[place]:
-            picture = picture.flip(3)
-        pixels[place] = picture[0].permute(1, 2, 0)
+        picture = picture[0].permute(1, 2, 0)
+        for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
+            target.copy_(source.flip(1) if flips[place] else source)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,7 +5,9 @@ interpolated at the window's border without the pixels outside of it. On photogr
 levels away from the border and 24 there; the mean is far below a level.
 """
 
+import gc
 import io
+import os
 from collections.abc import Generator
 from dataclasses import replace
 
@@ -131,6 +133,24 @@ def test_threads_and_batching_do_not_change_a_bit() -> None:
     (together,) = decode(request(images, windows, 24), threads=1)
     apart = decode(*(request(images[n : n + 5], windows[n : n + 5], 24) for n in (0, 5, 10)), threads=3)
     np.testing.assert_array_equal(np.concatenate(apart), together)
+
+
+def test_each_resizing_thread_does_without_threads_of_torch() -> None:
+    def threads_while_decoding() -> int:
+        gc.collect()  # the threads of earlier decoders end with them
+        work = request([jpeg(smooth(240, 240, 0))] * 16, [[0, 0, 240, 240]] * 16, 224, [True, False] * 8)
+        decoding = Decoder(max_batch=16, num_threads=2, device=CPU, ahead=1).decode(one for one in [work])
+        next(decoding)
+        num = len(os.listdir("/proc/self/task"))
+        decoding.close()
+        return num
+
+    alone = threads_while_decoding()
+    torch.set_num_threads(8)
+    try:
+        assert threads_while_decoding() == alone
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_requests_may_differ_in_number_and_size() -> None:
