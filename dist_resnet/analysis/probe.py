@@ -109,7 +109,7 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
     train = open_split(absolute_uri(recipe.data.train))
     train.check_labels(recipe.model.num_classes)
     known = recipe.data.train_digest
-    if known not in (None, train.digest):
+    if known is not None and known != train.digest:
         raise ValueError(
             f"the recipe's pictures have the digest {known[:12]}..., the shards at {train.uri} have "
             f"{train.digest[:12]}...; give the shards it was made of, or others by --data.train"
@@ -148,7 +148,12 @@ def run(probe: Probe) -> dict[str, Any]:
     recipe = probe.subjects[0].recipe
     claim = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict(), "probe": probe.identity}
     probe.directory.write_json(RECIPE_FILE, claim)
-    result = [_summary(each) for each in measured]
+    result = {
+        "pictures": probe.num_batches * recipe.ghost_batch,
+        "ghost_batch": recipe.ghost_batch,
+        "train_digest": probe.train.digest,
+        "networks": [_summary(each) for each in measured],
+    }
     files = {
         FIGURE_FILE: plots.propagation(_panels(measured), _title(probe)),
         TABLE_FILE: _table(measured).encode(),
@@ -229,9 +234,9 @@ def _span_summary(measured: Measured, span: Span) -> dict[str, Any]:
         "signal_growth": _ratio(found.signal[last], found.signal[first]),
         "gradient_growth": _ratio(found.gradient[first], found.gradient[last]),
         "shortcut_product_squared": _ratio(found.shortcut_gradient[first], found.gradient[last]),
-        "shortcut_product_squared_by_formula": formula and _ratio(formula[first], found.gradient[last]),
-        "eqn4_error": found.sum_error and found.sum_error[last],
-        "eqn4_rounding": found.sum_rounding and found.sum_rounding[last],
+        "shortcut_product_squared_by_formula": _ratio(formula[first], found.gradient[last]) if formula else None,
+        "eqn4_error": found.sum_error[last] if found.sum_error else None,
+        "eqn4_rounding": found.sum_rounding[last] if found.sum_rounding else None,
     }
     return asdict(span) | {name: _spelled(value) for name, value in values.items()}
 
@@ -316,7 +321,9 @@ def _panels(measured: Sequence[Measured]) -> list[list[plots.Panel]]:
 def _title(probe: Probe) -> str:
     recipe = probe.subjects[0].recipe
     number = probe.num_batches * recipe.ghost_batch
-    return f"{recipe.model.placement}, {number} pictures of {recipe.data.dataset} ({probe.num_batches} ghost batches)"
+    return (
+        f"{recipe.model.placement}, {number} pictures of {recipe.data.dataset} (ghost batches of {recipe.ghost_batch})"
+    )
 
 
 def _identity(subjects: Sequence[Subject], num_batches: int) -> dict[str, Any]:
