@@ -93,7 +93,7 @@ def main() -> None:
             )
         )
         prepared = probe.prepare_probe(subjects_of(options), options.batches, execution, job="probe_signal")
-    print(json.dumps(probe.run(prepared), indent=2))
+        print(json.dumps(probe.run(prepared), indent=2))
 
 
 def subjects_of(options: Options) -> list:

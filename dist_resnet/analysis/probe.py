@@ -160,10 +160,10 @@ def run(probe: Probe) -> dict[str, Any]:
         RESULT_FILE: (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
     }
     _record(probe, measured)
-    for name, content in files.items():
-        probe.directory.write(name, content)
     sink = MlflowSink(uri, probe.directory, _card(probe))
     sink.close("FINISHED", files, wait_seconds=_SECONDS_TO_DELIVER)
+    for name, content in files.items():
+        probe.directory.write(name, content)
     logger.info(
         "the figure is %s, tracked at %s", probe.directory.child(FIGURE_FILE), provenance.without_credentials(uri)
     )
