@@ -18,9 +18,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from dist_resnet.analysis.propagation import Propagation
 
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
-_DPI = 100
+_DPI = 96
 # Beyond these ratios curves leave the panel, and a note says how far they go.
-_LEAST, _MOST = 1e-12, 1e12
+_LEAST, _MOST = 1e-36, 1e36
 _NARROWEST = (1e-2, 1e2)
 _STYLES: dict[str, dict[str, Any]] = {
     "signal": {"color": BLUE, "linestyle": "-", "linewidth": 1.4},
@@ -111,7 +111,9 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, list[float]], limits: tupl
     axes.set_title(panel.title, fontsize=9)
     axes.tick_params(labelsize=8)
     if beyond := _beyond(curves):
-        axes.text(0.98, 0.04, beyond, transform=axes.transAxes, ha="right", va="bottom", fontsize=7.5)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        place = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+        axes.text(0.98, 0.04, beyond, fontsize=7.5, bbox=box, **place)
 
 
 def _beyond(curves: dict[str, list[float]]) -> str:
@@ -135,9 +137,9 @@ def _power_of_ten(value: float) -> str:
 
 def _key() -> list[Line2D]:
     labels = {
-        "signal": "x_l",
-        "gradient": "dE/dx_l",
-        "shortcuts": "of that, by the shortcuts alone (Eqns. (5), (8))",
+        "signal": "x_l, over that of x_0",
+        "gradient": "dE/dx_l, over that of dE/dx_L",
+        "shortcuts": "of that, what comes by the shortcuts alone: Eqns. (5), (8)",
         "formula": "the same by formula",
     }
     return [Line2D([], [], label=label, **_STYLES[name]) for name, label in labels.items()]
@@ -145,5 +147,5 @@ def _key() -> list[Line2D]:
 
 def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format="png", pil_kwargs={"optimize": True})
     return picture.getvalue()
