@@ -160,6 +160,12 @@ def test_the_initial_scale_is_what_a_fresh_shortcut_does_to_a_random_gradient(sh
     assert math.sqrt(mean_square(back) / mean_square(gradient)) == pytest.approx(initial_scale(model), rel=0.01)
 
 
+def test_a_convolution_that_bn_follows_has_no_formula():
+    fields: dict[str, Any] = {"depth": 20, "num_classes": 5, "shortcut": "conv1x1"}
+    assert initial_scale(Model(placement="bn_after_addition", **fields)) == pytest.approx(math.sqrt(2))
+    assert initial_scale(Model(placement="original", **fields)) is None
+
+
 class Constant(nn.Module):
     """A branch that gives the same number everywhere."""
 
