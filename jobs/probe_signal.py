@@ -8,8 +8,8 @@
 
 With fresh weights of a recipe, as its seed draws them, or with those and the trained ones of a run or of a registered
 model. In float32, with BN in training mode, on the first ghost batches of training. Figure, CSV and JSON lie under
-STORAGE/NAME/ and in MLflow. Expected: docs/signal-propagation.md; six shortcuts at three depths take three minutes on
-two CPU cores and 8 GiB.
+STORAGE/NAME/ and in MLflow. Expected: docs/signal-propagation.md; six shortcuts at three depths take about three
+minutes on two CPU cores and 8 GiB.
 """
 
 import json

@@ -33,7 +33,8 @@ def test_all_shortcuts_at_two_depths_are_one_command(pictures: tuple[str, str], 
     kinds = ["identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"]
     assert [network["label"] for network in result["networks"]] == [f"{kind}_{n}" for kind in kinds for n in (8, 11)]
     assert [network["eqn4_holds"] for network in result["networks"]] == [True] * 2 + [None] * 10
-    assert Image.open(tmp_path / "all" / "signal_propagation.png").format == "PNG"
+    with Image.open(tmp_path / "all" / "signal_propagation.png") as figure:
+        assert figure.format == "PNG"
     assert "Eqn. (4) holds to rounding" in ended.stderr
     again = run(*chosen, *kept)
     assert json.loads(again.stdout) == result
