@@ -67,7 +67,9 @@ def test_the_imagenet_jobs_take_the_papers_batch_and_rates(name):
     assert rates == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
 
 
-@pytest.mark.parametrize("name", [*TRAINING, "evaluate", "prepare_cifar", "pull_model", "register_model"])
+@pytest.mark.parametrize(
+    "name", [*TRAINING, "evaluate", "prepare_cifar", "probe_signal", "pull_model", "register_model"]
+)
 def test_help_explains_the_job(name):
     done = _run(name, "--help")
     assert done.returncode == 0
