@@ -9,9 +9,10 @@ lock() {
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
 }
 
-lock pyproject.toml --output-file docker/locks/gpu.txt
 # PyTorch's builds for the CPU have an index of their own. The Dockerfile takes them from there by the versions that
 # the GPU's lock has; here are only the packages that they need.
 lock pyproject.toml docker/locks/cpu.in --extra server --excludes docker/locks/cpu-excludes.txt \
     --output-file docker/locks/cpu.txt
+# A run's head and its workers hold the same versions.
+lock pyproject.toml --constraints docker/locks/cpu.txt --output-file docker/locks/gpu.txt
 lock docker/locks/build.in --output-file docker/locks/build.txt
