@@ -92,11 +92,15 @@ class Hosts:
         """Starts a Ray node on a host and waits till the head counts it."""
         self._start(host, f"--address={self.address(0)}:{_PORT}", f"--num-cpus={cpus}")
 
+    def processes(self, host: int) -> list[int]:
+        """The ids of a host's processes."""
+        pids = subprocess.run(["ip", "netns", "pids", self._names[host]], capture_output=True, text=True).stdout
+        return [int(pid) for pid in pids.split()]
+
     def kill_node(self, host: int) -> None:
         """Kills every process of a host at once, as a power failure does."""
-        pids = subprocess.run(["ip", "netns", "pids", self._names[host]], capture_output=True, text=True).stdout
-        for pid in pids.split():
-            _kill(int(pid))
+        for pid in self.processes(host):
+            _kill(pid)
         self._nodes.pop(host).wait()
 
     def drain_node(self, host: int) -> None:
