@@ -119,7 +119,10 @@ def services() -> Iterator[_Services]:
     folder = Path("/tmp") / f"dr{os.getpid()}"
     new = not _RAY_FOLDER.exists()
     with Hosts(len(_NAMES), folder, _NAMES) as hosts:
-        yield _Services(hosts, folder)
+        made = _Services(hosts, folder)
+        yield made
+    for process in made.running.values():
+        process.wait()
     shutil.rmtree(folder, ignore_errors=True)
     if new:
         shutil.rmtree(_RAY_FOLDER, ignore_errors=True)
