@@ -40,10 +40,14 @@ def reason_against() -> str | None:
 
 
 class Hosts:
-    """So many hosts, numbered from 0, at 10.77.0.1, 10.77.0.2, ...; all is taken down at the end of the block."""
+    """So many hosts, numbered from 0, at 10.77.0.1, 10.77.0.2, ...; all is taken down at the end of the block.
 
-    def __init__(self, count: int, folder: Path) -> None:
+    They know each other by `names`, by default host0, host1, ...
+    """
+
+    def __init__(self, count: int, folder: Path, names: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._known_as = list(names) or [f"host{number}" for number in range(count)]
         self._prefix = f"dr{os.getpid()}"
         self._names = [f"{self._prefix}-{number}" for number in range(count)]
         self._nodes: dict[int, subprocess.Popen] = {}
@@ -60,7 +64,11 @@ class Hosts:
             _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
                 _ip("-n", name, "link", "set", link, "up")
+            # Nothing is beyond it, but Ray takes its own address from where it leads.
+            _ip("-n", name, "route", "add", "default", "dev", "eth0")
         self._folder.mkdir(parents=True, exist_ok=True)
+        known = [f"{self.address(number)} {name}" for number, name in enumerate(self._known_as)]
+        (self._folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
         (self._folder / "token").write_text(os.urandom(32).hex())
         return self
 
@@ -84,11 +92,15 @@ class Hosts:
         """Starts a Ray node on a host and waits till the head counts it."""
         self._start(host, f"--address={self.address(0)}:{_PORT}", f"--num-cpus={cpus}")
 
+    def processes(self, host: int) -> list[int]:
+        """The ids of a host's processes."""
+        pids = subprocess.run(["ip", "netns", "pids", self._names[host]], capture_output=True, text=True).stdout
+        return [int(pid) for pid in pids.split()]
+
     def kill_node(self, host: int) -> None:
         """Kills every process of a host at once, as a power failure does."""
-        pids = subprocess.run(["ip", "netns", "pids", self._names[host]], capture_output=True, text=True).stdout
-        for pid in pids.split():
-            _kill(int(pid))
+        for pid in self.processes(host):
+            _kill(pid)
         self._nodes.pop(host).wait()
 
     def drain_node(self, host: int) -> None:
@@ -110,17 +122,24 @@ class Hosts:
     def popen(self, host: int, command: Sequence[str], **options: object) -> subprocess.Popen:
         """Starts a command on a host."""
         environment = self.environment | dict(options.pop("env", {}))  # pyrefly: ignore
-        # The same folder of Ray is another one on each host, as it is on machines of their own.
-        own, ray = self._folder / f"host{host}", self._folder / "ray"
-        for folder in (own, ray):
-            folder.mkdir(exist_ok=True)
-        mount = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(own), str(ray)]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self._names[host], *mount, *command],
+            [*self.entering(host, self._folder / "ray"), *command],
             env=environment,
             start_new_session=True,
             **options,  # pyrefly: ignore
         )
+
+    def entering(self, host: int, ray_folder: Path) -> list[str]:
+        """The words before a command that run it on a host, where `ray_folder` is a folder of the host's own.
+
+        So are folders of the same name on machines of their own.
+        """
+        own = self._folder / f"host{host}"
+        for folder in (own, ray_folder):
+            folder.mkdir(exist_ok=True)
+        binds = 'mount --bind "$1" "$2" && mount --bind "$3" /etc/hosts && shift 3 && exec "$@"'
+        mount = ["sh", "-c", binds, "sh", str(own), str(ray_folder), str(self._folder / "hosts")]
+        return ["ip", "netns", "exec", self._names[host], *mount]
 
     def nodes(self) -> set[str]:
         """The Ray nodes that the head takes for alive; none where it does not answer."""
