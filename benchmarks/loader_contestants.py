@@ -56,15 +56,15 @@ def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
 
 
 def _requests(shards: Path, pipeline: str) -> Generator:
-    from dist_resnet.data.parquet import open_split
+    from dist_resnet.data.parquet import ShardReader, open_split
     from dist_resnet.data.streams import evaluation_requests, training_requests
 
     split = open_split(str(shards))
     for epoch in itertools.count():
         if pipeline == "train":
-            yield from training_requests(_recipe(shards), split, epoch, 0, [0])
+            yield from training_requests(_recipe(shards), ShardReader(split), epoch, 0, [0])
         else:
-            yield from evaluation_requests(split, 0, split.num_images, SIZE, SHORTER_SIDE, BATCH)
+            yield from evaluation_requests(ShardReader(split), 0, split.num_images, SIZE, SHORTER_SIDE, BATCH)
 
 
 def _recipe(shards: Path) -> Any:
