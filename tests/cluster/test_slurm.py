@@ -21,7 +21,7 @@ from cluster.hosts import Hosts, reason_against
 from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"

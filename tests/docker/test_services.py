@@ -23,7 +23,7 @@ import yaml
 from cluster.commands import commands_in
 from cluster.hosts import Hosts, reason_against
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 _NAMES = ("head", "worker", "worker-2", "mlflow", "postgres", "s3")
