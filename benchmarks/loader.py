@@ -29,15 +29,15 @@ from pathlib import Path
 import numpy as np
 import nvidia.dali
 import pyarrow
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 import torchvision
 from loader_contestants import CONTESTANTS, EPOCH
 from PIL import Image
 
-from dist_resnet.data.convert import encode_table, write_shard
+from dist_resnet.data.convert import encode_table
 from dist_resnet.data.parquet import open_split, read_row_group
+from dist_resnet.data.shards import ShardWriter
 
 HERE = Path(__file__).parent
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -101,7 +101,10 @@ def write_set(data: str, kind: str, folder: Path) -> str:
     for part in ("prepared", "downloaded", "files", "tars"):
         (folder / part).mkdir(parents=True)
     table = encode_table(images, [f"{row}.jpg" for row in range(len(images))], labels, split.class_names or ())
-    write_shard(pafs.LocalFileSystem(), str(folder / "prepared/0.parquet"), table, rows_per_group=100)
+    with (folder / "prepared/0.parquet").open("wb") as file, ShardWriter(file, split.class_names or ()) as shard:
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            shard.add(image, f"{row}.jpg", int(label))
+        shard.finish()
     pq.write_table(table, folder / "downloaded/0.parquet", row_group_size=100)  # pyarrow's defaults, as the Hub has it
     for first in range(0, len(images), PER_SHARD):
         with tarfile.open(folder / f"tars/0-{first:06d}.tar", "w") as tar:

@@ -82,7 +82,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
     filesystem, _ = filesystem_of(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
     found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "picture_bytes": 0}
-    with whole_file(filesystem, task.path) as stream, _Writer(stream, task.class_names) as writer:
+    with whole_file(filesystem, task.path) as stream, ShardWriter(stream, task.class_names) as writer:
         for rows, pictures in read_blocks(task.index):
             for row, encoded in zip(rows, pictures, strict=True):
                 label = int(task.index.label[row])
@@ -124,10 +124,11 @@ def _take_damaged(task: ShardTask, row: int, reason: str, damaged: list[dict[str
     damaged.append({"picture": picture, "class": class_name, "label": label, "reason": reason})
 
 
-class _Writer:
+class ShardWriter:
     """Collects pictures into row groups of a shard and knows where each came to lie."""
 
     def __init__(self, stream: Any, class_names: Sequence[str]) -> None:
+        """`stream`: a binary file to write to."""
         self._class_names = class_names
         self._sink = _Sink(stream)
         self._waiting: list[tuple[bytes, str, int]] = []
@@ -138,7 +139,7 @@ class _Writer:
             self._sink, schema, compression="none", use_dictionary=["label"], write_statistics=["label"]
         )
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,6 +148,7 @@ class _Writer:
         self._parquet.close()
 
     def add(self, encoded: bytes, name: str, label: int) -> None:
+        """Appends a picture."""
         self._waiting.append((encoded, name, label))
         self._waiting_bytes += len(encoded)
         if len(self._waiting) == ROWS_PER_GROUP or self._waiting_bytes >= _BLOCK_BYTES:
@@ -165,10 +167,12 @@ class _Writer:
 
     @property
     def size(self) -> int:
+        """Bytes of the file so far."""
         return self._sink.place
 
     @property
     def sha256(self) -> str:
+        """Of the file so far, in hexadecimal."""
         return self._sink.hash.hexdigest()
 
     def _flush(self) -> None:
