@@ -11,6 +11,12 @@ from dist_resnet.data.store import exists, read_json, whole_file, write_json
 LARGE = b"x" * (12 << 20)  # more than one part of an upload
 
 
+def write_half(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
+    with whole_file(filesystem, path) as stream:
+        stream.write(content)
+        raise ValueError("half way")
+
+
 def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file"
     with whole_file(pafs.LocalFileSystem(), str(target)) as stream:
@@ -24,18 +30,16 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"earlier")
-    with pytest.raises(KeyboardInterrupt), whole_file(pafs.LocalFileSystem(), str(target)) as stream:
-        stream.write(b"later")
-        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="half way"):
+        write_half(pafs.LocalFileSystem(), str(target), b"later")
     assert target.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_upload_that_fails_half_way_leaves_no_object(tmp_path: Path, s3: str) -> None:
     filesystem, path = filesystem_of(f"{s3}/{tmp_path.name}/object")
-    with pytest.raises(ValueError, match="half way"), whole_file(filesystem, path) as stream:
-        stream.write(LARGE)
-        raise ValueError("half way")
+    with pytest.raises(ValueError, match="half way"):
+        write_half(filesystem, path, LARGE)
     assert not exists(filesystem, path)
     with whole_file(filesystem, path) as stream:
         stream.write(LARGE)
