@@ -169,7 +169,7 @@ def _plan(
         class_names=source.class_names,
         notes=source.notes + tuple(_empty_classes(source)),
         shards={
-            split: max(1, round(index.num_bytes * scale / (options.shard_megabytes * 1e6)))
+            split: min(len(index), max(1, round(index.num_bytes * scale / (options.shard_megabytes * 1e6))))
             for split, index in source.splits.items()
         },
         shrinking=shrinking,

@@ -110,6 +110,13 @@ def test_pictures_are_shuffled_all_through_and_shards_are_of_one_size(tmp_path: 
     assert abs(neighbours - 0.2) < 0.07
 
 
+def test_there_are_no_more_shards_than_pictures(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures(per_class=2, validation=1))
+    manifest = prepare_here(source, tmp_path / "target", shard_megabytes=1e-6)
+    assert [len(manifest["splits"][split]["shards"]) for split in ("train", "validation")] == [10, 5]
+    assert open_split(f"{tmp_path}/target/train-*.parquet").num_images == 10
+
+
 def test_the_seed_decides_the_order_and_nothing_else_does(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", small_pictures())
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all; oracle: what lies on the disk, or on a real S3 server, afterwards."""
+
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from dist_resnet.data.parquet import filesystem_of
+from dist_resnet.data.store import exists, read_json, whole_file, write_json
+
+LARGE = b"x" * (12 << 20)  # more than one part of an upload
+
+
+def write_half(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
+    with whole_file(filesystem, path) as stream:
+        stream.write(content)
+        raise ValueError("half way")
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    with whole_file(pafs.LocalFileSystem(), str(target)) as stream:
+        stream.write(b"first")
+        assert not target.exists()
+        stream.write(b"second")
+    assert target.read_bytes() == b"firstsecond"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"earlier")
+    with pytest.raises(ValueError, match="half way"):
+        write_half(pafs.LocalFileSystem(), str(target), b"later")
+    assert target.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_upload_that_fails_half_way_leaves_no_object(tmp_path: Path, s3: str) -> None:
+    filesystem, path = filesystem_of(f"{s3}/{tmp_path.name}/object")
+    with pytest.raises(ValueError, match="half way"):
+        write_half(filesystem, path, LARGE)
+    assert not exists(filesystem, path)
+    with whole_file(filesystem, path) as stream:
+        stream.write(LARGE)
+    with filesystem.open_input_file(path) as file:
+        assert file.read() == LARGE
+
+
+def test_json_comes_back_and_damaged_json_is_named(tmp_path: Path) -> None:
+    filesystem, path = pafs.LocalFileSystem(), str(tmp_path / "value.json")
+    assert read_json(filesystem, path) is None
+    write_json(filesystem, path, {"a": [1, None]})
+    assert read_json(filesystem, path) == {"a": [1, None]}
+    Path(path).write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"value.json is no JSON \(.*\); restore it from a copy"):
+        read_json(filesystem, path)
