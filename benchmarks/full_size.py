@@ -175,7 +175,7 @@ def _own_peak() -> float:
 
 def read_epoch(folder: Path, workers: int) -> str:
     """Reads an epoch and an evaluation as so many workers would, counts every picture, and returns a line."""
-    from dist_resnet.data.parquet import open_split
+    from dist_resnet.data.parquet import ShardReader, open_split
     from dist_resnet.data.streams import evaluation_requests, training_requests
     from dist_resnet.recipe import Augment, Data, Model, Recipe
 
@@ -193,7 +193,7 @@ def read_epoch(folder: Path, workers: int) -> str:
     started = time.perf_counter()
     for rank in range(workers):
         ghosts = list(range(rank, recipe.num_ghost_batches, workers))
-        for request in training_requests(recipe, train, 0, 0, ghosts):
+        for request in training_requests(recipe, ShardReader(train), 0, 0, ghosts):
             count(seen, request)
     seconds = time.perf_counter() - started
     steps = train.num_images // recipe.global_batch
@@ -202,7 +202,7 @@ def read_epoch(folder: Path, workers: int) -> str:
     evaluated = np.zeros(validation.num_images, np.int64)
     for rank in range(workers):
         start, stop = (validation.num_images * one // workers for one in (rank, rank + 1))
-        for request in evaluation_requests(validation, start, stop, 8, 8, 256):
+        for request in evaluation_requests(ShardReader(validation), start, stop, 8, 8, 256):
             count(evaluated, request)
     assert (evaluated == 1).all(), "evaluation left a picture out or took it twice"
     left = train.num_images - int(seen.sum())
