@@ -69,6 +69,8 @@ class Hosts:
         self._folder.mkdir(parents=True, exist_ok=True)
         known = [f"{self.address(number)} {name}" for number, name in enumerate(self._known_as)]
         (self._folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
+        # No name server: Ray would ask the machine's own, which is out of reach, for 12 s before it believes `hosts`.
+        (self._folder / "resolv.conf").write_text("")
         (self._folder / "token").write_text(os.urandom(32).hex())
         return self
 
@@ -137,8 +139,11 @@ class Hosts:
         own = self._folder / f"host{host}"
         for folder in (own, ray_folder):
             folder.mkdir(exist_ok=True)
-        binds = 'mount --bind "$1" "$2" && mount --bind "$3" /etc/hosts && shift 3 && exec "$@"'
-        mount = ["sh", "-c", binds, "sh", str(own), str(ray_folder), str(self._folder / "hosts")]
+        binds = (
+            'mount --bind "$1" "$2" && mount --bind "$3/hosts" /etc/hosts '
+            '&& mount --bind "$3/resolv.conf" /etc/resolv.conf && shift 3 && exec "$@"'
+        )
+        mount = ["sh", "-c", binds, "sh", str(own), str(ray_folder), str(self._folder)]
         return ["ip", "netns", "exec", self._names[host], *mount]
 
     def nodes(self) -> set[str]:

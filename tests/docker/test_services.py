@@ -71,6 +71,11 @@ class _Services:
                 stderr=log,
             )
 
+    def start_s3(self) -> None:
+        """Starts moto's server where SeaweedFS would be."""
+        command = [*self._entering("s3"), sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"]
+        self.running["s3"] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def run(self, name: str, command: Sequence[str], env: Mapping[str, str], timeout: float = 60) -> str:
         """What a command says that is run where a service is. Fails where it fails."""
         done = subprocess.run(
@@ -157,10 +162,7 @@ def postgres(services: _Services, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_a_submitted_job_trains_and_is_tracked_and_what_has_no_secret_is_refused(services: _Services, postgres: None):
-    environment = services.environment("s3") if "environment" in services._services["s3"] else os.environ
-    with open(os.devnull, "wb") as nowhere:
-        command = [*services._entering("s3"), sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"]
-        services.running["s3"] = subprocess.Popen(command, env=dict(environment), stdout=nowhere, stderr=nowhere)
+    services.start_s3()
     make_buckets, bucket_environment = services.command("buckets"), services.environment("buckets")
     listing = ["python", "-c", "import boto3; print(boto3.client('s3').list_buckets()['Buckets'])"]
     _wait_until(lambda: _succeeds(services, "head", listing, bucket_environment), lambda: "no S3")
@@ -203,7 +205,7 @@ def test_a_submitted_job_trains_and_is_tracked_and_what_has_no_secret_is_refused
     assert points == steps == 30
     assert any(file.endswith("data/model.safetensors") for file in files)
 
-    targets = json.loads((services._folder / "host0" / "prom_metrics_service_discovery.json").read_text())
+    targets = json.loads(services.run("head", ["cat", str(_RAY_FOLDER / "prom_metrics_service_discovery.json")], head))
     assert sorted(target.split(":")[0] for entry in targets for target in entry["targets"] if ":8080" in target) == [
         "10.77.0.1",
         "10.77.0.2",
