@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--ffcv-python", default=sys.executable, help="Python of an environment that has FFCV")
     parser.add_argument("--result", type=Path, help="Markdown file to write")
     options = parser.parse_args()
+    if options.result and not options.result.parent.is_dir():
+        parser.error(f"--result {options.result} lies in no folder that exists; make {options.result.parent} first")
     pipelines = ("train", "evaluation") if options.pipeline == "both" else (options.pipeline,)
     text = describe(options)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
