@@ -41,6 +41,8 @@ from dist_resnet.data.shards import ShardWriter
 
 HERE = Path(__file__).parent
 FACTORS = (0.5, 1.0, 2.0, 4.0)
+LONGEST_SIDE = 2048
+"""No picture is enlarged past it: FFCV sets memory aside for whole batches of the greatest picture."""
 PER_SHARD = 100
 Figures = dict[str, list[tuple[float, float]]]
 """(pictures per second, CPU milliseconds per picture) of each round by contestant."""
@@ -59,6 +61,8 @@ def main() -> None:
     parser.add_argument("--ffcv-python", default=sys.executable, help="Python of an environment that has FFCV")
     parser.add_argument("--result", type=Path, help="Markdown file to write")
     options = parser.parse_args()
+    if options.result and not options.result.parent.is_dir():
+        parser.error(f"--result {options.result} lies in no folder that exists; make {options.result.parent} first")
     pipelines = ("train", "evaluation") if options.pipeline == "both" else (options.pipeline,)
     text = describe(options)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
@@ -128,8 +132,9 @@ def resized(image: bytes, factor: float) -> bytes:
     """The picture with sides of `factor` times the length, as a JPEG of quality 90."""
     target = io.BytesIO()
     with Image.open(io.BytesIO(image)) as picture:
-        sides = max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)
-        picture.convert("RGB").resize(sides, Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
+        factor = min(factor, max(1.0, LONGEST_SIDE / max(picture.size)))
+        sides = [max(round(side * factor), 1) for side in picture.size]
+        picture.convert("RGB").resize((sides[0], sides[1]), Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
     return target.getvalue()
 
 
@@ -178,14 +183,16 @@ def contestant(name: str, options: argparse.Namespace) -> Iterator[Callable[[dic
         orders, answers = process.stdin, process.stdout
 
         def round_of(order: dict) -> tuple[float, float]:
-            orders.write(json.dumps(order) + "\n")
+            with contextlib.suppress(BrokenPipeError):
+                orders.write(json.dumps(order) + "\n")
             if not (answer := answers.readline()):
                 raise RuntimeError(f"{CONTESTANTS[name][0]} stopped; its error is above")
             speed, cost = json.loads(answer)
             return speed, cost
 
         yield round_of
-        orders.close()
+        with contextlib.suppress(BrokenPipeError):
+            orders.close()
 
 
 def run_rounds(ask: dict[str, Callable[[dict], tuple[float, float]]], order: dict, rounds: int) -> Figures:
@@ -195,7 +202,14 @@ def run_rounds(ask: dict[str, Callable[[dict], tuple[float, float]]], order: dic
     for turn in range(rounds):
         begin = turn % len(names)
         for name in names[begin:] + names[:begin]:
-            figures[name].append(ask[name](order))
+            if name not in ask:
+                continue
+            try:
+                figures[name].append(ask[name](order))
+            except RuntimeError as error:  # the others' rounds are not lost for it
+                print(f"left out from here on: {error}", flush=True)
+                del ask[name], figures[name]
+                continue
             speed, cost = figures[name][-1]
             print(f"{order['pipeline']} round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
     return figures
