@@ -19,9 +19,9 @@ JOB = Path(__file__).parents[2] / "jobs" / "prepare_imagenet.py"
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(JOB), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that runs the tests in the background has its children ignore Ctrl-C.
+    command = ["env", "--default-signal=INT", sys.executable, str(JOB), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ def wait_for(job: subprocess.Popen[str], what: Callable[[], bool]) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_job_that_was_killed_or_interrupted_goes_on_to_the_same_set(tmp_path: Path, end: signal.Signals) -> None:
     source = write_downloaded(tmp_path / "source", small_pictures(per_class=60), shards=2)
     prepare_here(source, tmp_path / "undisturbed", shard_megabytes=0.004)

@@ -22,6 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_all_shortcuts_at_two_depths_are_one_command(pictures: tuple[str, str], tmp_path: Path):
     chosen = ("--all-shortcuts", "--depths", "8", "11", "--data.train", pictures[0], "--ghost-batch", "16")
     kept = ("--global-batch", "32", "--execution.storage", str(tmp_path), "--execution.name", "all")
@@ -41,6 +42,7 @@ def test_all_shortcuts_at_two_depths_are_one_command(pictures: tuple[str, str], 
     assert "is finished already" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_run_and_its_registered_model_are_measured_alike_fresh_and_trained(
     recipe: Recipe, execution: Execution, tmp_path: Path
 ):
