@@ -124,7 +124,7 @@ def _store(port, files: dict[str, str], latency: float) -> None:
         if name in files:
             return web.FileResponse(files[name], chunk_size=1 << 20)
         if "list-type" in request.query or "prefix" in request.query:
-            return web.Response(text=_listing(files), content_type="application/xml")
+            return web.Response(text=_listing(files, request.query.get("prefix", "")), content_type="application/xml")
         return web.Response(status=404)
 
     async def run() -> None:
@@ -146,11 +146,12 @@ def _stamp(path: str) -> tuple[int, str]:
     return status.st_size, time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(status.st_mtime))
 
 
-def _listing(files: dict[str, str]) -> str:
+def _listing(files: dict[str, str], prefix: str) -> str:
     entries = "".join(
         f"<Contents><Key>shards/{name}</Key><LastModified>{_stamp(path)[1]}</LastModified><Size>{_stamp(path)[0]}</Size>"
         "<ETag>&quot;0&quot;</ETag><StorageClass>STANDARD</StorageClass></Contents>"
         for name, path in files.items()
+        if f"shards/{name}".startswith(prefix)
     )
     return (
         '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
