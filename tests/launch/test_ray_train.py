@@ -77,7 +77,8 @@ def _kill_a_worker_after(run: Path, points: int, name: str = "RayTrainWorker") -
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < points):
         time.sleep(0.01)
-    found = [process for process in psutil.process_iter(["name"]) if name in " ".join(_command(process))]
+    # Below this process alone, for others on the machine may run Ray too.
+    found = [process for process in psutil.Process().children(recursive=True) if name in " ".join(_command(process))]
     os.kill(found[0].pid, signal.SIGKILL)
 
 
