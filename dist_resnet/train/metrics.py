@@ -101,8 +101,8 @@ class _InputWatch:
         if share > _TOO_LARGE_A_SHARE and not self._has_told:
             self._has_told = True
             logger.warning(
-                "the input limits this run: %.0f %% of the last minute went into waiting for pictures; give each "
-                "worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode gpu), or shrink "
-                "the pictures (jobs/prepare_imagenet.py --shorter-side)",
+                "the input limits this run: %.0f %% of the last minute went into waiting for pictures; give "
+                "each worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode gpu), or "
+                "shrink the pictures (jobs/prepare_imagenet.py --shorter-side)",
                 100 * share,
             )
