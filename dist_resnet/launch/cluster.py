@@ -39,6 +39,9 @@ def connect(execution: Execution) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # After a failure all workers start at once, and an actor that synchronizes them.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(execution.most_workers + 2))
+    # Ray Train's processes have an environment of their own and would leave those that Ray starts in advance idle.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.preload")
     # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
     ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     _own.set()

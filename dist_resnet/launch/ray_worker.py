@@ -10,13 +10,16 @@ import ray.train
 from ray.train.torch import get_device
 
 from dist_resnet import logs
+from dist_resnet.launch.spares import keep_spares
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.train.distributed import Worker
 
 
 def run(config: dict[str, Any]) -> None:
     """A worker's whole life; `config` holds the `plan`."""
-    context = ray.train.get_context()
+    plan, context = config["plan"], ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)
-    run_worker(config["plan"], worker, warned=lambda: ray.train.get_preemption_info() is not None)
+    if plan.execution.spares:
+        keep_spares()
+    run_worker(plan, worker, warned=lambda: ray.train.get_preemption_info() is not None)
