@@ -3,6 +3,10 @@
 import dataclasses
 import logging
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,3 +118,24 @@ def s3() -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[str]:
+    """The URI of a bucket on a real server of Google's storage API on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A process of its own: Arrow's client holds Python's lock while it waits for an answer.
+    program = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--default-bucket=bucket"]
+    server = subprocess.Popen([*program, "--host=127.0.0.1", f"--port={port}", "--quiet"])
+    while server.poll() is None:
+        with socket.socket() as knocking:
+            if knocking.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
+        yield "gs://anonymous@bucket"
+    server.kill()
+    server.wait()

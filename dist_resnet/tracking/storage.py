@@ -139,9 +139,14 @@ class RunDirectory:
 
     def list(self, name: str) -> list[tuple[str, int]]:
         """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""
-        selector = pafs.FileSelector(self.path(name), recursive=False, allow_not_found=True)
-        found = self.open()[0].get_file_info(selector)
-        return sorted((info.base_name, info.size if info.is_file else -1) for info in found)
+        filesystem, folder = self.open()[0], self.path(name).rstrip("/")
+        # Of Google's store Arrow lists such folders alone as an empty object stands for, and nothing here makes those.
+        selector = pafs.FileSelector(folder, recursive=filesystem.type_name == "gcs", allow_not_found=True)
+        entries = {}
+        for info in filesystem.get_file_info(selector):
+            entry, _, below = info.path[len(folder) + 1 :].partition("/")
+            entries[entry] = info.size if info.is_file and not below else -1
+        return sorted(entries.items())
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""

@@ -59,13 +59,15 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path):
         RunDirectory(str(tmp_path / "file" / "runs")).check_writable()
 
 
-def test_an_object_store_serves_as_well(s3: str):
-    directory = RunDirectory(f"{s3}/runs/one")
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureRequest):
+    directory = RunDirectory(f"{request.getfixturevalue(store)}/runs/one")
     directory.check_writable()
     directory.write("checkpoints/step_1/model", b"weights")
     directory.write_json("summary.json", {"steps": 1})
     assert directory.read("checkpoints/step_1/model") == b"weights"
     assert [name for name, _ in directory.list("")] == ["checkpoints", "summary.json"]
+    assert directory.list("checkpoints") == [("step_1", -1)]
     assert directory.read_json("missing.json") is None
     directory.delete("checkpoints/step_1")
     assert directory.list("checkpoints/step_1") == []

@@ -204,6 +204,16 @@ def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(re
     assert _last(stopped)["weights_sha256"] == _last(whole)["weights_sha256"]
 
 
+def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, execution: Execution, gs: str):
+    whole, away = _plan(recipe, execution, name="whole"), _plan(recipe, execution, storage=f"{gs}/runs")
+    run_worker(whole, WORKER)
+    _train_until(away, 4)
+    run_worker(away, WORKER)
+    sessions = [record for record in read_journal(away.directory) if record["kind"] == "session"]
+    assert [session["start_step"] for session in sessions] == [0, 4]
+    assert _last(away)["weights_sha256"] == _last(whole)["weights_sha256"]
+
+
 def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):
     for name in ("_SECONDS_BETWEEN_DECISIONS", "_SECONDS_BETWEEN_QUESTIONS"):
         monkeypatch.setattr(f"dist_resnet.train.agreement.{name}", 0.0)
