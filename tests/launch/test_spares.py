@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import ray
@@ -21,29 +23,32 @@ class _Actor:
     def has_imported(self, module: str) -> bool:
         return module in sys.modules
 
-    def start_spares(self, count: int) -> set[int]:
-        """The new idle processes, once they are there."""
+    def start_spare(self) -> int:
+        """The id of a new idle process, once it has begun to import torch."""
         before = set(spares.idle_processes())
-        spares.start(count)
-        deadline = time.monotonic() + 60
-        while len(new := set(spares.idle_processes()) - before) < count and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(_SECONDS_TO_IMPORT)
-        return new
+        spares.start(1)
+        _wait(lambda: set(spares.idle_processes()) - before)
+        (spare,) = set(spares.idle_processes()) - before
+        _wait(lambda: "libtorch" in Path(f"/proc/{spare}/maps").read_text())
+        return spare
 
     def successor(self) -> "ray.actor.ActorHandle":
         self._successor = ray.remote(num_cpus=0)(_Actor).remote()
         return self._successor
 
 
-_SECONDS_TO_IMPORT = 20
+def _wait(for_what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not for_what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_next_worker_of_a_run_is_its_spare_with_torch_imported(ray_cluster):
     environment = {"env_vars": {"TEST_SPARES": "1", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "600"}}
     first = ray.remote(num_cpus=0, runtime_env=environment)(_Actor).remote()
-    (spare,) = ray.get(first.start_spares.remote(1))
+    spare = ray.get(first.start_spare.remote())
     second = ray.get(first.successor.remote())
     assert ray.get(second.pid.remote()) == spare
-    assert ray.get(second.has_imported.remote("dist_resnet.launch.ray_worker"))
+    _wait(lambda: ray.get(second.has_imported.remote("dist_resnet.launch.ray_worker")))
     assert not ray.get(first.has_imported.remote("dist_resnet.launch.ray_worker"))
