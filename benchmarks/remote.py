@@ -147,15 +147,15 @@ def _stamp(path: str) -> tuple[int, str]:
 
 
 def _listing(files: dict[str, str], prefix: str) -> str:
+    found = {name: path for name, path in files.items() if f"shards/{name}".startswith(prefix)}
     entries = "".join(
         f"<Contents><Key>shards/{name}</Key><LastModified>{_stamp(path)[1]}</LastModified><Size>{_stamp(path)[0]}</Size>"
         "<ETag>&quot;0&quot;</ETag><StorageClass>STANDARD</StorageClass></Contents>"
-        for name, path in files.items()
-        if f"shards/{name}".startswith(prefix)
+        for name, path in found.items()
     )
     return (
         '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"<Name>bucket</Name><Prefix>shards/</Prefix><KeyCount>{len(files)}</KeyCount><MaxKeys>1000</MaxKeys>"
+        f"<Name>bucket</Name><Prefix>{prefix}</Prefix><KeyCount>{len(found)}</KeyCount><MaxKeys>1000</MaxKeys>"
         f"<IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
     )
 
