@@ -10,6 +10,7 @@ import ray.train
 from ray.train.torch import get_device
 
 from dist_resnet import logs
+from dist_resnet.launch.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.train.distributed import Worker
 
@@ -19,4 +20,10 @@ def run(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)
-    run_worker(config["plan"], worker, warned=lambda: ray.train.get_preemption_info() is not None)
+    plan = config["plan"]
+    run_worker(
+        plan,
+        worker,
+        warned=lambda: ray.train.get_preemption_info() is not None,
+        observer=WorkerTelemetry(plan.name, worker.rank),
+    )
