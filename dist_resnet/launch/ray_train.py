@@ -35,6 +35,7 @@ from dist_resnet.launch import ray_worker
 from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
+from dist_resnet.launch.telemetry import RunTelemetry
 from dist_resnet.launch.trainer import LeanTrainer
 from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
@@ -72,7 +73,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
     Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
     """
-    return supervise(plan, lambda: _fit(plan))
+    return supervise(plan, lambda: _fit(plan), RunTelemetry(plan.name, plan.execution.most_workers))
 
 
 def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:

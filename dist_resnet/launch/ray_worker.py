@@ -11,6 +11,7 @@ from ray.train.torch import get_device
 
 from dist_resnet import logs
 from dist_resnet.launch.spares import keep_spares
+from dist_resnet.launch.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.train.distributed import Worker
 
@@ -22,4 +23,9 @@ def run(config: dict[str, Any]) -> None:
     logs.configure(worker.rank)
     if plan.execution.spares:
         keep_spares()
-    run_worker(plan, worker, warned=lambda: ray.train.get_preemption_info() is not None)
+    run_worker(
+        plan,
+        worker,
+        warned=lambda: ray.train.get_preemption_info() is not None,
+        observer=WorkerTelemetry(plan.name, worker.rank),
+    )

@@ -15,6 +15,7 @@ from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.delivery import deliver
 from dist_resnet.tracking.mlflow_sink import MlflowSink
+from dist_resnet.tracking.observer import Observer, Tolerated, nobody
 from dist_resnet.tracking.outbox import Tail, read_journal
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -24,12 +25,13 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_ASK = 600.0
 
 
-def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
+def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = nobody) -> dict[str, Any]:
     """Runs the workers of a planned run, shows and delivers its journal meanwhile, and writes `summary.json`.
 
-    `run_workers` returns once all workers have. Returns the summary; a run that was finished before is not run again.
-    The first Ctrl-C or SIGTERM has the workers save a checkpoint and stop, which makes a summary of status `stopped`
-    that is not written down; the second one raises KeyboardInterrupt.
+    `run_workers` returns once all workers have. `observer` is told of the journal's new records and, as `tracking`,
+    every second how many of its points MLflow has yet to take. Returns the summary; a run that was finished before is
+    not run again. The first Ctrl-C or SIGTERM has the workers save a checkpoint and stop, which makes a summary of
+    status `stopped` that is not written down; the second one raises KeyboardInterrupt.
     """
     finished = plan.summary()
     if finished is not None:
@@ -43,7 +45,9 @@ def supervise(plan: Plan, run_workers: Callable[[], None]) -> dict[str, Any]:
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     over = threading.Event()
-    follower = threading.Thread(target=_follow, args=(plan, over), name="progress", daemon=True)
+    follower = threading.Thread(
+        target=_follow, args=(plan, sink, over, Tolerated(observer)), name="progress", daemon=True
+    )
     follower.start()
     try:
         with _stopping_on_signals(plan.directory):
@@ -91,20 +95,24 @@ def _deliver_the_rest(plan: Plan) -> None:
         logger.warning("the run's tracking cannot be delivered: %s", error)
 
 
-def _follow(plan: Plan, over: threading.Event) -> None:
-    """Draws the journal's records from now on until `over`; what an earlier driver saw is not shown again."""
+def _follow(plan: Plan, sink: MlflowSink, over: threading.Event, observe: Observer) -> None:
+    """Draws and tells the journal's records from now on until `over`, but not again what an earlier driver saw."""
     progress = Progress(plan.name, plan.num_steps, plan.recipe.global_batch)
     tail = Tail(plan.directory)
     pause, seen, last = 0.0, False, False
     while not last:
         last = over.wait(pause)
         pause = _SECONDS_BETWEEN_LOOKS
+        records: list[dict[str, Any]] = []
         try:
-            records = tail.poll()
-            progress.show(records if seen else [])
-            seen = True
+            new = tail.poll()
+            records, seen = new if seen else [], True
         except OSError as error:
             logger.debug("the journal could not be read just now: %s", error)
+        progress.show(records)
+        for record in records:
+            observe(record["kind"], record)
+        observe("tracking", {"waiting_points": sink.waiting_points})
     progress.close()
 
 

@@ -6,6 +6,7 @@ import torch
 
 from dist_resnet.data.loader import open_loader
 from dist_resnet.launch.preparation import Plan
+from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import Evaluated, train
 from dist_resnet.train.watchdog import Watchdog
@@ -17,16 +18,22 @@ def run_worker(
     *,
     evaluated: Evaluated | None = None,
     warned: Callable[[], bool] = lambda: False,
+    observer: Observer = nobody,
 ) -> None:
-    """Trains this worker's share of a planned run to its end; `evaluated` and `warned` are those of `train`."""
+    """Trains this worker's share of a planned run to its end; what is called meanwhile is as `train` says."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
     with Watchdog(60 * plan.execution.hang_minutes) as watchdog:
         watchdog.alive(starting=True)
-        _train(plan, worker, watchdog, evaluated, warned)
+        _train(plan, worker, watchdog, evaluated, warned, observer)
 
 
 def _train(
-    plan: Plan, worker: Worker, watchdog: Watchdog, evaluated: Evaluated | None, warned: Callable[[], bool]
+    plan: Plan,
+    worker: Worker,
+    watchdog: Watchdog,
+    evaluated: Evaluated | None,
+    warned: Callable[[], bool],
+    observer: Observer,
 ) -> None:
     loader = open_loader(
         plan.recipe,
@@ -38,7 +45,16 @@ def _train(
         device=worker.device,
     )
     try:
-        train(plan.recipe, plan.execution, worker, loader, plan.directory, evaluated=evaluated, warned=warned)
+        train(
+            plan.recipe,
+            plan.execution,
+            worker,
+            loader,
+            plan.directory,
+            evaluated=evaluated,
+            warned=warned,
+            observer=observer,
+        )
     finally:
         watchdog.alive()
         loader.close()

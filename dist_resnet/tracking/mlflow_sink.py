@@ -51,7 +51,8 @@ class MlflowSink:
 
     `card` describes the run when it is new; a run whose directory already names an MLflow run continues that one.
     With a `parent` the run is its child, and starts once the parent's has. Of the training metrics, those of every
-    `every`-th step are sent. `run_id` is None until the server has answered once.
+    `every`-th step are sent. `run_id` is None until the server has answered once. `waiting_points` counts the journal's
+    points that it has not taken.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class MlflowSink:
         every: int = 1,
     ) -> None:
         self.run_id: str | None = None
+        self.waiting_points = 0
         self.is_delivered = False
         self.directory = directory
         self._uri, self._card, self._parent, self._every = tracking_uri, card, parent, every
         self._ledger = Ledger(directory, tracking_uri)
         self._client: MlflowClient | None = None
-        self._tail = Tail(directory)
+        self._tail, self._polling = Tail(directory), threading.Lock()
         self._records: list[dict[str, Any]] = []
         self._position = 0
         self._steps: dict[str, int] = {}
@@ -95,15 +97,14 @@ class MlflowSink:
 
     def _warn_of_the_rest(self) -> None:
         try:
-            self._records += self._tail.poll()
+            self._poll()
         except OSError as error:
             logger.warning("the journal cannot be read: %s", error)
-        waiting = sum(len(self._sent(record)) for record in self._records)
         logger.warning(
             "MLflow at %s did not take the end of the run; %d points wait in %s; to deliver them: "
             "python jobs/deliver_tracking.py --run %s --tracking-uri %s",
             without_credentials(self._uri),
-            waiting,
+            self.waiting_points,
             self.directory.child("journal"),
             self.directory.uri,
             without_credentials(self._uri),
@@ -131,9 +132,9 @@ class MlflowSink:
 
     def _level(self) -> None:
         """Starts or finds the MLflow run, then sends every record that has not arrived."""
+        self._poll()
         if self.run_id is None:
             self.run_id = self._start_run()
-        self._records += self._tail.poll()
         while self._records:
             batch, metrics = self._next_batch()
             position = self._position + len(batch)
@@ -172,10 +173,18 @@ class MlflowSink:
         """Counts the records at the front as arrived."""
         self._position += len(batch)
         del self._records[: len(batch)]
+        self.waiting_points -= sum(len(self._sent(record)) for record in batch)
         for record in batch:
             if record["kind"] == "metrics":
                 for key in record["values"]:
                     self._steps[key] = max(record["step"], self._steps.get(key, -1))
+
+    def _poll(self) -> None:
+        """Takes in what the journal has got since the last call; of the thread, and of `close` at the end."""
+        with self._polling:
+            new = self._tail.poll()
+            self._records += new
+            self.waiting_points += sum(len(self._sent(record)) for record in new)
 
     def _keep(self) -> None:
         """Keeps on the storage what a later delivery needs, whether the server answers or not."""
@@ -194,7 +203,6 @@ class MlflowSink:
         if run_id is not None:
             run = self._client.get_run(run_id)
             self._client.update_run(run_id, status="RUNNING")
-            self._records += self._tail.poll()
             self._note(self._records[: int(run.data.tags.get(POSITION_TAG, 0))])
             return run_id
         experiment, key = ensure_experiment(self._client, self._card.experiment), self._ledger.key()

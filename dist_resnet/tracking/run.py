@@ -1,4 +1,4 @@
-"""What the training loop calls to record a run; on ranks other than 0 it records nothing.
+"""What the training loop calls to record a run: rank 0 in its journal, and every rank to whoever observes it.
 
 A call only adds to a list: a thread takes it to the storage, so that the loop waits for no disk and no network.
 """
@@ -7,6 +7,7 @@ import logging
 import threading
 from typing import Any
 
+from dist_resnet.tracking.observer import Observer, Tolerated, nobody
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -18,8 +19,8 @@ _SECONDS_AFTER_A_FAILURE = 5.0
 class Run:
     """Records a run's metrics and events in its journal. Make it with `Run.of_rank`."""
 
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal | None, observer: Observer) -> None:
+        self._journal, self._observe = journal, Tolerated(observer)
         self._hurry, self._over = threading.Event(), threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -27,20 +28,19 @@ class Run:
             self._thread.start()
 
     @classmethod
-    def of_rank(cls, rank: int, directory: RunDirectory) -> "Run":
-        """The recorder of one rank: rank 0 writes the journal, the others are silent."""
-        return cls(Journal(directory) if rank == 0 else None)
+    def of_rank(cls, rank: int, directory: RunDirectory, observer: Observer = nobody) -> "Run":
+        """The recorder of one rank: rank 0 writes the journal; `observer` is told of every rank's own records."""
+        return cls(Journal(directory) if rank == 0 else None, observer)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records metrics as they stand after `step` optimizer steps."""
-        if self._journal and values:
-            self._journal.append("metrics", step=step, values=values)
+        if values:
+            self._record("metrics", step=step, values=values)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Records that something happened, and has it written without delay."""
-        if self._journal:
-            self._journal.append(kind, **fields)
-            self._hurry.set()
+        self._record(kind, **fields)
+        self._hurry.set()
 
     def flush(self) -> None:
         """Has what was recorded so far written without delay."""
@@ -61,6 +61,11 @@ class Run:
                 self._journal.commit()
             except OSError as error:
                 logger.warning("the journal's last records could not be written: %s", error)
+
+    def _record(self, kind: str, **fields: Any) -> None:
+        if self._journal:
+            self._journal.append(kind, **fields)
+        self._observe(kind, fields)
 
     def _write(self) -> None:
         assert self._journal is not None

@@ -15,6 +15,7 @@ from dist_resnet.data.loader import Loader
 from dist_resnet.model import build_model
 from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.run import Run
 from dist_resnet.tracking.stop import StopWatch
@@ -58,19 +59,20 @@ def train(
     *,
     evaluated: Evaluated | None = None,
     warned: Callable[[], bool] = lambda: False,
+    observer: Observer = nobody,
 ) -> None:
     """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
 
     The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, with
     `too_damaged` where too many pictures were, or with `stopped` where `stop.request` asked for it. `evaluated` is
     called with the step and the metrics after each evaluation is recorded. `warned` says whether machines are about to
-    be taken away, the same on every worker, which call it together; a checkpoint is made at once then. Raises OSError
-    once the storage has failed for longer than the execution allows, and ValueError where there are checkpoints and
-    none is whole.
+    be taken away, the same on every worker, which call it together; a checkpoint is made at once then. `observer` is
+    told of every record of this worker, whatever its rank. Raises OSError once the storage has failed for longer than
+    the execution allows, and ValueError where there are checkpoints and none is whole.
     """
     with Watchdog(60 * execution.hang_minutes) as watchdog:
         watchdog.alive(starting=True)
-        session = Session(recipe, execution, worker, loader, directory, watchdog, evaluated, warned)
+        session = Session(recipe, execution, worker, loader, directory, watchdog, evaluated, warned, observer)
         try:
             session.run()
         except DivergedError as error:
@@ -98,6 +100,7 @@ class Session:
         watchdog: Watchdog,
         evaluated: Evaluated | None,
         warned: Callable[[], bool],
+        observer: Observer,
     ) -> None:
         self._recipe, self._execution, self._worker, self._evaluated = recipe, execution, worker, evaluated
         self._loader, self._directory = loader, directory
@@ -114,7 +117,7 @@ class Session:
         patience_seconds = 60 * execution.storage_minutes
         resume(self._state, directory, worker, patience_seconds=patience_seconds, alive=watchdog.alive)
 
-        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory), "cannot be read")
+        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory, observer), "cannot be read")
         records = self._patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
         self._damage = DamageRecord(

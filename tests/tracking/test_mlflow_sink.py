@@ -182,6 +182,7 @@ def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _
     sink.close("FINISHED", {"training_curve.png": b"picture"}, wait_seconds=120)
     assert [step for step, _ in _points(server.uri, sink.run_id)] == list(range(1, 9))
     assert MlflowClient(server.uri).get_run(sink.run_id).info.status == "FINISHED"
+    assert sink.waiting_points == 0
     assert caplog.text.count("does not answer") == 1
     assert caplog.text.count("answers again") == 1
 
@@ -217,6 +218,7 @@ def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str,
         sink.close("FINISHED", {"training_curve.png": b"picture"}, tags={"result": "5.0"}, wait_seconds=4)
         sick.shutdown()
     assert sink.run_id is None
+    assert sink.waiting_points == 6
     assert caplog.text.count("does not answer") == 1
     assert "6 points wait in" in caplog.text
     assert "secret" not in caplog.text

@@ -1,0 +1,16 @@
+"""What the dashboards ask Prometheus, and where the files are that it and Grafana read."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS, GRAFANA = ROOT / "docker" / "prometheus", ROOT / "docker" / "grafana"
+BOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
+
+
+def queries_of(board: Path) -> list[str]:
+    """A dashboard's queries, its variable set to a run named `run`."""
+    content = json.loads(board.read_text())
+    targets = [target for panel in content["panels"] for target in panel["targets"]]
+    asked = [target["expr"] for target in [*targets, *content["annotations"]["list"]]]
+    return [query.replace("$run", "run") for query in asked]
