@@ -25,6 +25,8 @@ FLAT = tyro.conf.arg(name="")
 """Annotates a field of an options class whose own fields are options without a prefix."""
 FLAG = tyro.conf.FlagCreatePairsOff
 """Annotates a claim that is only ever switched on."""
+POSITIONAL = tyro.conf.Positional
+"""Annotates a field that is given by its place and not by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

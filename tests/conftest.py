@@ -86,12 +86,12 @@ def execution(tmp_path: Path) -> Execution:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray of 4 cores for the whole session: starting one takes half a minute."""
+def ray_cluster() -> Iterator[str]:
+    """One Ray of 4 cores for the whole session: starting one takes half a minute. Its job server's address."""
     import ray
 
-    ray.init(address="local", num_cpus=4, logging_level="WARNING")
-    yield
+    context = ray.init(address="local", num_cpus=4, logging_level="WARNING")
+    yield f"http://{context.dashboard_url}"
     ray.shutdown()
 
 

@@ -15,14 +15,46 @@ _SECONDS_BETWEEN_LINES = 10.0
 _STEPS_AVERAGED = 50
 
 
+class Pace:
+    """Where a run is, how fast and how long still, from its journal's records as they come in."""
+
+    def __init__(self, total_steps: int, global_batch: int) -> None:
+        self.step = 0
+        self.values: dict[str, float] = {}
+        """The newest step's metrics; none before the first step."""
+        self._total, self._batch = total_steps, global_batch
+        self._recent: deque[float] = deque(maxlen=_STEPS_AVERAGED)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Takes in a record, of whatever kind."""
+        if record["kind"] == "session":
+            self.step = record["start_step"]
+        elif record["kind"] == "metrics" and "train/loss" in record["values"]:
+            self.step, self.values = record["step"], record["values"]
+            self._recent.append(self.values["time/step_seconds"])
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of the newest steps; None before the first."""
+        return self._batch / self._seconds if self._recent else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At that pace, evaluations not counted; None before the first step."""
+        return (self._total - self.step) * self._seconds if self._recent else None
+
+    @property
+    def _seconds(self) -> float:
+        return sum(self._recent) / len(self._recent)
+
+
 class Progress:
     """Shows images done, loss, error, images/s and time left as records come in."""
 
     def __init__(self, name: str, total_steps: int, global_batch: int, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._name, self._total, self._batch = name, total_steps, global_batch
-        self._recent: deque[float] = deque(maxlen=_STEPS_AVERAGED)
-        self._step = 0
+        self._pace = Pace(total_steps, global_batch)
         self._line_at = 0.0
         self._bar: tqdm | None = None
         if self._stream.isatty():
@@ -37,10 +69,10 @@ class Progress:
 
     def show(self, records: list[dict[str, Any]]) -> None:
         """Takes in journal records and redraws."""
-        latest: dict[str, float] = {}
+        stepped = False
         for record in records:
+            self._pace.add(record)
             if record["kind"] == "session":
-                self._step = record["start_step"]
                 self._say(_session_line(record))
             elif record["kind"] == "evaluating":
                 done = min(1.0, record["images"] / max(1, record["share"]))
@@ -48,30 +80,28 @@ class Progress:
             elif record["kind"] == "metrics" and "val/loss" in record["values"]:
                 self._say(_evaluation_line(record))
             elif record["kind"] == "metrics" and "train/loss" in record["values"]:
-                self._step, latest = record["step"], record["values"]
-                self._recent.append(latest["time/step_seconds"])
-        if latest:
-            self._draw(latest)
+                stepped = True
+        if stepped:
+            self._draw()
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
 
-    def _draw(self, values: dict[str, float]) -> None:
-        seconds = sum(self._recent) / len(self._recent)
-        left = tqdm.format_interval((self._total - self._step) * seconds)
+    def _draw(self) -> None:
+        pace, step = self._pace, self._pace.step
         text = (
-            f"loss {values['train/loss']:.3f}, error {values['train/top1_error']:.1%}, "
-            f"{self._batch / seconds:.1f} images/s, {left} left"
+            f"loss {pace.values['train/loss']:.3f}, error {pace.values['train/top1_error']:.1%}, "
+            f"{pace.images_per_second:.1f} images/s, {tqdm.format_interval(pace.seconds_left or 0)} left"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.n = self._step * self._batch
+            self._bar.n = step * self._batch
             self._bar.refresh()
-        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or self._step == self._total:
+        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = time.monotonic()
-            self._say(f"step {self._step}/{self._total}, {self._step * self._batch} images, {text}")
+            self._say(f"step {step}/{self._total}, {step * self._batch} images, {text}")
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

@@ -34,6 +34,7 @@ from ray.train import (
 from dist_resnet.launch import ray_worker
 from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.submitted import note_driver
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.telemetry import RunTelemetry
 from dist_resnet.launch.trainer import LeanTrainer
@@ -73,7 +74,10 @@ def run(plan: Plan) -> dict[str, Any]:
 
     Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
     """
-    return supervise(plan, lambda: _fit(plan), RunTelemetry(plan.name, plan.execution.most_workers))
+    if plan.summary() is None and not own_cluster():
+        note_driver(plan.directory)
+    with RunTelemetry(plan.name, plan.execution.most_workers) as telemetry:
+        return supervise(plan, lambda: _fit(plan), telemetry)
 
 
 def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:

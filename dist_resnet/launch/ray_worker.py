@@ -23,9 +23,5 @@ def run(config: dict[str, Any]) -> None:
     logs.configure(worker.rank)
     if plan.execution.spares:
         keep_spares()
-    run_worker(
-        plan,
-        worker,
-        warned=lambda: ray.train.get_preemption_info() is not None,
-        observer=WorkerTelemetry(plan.name, worker.rank),
-    )
+    with WorkerTelemetry(plan.name, worker.rank) as telemetry:
+        run_worker(plan, worker, warned=lambda: ray.train.get_preemption_info() is not None, observer=telemetry)

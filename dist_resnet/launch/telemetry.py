@@ -6,12 +6,18 @@ twenty seconds more; a counter, with `_total` behind its name, as long as the no
 alerts and panels that are made of them.
 """
 
+import logging
+import threading
 import time
-from typing import Any
+from typing import Any, Self
 
 from ray.util.metrics import Counter, Gauge
 
-STEP, WORLD_SIZE = "step", "world_size"
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_VALUES = 1.0
+
+STEP, WORLD_SIZE, DAMAGED = "step", "world_size", "damaged_pictures"
 WORKER_GAUGES = {
     STEP: "Optimizer steps done.",
     WORLD_SIZE: "Workers that train together.",
@@ -21,7 +27,7 @@ WORKER_GAUGES = {
     "validation_top5_error": "Top-5 error of the newest evaluation.",
     "images_per_second": "Pictures that all workers together trained on in the newest step, over its seconds.",
     "learning_rate": "Learning rate of the newest step.",
-    "damaged_pictures": "Training pictures that could not be decoded, so far.",
+    DAMAGED: "Training pictures of the whole run that could not be decoded; 0 till these workers meet one.",
 }
 WORKER_COUNTERS = {
     "step_seconds": "Seconds of all steps, those of waiting for pictures among them.",
@@ -45,37 +51,80 @@ _KEYS = {
     "val/top5_error": "validation_top5_error",
     "throughput/images_per_second": "images_per_second",
     "schedule/learning_rate": "learning_rate",
-    "data/damaged_pictures": "damaged_pictures",
+    "data/damaged_pictures": DAMAGED,
     "time/step_seconds": "step_seconds",
     "time/data_seconds": "data_wait_seconds",
     "time/checkpoint_seconds": "checkpoint_stall_seconds",
 }
 
 
-class WorkerTelemetry:
+class _Telemetry:
+    """Values that a thread hands to Ray every second, within the `with` block.
+
+    Ray drops a gauge that nobody has set since its last report, and what stands still is what alerts are about. So the
+    training loop only writes numbers down and calls nothing of Ray's.
+    """
+
+    def __init__(self, gauges: dict[str, str], counters: dict[str, str], tags: dict[str, str]) -> None:
+        self._gauges, self._counters = _made(Gauge, gauges, tags), _made(Counter, counters, tags)
+        self.values: dict[str, float] = {}
+        """By name: of a gauge its value, of a counter all that was added."""
+        self._counted = dict.fromkeys(counters, 0.0)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _add(self, name: str, value: float) -> None:
+        self.values[name] = self.values.get(name, 0.0) + value
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            last = self._over.wait(_SECONDS_BETWEEN_VALUES)
+            try:
+                self._hand_over()
+            except Exception as error:
+                # Nothing that only looks at a run may end it.
+                logger.warning("the run goes on without metrics: %s: %s", type(error).__name__, error)
+                return
+
+    def _hand_over(self) -> None:
+        for name, value in list(self.values.items()):
+            if name in self._gauges:
+                self._gauges[name].set(value)
+            elif value > self._counted[name]:  # Ray counts no zeros.
+                self._counters[name].inc(value - self._counted[name])
+                self._counted[name] = value
+
+
+class WorkerTelemetry(_Telemetry):
     """Observes the records of one worker."""
 
     def __init__(self, run: str, rank: int) -> None:
-        tags = {"run": run, "rank": str(rank)}
-        self._gauges = _made(Gauge, WORKER_GAUGES, tags)
-        self._counters = _made(Counter, WORKER_COUNTERS, tags)
+        super().__init__(WORKER_GAUGES, WORKER_COUNTERS, {"run": run, "rank": str(rank)})
 
     def __call__(self, kind: str, fields: dict[str, Any]) -> None:
         """Takes in a record as `tracking.run.Run` makes it."""
         if kind == "session":
-            self._gauges[STEP].set(fields["start_step"])
-            self._gauges[WORLD_SIZE].set(fields["world_size"])
+            self.values |= {STEP: fields["start_step"], WORLD_SIZE: fields["world_size"], DAMAGED: 0}
         elif kind == "metrics":
-            self._gauges[STEP].set(fields["step"])
+            self.values[STEP] = fields["step"]
             for key, value in fields["values"].items():
-                name = _KEYS.get(key, "")
-                if name in self._gauges:
-                    self._gauges[name].set(value)
-                elif name in self._counters and value > 0:  # Ray counts no zeros.
-                    self._counters[name].inc(value)
+                name = _KEYS.get(key)
+                if name in WORKER_GAUGES:
+                    self.values[name] = value
+                elif name in WORKER_COUNTERS:
+                    self._add(name, value)
 
 
-class RunTelemetry:
+class RunTelemetry(_Telemetry):
     """Observes on the driver, which outlives its workers, the new records of the run's journal.
 
     Restarts are a gauge and not a counter: it is there, at 0, before the first one, as Prometheus needs it to see an
@@ -83,35 +132,30 @@ class RunTelemetry:
     """
 
     def __init__(self, run: str, workers_wanted: int) -> None:
-        self._gauges = _made(Gauge, RUN_GAUGES, {"run": run})
+        super().__init__(RUN_GAUGES, {}, {"run": run})
         self._sessions, self._furthest = 0, 0
-        started = time.time()
-        for name in ("progress_timestamp_seconds", "checkpoint_timestamp_seconds"):
-            self._gauges[name].set(started)
-        self._gauges["running"].set(1)
-        self._gauges["workers_wanted"].set(workers_wanted)
-        self._gauges["restarts"].set(0)
+        self.values |= {"running": 1, "workers_wanted": workers_wanted, "restarts": 0, "tracking_waiting_points": 0}
+        self.values |= dict.fromkeys(("progress_timestamp_seconds", "checkpoint_timestamp_seconds"), time.time())
 
     def __call__(self, kind: str, fields: dict[str, Any]) -> None:
         """Takes in a record as `supervise` passes it on."""
-        gauges, now = self._gauges, time.time()
+        values, now = self.values, time.time()
         if kind == "session":
             self._sessions += 1
             self._furthest = max(self._furthest, fields["start_step"])
-            gauges["restarts"].set(self._sessions - 1)
-            gauges["total_steps"].set(fields["total_steps"])
-            gauges["checkpoint_step"].set(fields["start_step"])
+            values["restarts"] = self._sessions - 1
+            values["total_steps"] = fields["total_steps"]
+            values["checkpoint_step"] = fields["start_step"]
         elif kind == "evaluating" or (kind == "metrics" and fields["step"] > self._furthest):
             # Steps that are done again after a restart are no progress: a run that always fails makes none.
             self._furthest = max(self._furthest, fields["step"])
-            gauges["progress_timestamp_seconds"].set(now)
+            values["progress_timestamp_seconds"] = now
         elif kind == "checkpoint":
-            gauges["checkpoint_step"].set(fields["step"])
-            gauges["checkpoint_timestamp_seconds"].set(now)
+            values |= {"checkpoint_step": fields["step"], "checkpoint_timestamp_seconds": now}
         elif kind == "tracking":
-            gauges["tracking_waiting_points"].set(fields["waiting_points"])
+            values["tracking_waiting_points"] = fields["waiting_points"]
         elif kind in ("finished", "stopped"):
-            gauges["running"].set(0)
+            values["running"] = 0
 
 
 def exported(name: str) -> str:

@@ -91,3 +91,14 @@ class Ledger:
 
     def _write(self, known: dict[str, Any]) -> None:
         self._directory.write_json(_FILE, known)
+
+
+def runs_on_servers(directory: RunDirectory) -> dict[str, str]:
+    """The ids of a run's runs in MLflow by tracking server, as far as they are written down."""
+    servers = (directory.read_json(_FILE) or {}).get("servers", {})
+    return {server: entry["run_id"] for server, entry in servers.items() if "run_id" in entry}
+
+
+def command_of(directory: RunDirectory) -> str | None:
+    """The command that a run was started by, without credentials; None where it was never tracked."""
+    return (directory.read_json(_FILE) or {}).get("card", {}).get("tags", {}).get("command")

@@ -43,31 +43,10 @@ def test_both_workers_and_the_driver_are_served_by_rays_agent(ray_cluster, recip
         time.sleep(0.5)
 
 
-class _Gauges(dict):
-    """Remembers what was set, in the place of Ray's gauges, which cannot be read back."""
-
-    def __missing__(self, name: str) -> "_Gauge":
-        self[name] = _Gauge()
-        return self[name]
-
-
-class _Gauge:
-    value: float | None = None
-
-    def set(self, value: float) -> None:
-        self.value = value
-
-
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> telemetry.RunTelemetry:
-    gauges = _Gauges()
-    monkeypatch.setattr(telemetry, "_made", lambda *_: gauges)
     monkeypatch.setattr("time.time", lambda: 1000.0)
     return telemetry.RunTelemetry("run", 4)
-
-
-def _values(driver: telemetry.RunTelemetry) -> dict[str, float | None]:
-    return {name: gauge.value for name, gauge in driver._gauges.items()}
 
 
 def test_a_restart_is_counted_and_steps_done_again_are_no_progress(driver, monkeypatch):
@@ -77,27 +56,37 @@ def test_a_restart_is_counted_and_steps_done_again_are_no_progress(driver, monke
     driver("session", {"start_step": 110, "total_steps": 500})
     monkeypatch.setattr("time.time", lambda: 1020.0)
     driver("metrics", {"step": 120, "values": {}})
-    values = _values(driver)
+    values = driver.values
     assert values["restarts"] == 1
     assert values["checkpoint_step"] == 110
     assert values["progress_timestamp_seconds"] == 1010.0
     driver("metrics", {"step": 121, "values": {}})
-    assert _values(driver)["progress_timestamp_seconds"] == 1020.0
+    assert driver.values["progress_timestamp_seconds"] == 1020.0
 
 
 def test_a_run_that_diverged_is_not_said_to_have_ended_well(driver):
     driver("diverged", {"step": 3})
-    assert _values(driver)["running"] == 1
+    assert driver.values["running"] == 1
     driver("stopped", {"step": 3})
-    assert _values(driver)["running"] == 0
+    assert driver.values["running"] == 0
 
 
 def test_a_checkpoint_and_what_waits_for_mlflow_are_told(driver, monkeypatch):
-    assert _values(driver)["checkpoint_timestamp_seconds"] == 1000.0
+    assert driver.values["checkpoint_timestamp_seconds"] == 1000.0
     monkeypatch.setattr("time.time", lambda: 1300.0)
     driver("checkpoint", {"step": 40, "seconds": 1.0})
     driver("tracking", {"waiting_points": 12})
-    values = _values(driver)
+    values = driver.values
     assert (values["checkpoint_step"], values["checkpoint_timestamp_seconds"]) == (40, 1300.0)
     assert values["tracking_waiting_points"] == 12
     assert values["workers_wanted"] == 4
+
+
+def test_a_worker_keeps_its_newest_numbers_and_adds_up_its_seconds():
+    worker = telemetry.WorkerTelemetry("run", 1)
+    worker("session", {"start_step": 10, "world_size": 2})
+    for step in (11, 12):
+        worker("metrics", {"step": step, "values": {"train/loss": 1 / step, "time/data_seconds": 0.25}})
+    worker("metrics", {"step": 12, "values": {"system/cpu_utilization_percentage": 50.0}})
+    told = {"step": 12, "world_size": 2, "damaged_pictures": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
+    assert worker.values == told

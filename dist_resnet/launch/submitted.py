@@ -1,0 +1,87 @@
+"""Which job of a Ray cluster trains a run, and what can be done with it; as thin as possible over Ray's own job client.
+
+The cluster is the one that `ray job` would talk to: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else the one on this
+machine, with the token that Ray's environment variables or files hold.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from dist_resnet.launch.cluster import first_line
+from dist_resnet.tracking.storage import RunDirectory
+
+_FILE = "driver.json"
+
+T = TypeVar("T")
+
+
+def note_driver(directory: RunDirectory) -> None:
+    """Writes into a run's directory which job of which node this process, connected to Ray, is."""
+    context = ray.get_runtime_context()
+    # Jobs are counted from 1 in every cluster; node ids are drawn.
+    directory.write_json(_FILE, {"job_id": context.get_job_id(), "node_id": context.get_node_id()})
+
+
+class JobServer:
+    """The jobs submitted to a cluster. Raises ValueError, here and later, where it does not answer or refuses."""
+
+    def __init__(self) -> None:
+        self._client: JobSubmissionClient = _asked(JobSubmissionClient)
+
+    def jobs(self) -> list[JobDetails]:
+        """Those that `ray job submit` started, the newest first."""
+        submitted = [job for job in _asked(self._client.list_jobs) if job.submission_id]
+        return sorted(submitted, key=lambda job: -(job.start_time or 0))
+
+    def resubmit(self, job: JobDetails, working_dir: str | None) -> str:
+        """Submits an ended job's command again in its environment and returns the new submission's id.
+
+        `working_dir`: the folder to send in place of the one that was sent with it.
+        """
+        environment = dict(job.runtime_env or {}) | ({"working_dir": working_dir} if working_dir else {})
+        return _asked(
+            lambda: self._client.submit_job(
+                entrypoint=job.entrypoint, runtime_env=environment, metadata=_own_metadata(job)
+            )
+        )
+
+    def follow_log(self, job: JobDetails, write: Callable[[str], Any]) -> JobStatus:
+        """Writes a job's log from its beginning and on until the job ends, and returns how it ended."""
+        assert job.submission_id is not None
+        identity = job.submission_id
+        if job.status.is_terminal():
+            write(_asked(lambda: self._client.get_job_logs(identity)))
+        else:
+            _asked(lambda: asyncio.run(self._tail(identity, write)))
+        return _asked(lambda: self._client.get_job_status(identity))
+
+    async def _tail(self, identity: str, write: Callable[[str], Any]) -> None:
+        async for lines in self._client.tail_job_logs(identity):
+            write(lines)
+
+
+def job_of(directory: RunDirectory, jobs: Sequence[JobDetails]) -> JobDetails | None:
+    """The job that trains a run or was the last to do so; None where it is none of these."""
+    noted = directory.read_json(_FILE) or {}
+    driver = noted.get("job_id"), noted.get("node_id")
+    return next((job for job in jobs if (job.job_id, job.driver_node_id) == driver), None)
+
+
+def _own_metadata(job: JobDetails) -> dict[str, str]:
+    """What was given with a job, without what Ray adds of its own."""
+    return {key: value for key, value in (job.metadata or {}).items() if key not in ("job_submission_id", "job_name")}
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """The job server's answer. Raises ValueError with one line where there is none."""
+    try:
+        return question()
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(
+            f"Ray's job server cannot be asked ({first_line(error)}); name the cluster by RAY_API_SERVER_ADDRESS, "
+            "such as http://HEAD:8265, and give the token as for `ray job`"
+        ) from error

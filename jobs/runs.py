@@ -1,0 +1,183 @@
+"""Tells what runs, how far, how fast and how long still, at which checkpoint, what failed; stops and resumes runs.
+
+    python jobs/runs.py list --storage /data/runs
+    python jobs/runs.py show NAME --storage /data/runs
+    python jobs/runs.py logs NAME --storage /data/runs
+    python jobs/runs.py stop NAME --storage /data/runs
+    python jobs/runs.py resume NAME --storage /data/runs
+
+How a run stands is read from its directory; Ray's job server, the one that `ray job` would ask, tells which job trains
+it. `stop` has the workers save a checkpoint first, and waits for that.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from dist_resnet import cli, logs
+from dist_resnet.recipe import Execution
+
+if TYPE_CHECKING:
+    from dist_resnet.launch.submitted import JobDetails
+    from dist_resnet.tracking.storage import RunDirectory
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    act: Annotated[Literal["list", "show", "logs", "stop", "resume"], cli.POSITIONAL]
+    """list: every run under the storage. show: one of them. logs: its job's log, until the job ends. stop: save a
+    checkpoint and stop. resume: submit its job's command again."""
+    name: Annotated[str | None, cli.POSITIONAL] = None
+    """The run's name, for all but list."""
+    storage: str = Execution().storage
+    """Where runs are kept, the --execution.storage of their jobs."""
+    json: Annotated[bool, cli.FLAG] = False
+    """Whether list and show print JSON."""
+    working_dir: str | None = None
+    """With resume, a folder to send to the cluster in place of what the job was submitted with."""
+    wait_minutes: float = 10.0
+    """With stop, how long to wait for the run's end."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) != (self.act == "list"):
+            raise ValueError(f"list takes no name and the others take one, got {self.act} {self.name or ''}")
+
+
+def main() -> None:
+    """Reads the options and does as told."""
+    options = cli.parse_options(Options, doc=__doc__)
+    logs.configure()
+    # Imported late, so that --help need not wait for Arrow.
+    from dist_resnet.tracking.storage import RunDirectory
+
+    act = {"list": _list, "show": _show, "logs": _follow, "stop": _stop, "resume": _resume}[options.act]
+    with cli.bad_input_exits():
+        storage = RunDirectory(options.storage)
+        act(options, RunDirectory(storage.child(options.name)) if options.name else storage)
+
+
+def _list(options: Options, storage: "RunDirectory") -> None:
+    from dist_resnet.launch.standing import names_of_runs, read_standing
+    from dist_resnet.launch.submitted import job_of
+    from dist_resnet.tracking.storage import RunDirectory
+
+    jobs = _jobs()
+    directories = [RunDirectory(storage.child(name)) for name in names_of_runs(storage)]
+    runs = [(read_standing(directory), job_of(directory, jobs)) for directory in directories]
+    known = {job.submission_id for _, job in runs if job}
+    others = [job for job in jobs if job.submission_id not in known and not job.status.is_terminal()]
+    if options.json:
+        told = [dataclasses.asdict(standing) | {"job": _facts(job)} for standing, job in runs]
+        print(json.dumps({"runs": told, "other_jobs": [_facts(job) for job in others]}, indent=2))
+        return
+    for standing, job in runs:
+        print(f"{standing.line()}, {job.submission_id} {job.status.value}" if job else standing.line())
+    for job in others:
+        print(f"no run here yet: {job.submission_id} {job.status.value}: {job.entrypoint}")
+    if not runs:
+        print(f"there is no run under {storage.uri}", file=sys.stderr)
+
+
+def _show(options: Options, directory: "RunDirectory") -> None:
+    from dist_resnet.launch.standing import read_standing
+    from dist_resnet.launch.submitted import job_of
+
+    standing = read_standing(directory)
+    job = job_of(directory, _jobs())
+    if options.json:
+        print(json.dumps(dataclasses.asdict(standing) | {"job": _facts(job)}, indent=2))
+        return
+    print(standing.page())
+    if job:
+        print(f"{'job':<11} {job.submission_id} {job.status.value}: {job.message}")
+
+
+def _follow(options: Options, directory: "RunDirectory") -> None:
+    from dist_resnet.launch.submitted import JobServer
+
+    server = JobServer()
+    status = server.follow_log(_job(directory, server.jobs()), lambda text: print(text, end="", flush=True))
+    print(f"the job is {status.value}", file=sys.stderr)
+
+
+def _stop(options: Options, directory: "RunDirectory") -> None:
+    from dist_resnet.launch.standing import ENDS, read_standing
+    from dist_resnet.launch.submitted import job_of
+    from dist_resnet.tracking import stop
+    from dist_resnet.tracking.outbox import Tail
+
+    standing, job = read_standing(directory), job_of(directory, _jobs())
+    if standing.status != "open" and (job is None or job.status.is_terminal()):
+        raise ValueError(f"{standing.name} does not run: it is {standing.status}")
+    if job and job.status.is_terminal():
+        raise ValueError(f"{standing.name} does not run: its job {job.submission_id} is {job.status.value}")
+    deadline = time.monotonic() + 60 * options.wait_minutes
+    tail, has_ended = Tail(directory), standing.status != "open"
+    tail.poll()
+    while not has_ended or (job and not job.status.is_terminal()):
+        if time.monotonic() > deadline:
+            hint = f"`ray job stop {job.submission_id}` ends it at once" if job else "its driver may be dead"
+            sys.exit(f"{standing.name} was asked to stop and has not, after {options.wait_minutes:g} minutes; {hint}")
+        # A driver that only now begins takes back what it finds.
+        if not directory.exists(stop.FILE):
+            stop.request(directory)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        has_ended = has_ended or any(record["kind"] in ENDS for record in tail.poll())
+        job = job and job_of(directory, _jobs())
+    print(read_standing(directory).line())
+
+
+def _resume(options: Options, directory: "RunDirectory") -> None:
+    from dist_resnet.launch.standing import read_standing
+    from dist_resnet.launch.submitted import JobServer
+
+    standing = read_standing(directory)
+    if standing.status in ("finished", "diverged"):
+        raise ValueError(f"{standing.name} is {standing.status}; there is nothing to resume")
+    server = JobServer()
+    job = _job(directory, server.jobs())
+    if not job.status.is_terminal():
+        raise ValueError(f"{standing.name} runs already, as {job.submission_id}")
+    print(server.resubmit(job, options.working_dir))
+
+
+def _jobs() -> "list[JobDetails]":
+    """The submitted jobs of the cluster; none, and a line that says why, where there is no cluster."""
+    from dist_resnet.launch.submitted import JobServer
+
+    try:
+        return JobServer().jobs()
+    except ValueError as error:
+        print(f"only what the directory says: {error}", file=sys.stderr)
+        return []
+
+
+def _job(directory: "RunDirectory", jobs: "list[JobDetails]") -> "JobDetails":
+    """The job of a run. Raises ValueError where it was not submitted to this cluster."""
+    from dist_resnet.launch.standing import read_standing
+    from dist_resnet.launch.submitted import job_of
+    from dist_resnet.tracking.ledger import command_of
+
+    name, job = read_standing(directory).name, job_of(directory, jobs)
+    if job is None:
+        raise ValueError(
+            f"no job of this cluster trained {name}; runs that were started otherwise go on by their own command"
+            f"{f', {command}' if (command := command_of(directory)) else ''}"
+        )
+    return job
+
+
+def _facts(job: "JobDetails | None") -> dict[str, Any] | None:
+    if job is None:
+        return None
+    facts = {"submission_id": job.submission_id, "status": job.status.value, "message": job.message}
+    return facts | {"entrypoint": job.entrypoint}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Operations from the terminal. Oracle: a real job on a real Ray, and what its own log and journal say."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parents[2] / "jobs"
+_SECONDS_FOR_A_CHANGE = 120.0
+
+
+def _runs(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        _command(*arguments), capture_output=True, text=True, timeout=200, check=False, env=_environment(server)
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, str(JOBS / "runs.py"), *arguments]
+
+
+def _environment(server: str) -> dict[str, str]:
+    return dict(os.environ) | {"RAY_API_SERVER_ADDRESS": server}
+
+
+def _wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS_FOR_A_CHANGE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_submitted_run_is_shown_followed_stopped_and_resumed(ray_cluster: str, tmp_path: Path):
+    from ray.job_submission import JobSubmissionClient
+
+    storage = ("--storage", str(tmp_path))
+
+    def shown() -> dict:
+        done = subprocess.run(
+            _command("show", "first", "--json", *storage),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=_environment(ray_cluster),
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None}
+
+    options = ["--demo", "--model.depth", "8", "--epochs", "1000", "--execution.cpus-per-worker", "1"]
+    options += ["--execution.workers", "2", "--execution.name", "first", "--execution.storage", str(tmp_path)]
+    job = shlex.join([sys.executable, str(JOBS / "cifar_preact164.py"), *options])
+    submitted = JobSubmissionClient(ray_cluster).submit_job(entrypoint=job)
+    _wait_until(lambda: shown()["step"] >= 20)
+    facts = shown()
+    assert (facts["status"], facts["world_size"], facts["total_steps"]) == ("open", 2, 30_000)
+    assert facts["images_per_second"] > 0
+    assert facts["seconds_left"] > 0
+    assert (facts["job"]["submission_id"], facts["job"]["status"]) == (submitted, "RUNNING")
+    assert f"{submitted} RUNNING" in _runs("list", *storage, server=ray_cluster).stdout
+    assert (
+        f"first runs already, as {submitted}" in _runs("resume", "first", *storage, server=ray_cluster, code=2).stderr
+    )
+
+    log = tmp_path / "followed.log"
+    with log.open("wb") as file:
+        follower = subprocess.Popen(
+            _command("logs", "first", *storage), stdout=file, stderr=file, env=_environment(ray_cluster)
+        )
+        told = _runs("stop", "first", *storage, server=ray_cluster).stdout
+        assert follower.wait(timeout=60) == 0
+    stopped = shown()
+    assert stopped["status"] == "stopped"
+    assert stopped["checkpoint_step"] == stopped["step"] >= facts["step"]
+    assert f"first: stopped, 2 workers, step {stopped['step']}/30000" in told
+    assert f"stopped after step {stopped['step']} of 30000" in log.read_text()
+    assert "does not run: it is stopped" in _runs("stop", "first", *storage, server=ray_cluster, code=2).stderr
+
+    again = _runs("resume", "first", *storage, server=ray_cluster).stdout.strip()
+    assert again != submitted
+    _wait_until(lambda: shown()["step"] > stopped["step"])
+    resumed = shown()
+    assert (resumed["status"], resumed["restarts"], resumed["job"]["submission_id"]) == ("open", 0, again)
+    _runs("stop", "first", *storage, server=ray_cluster)
+    assert "stopped after step" in _runs("logs", "first", *storage, server=ray_cluster).stdout
+
+
+def test_without_a_cluster_the_directory_is_all_there_is(tmp_path: Path):
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "recipe.json").write_text('{"recipe": {"global_batch": 32}}')
+    told = _runs("list", "--storage", str(tmp_path), server="http://127.0.0.1:9")
+    assert told.stdout == "first: open\n"
+    assert "only what the directory says: Ray's job server cannot be asked" in told.stderr
+    told = _runs("resume", "first", "--storage", str(tmp_path), server="http://127.0.0.1:9", code=2)
+    assert "name the cluster by RAY_API_SERVER_ADDRESS" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["show"], "list takes no name and the others take one, got show"),
+        (["list", "first"], "list takes no name and the others take one, got list first"),
+        (["drain", "first"], "drain"),
+        (["show", "none", "--storage", "/nowhere"], "/nowhere/none is not a run"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(arguments: Sequence[str], complaint):
+    done = _runs(*arguments, server="http://127.0.0.1:9", code=2)
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
