@@ -254,6 +254,7 @@ def _is_evaluating(job: _Job) -> bool:
     return last["step"] % 20 == 0 and "val/loss" not in last["values"]
 
 
+@pytest.mark.chaos
 def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
     hosts: Hosts, recipe: Recipe, tmp_path: Path
 ):
