@@ -99,6 +99,7 @@ def test_ctrl_c_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.chaos
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
     options = ("--shortcuts", "identity", "conv1x1", "dropout", "--iterations", "300")
     _finish(_start(tmp_path, "whole", *options))
