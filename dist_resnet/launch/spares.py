@@ -4,6 +4,7 @@ An actor of Ray's takes an idle process of its job on its machine where there is
 new one, which starts and then imports torch: seconds on few cores, the greater part of a recovery.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -50,10 +51,14 @@ def _ask_for(count: int) -> None:
 
 def idle_processes() -> list[int]:
     """The ids of those of this machine's spares that would do for this process's successors."""
-    siblings = psutil.Process(os.getppid()).children()
-    idle = [process for process in siblings if "ray::IDLE" in " ".join(process.cmdline())]
     ours = {name: os.environ.get(name) for name in ("RAY_JOB_ID", *ray.get_runtime_context().runtime_env.env_vars())}
-    return [process.pid for process in idle if ours.items() <= process.environ().items()]
+    found = []
+    for process in psutil.Process(os.getppid()).children():
+        # Others end meanwhile.
+        with contextlib.suppress(psutil.Error):
+            if "ray::IDLE" in " ".join(process.cmdline()) and ours.items() <= process.environ().items():
+                found.append(process.pid)
+    return found
 
 
 def start(count: int) -> None:
