@@ -51,7 +51,7 @@ def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
 
     from dist_resnet.data.dali import Decoder
 
-    decoder = Decoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"), ahead=2)
+    decoder = Decoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
     return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
 
 

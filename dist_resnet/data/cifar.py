@@ -21,7 +21,7 @@ def load_pictures(
     split = reader.split
     pictures = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)
-    decoder = Decoder(max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"), ahead=2)
+    decoder = Decoder(max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"))
     damaged = {}
     for request, pixels in decoder.decode(whole_requests(reader, size, _BATCH)):
         pictures[torch.from_numpy(request.indices)] = pixels

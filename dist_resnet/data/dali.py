@@ -5,10 +5,12 @@ both are antialiased triangle filters, as PIL's is.
 """
 
 import contextlib
+import ctypes
 import functools
 import io
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +25,12 @@ from PIL import Image
 # torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
 # ours as the worker has cores: N x N of them.
 _SERIAL = 32768
+# Batches that a pipeline works on ahead of the one that is asked for.
+_AHEAD = 2
+# On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
+_LANES = 2
+# malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,53 @@ _NEUTRAL_SIZE = (8, 8)
 _NEUTRAL = _neutral()
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Has glibc keep freed memory of up to 32 MB a piece for this process' next batch.
+
+    Else every batch is mapped and its pages cleared anew, a tenth of the CPU time of loading (benchmarks/loader.py).
+    Elsewhere than on glibc it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+        mallopt(_M_TOP_PAD, 64 << 20)
+
+
+class _Lane:
+    """A DALI pipeline, the requests that wait for it, and those that it has, each with its inputs."""
+
+    def __init__(self, build: Callable[..., Pipeline], next_inputs: Callable[["_Lane"], tuple]) -> None:
+        self.waiting: deque[Request] = deque()
+        self.in_flight: deque[tuple[Request, tuple]] = deque()
+        self._build = functools.partial(build, source=lambda: next_inputs(self))
+        self.pipeline = self._build()
+
+    def clear(self) -> None:
+        """Forgets every request."""
+        self.waiting.clear()
+        self.in_flight.clear()
+
+    def start_again(self, requests: list[Request]) -> None:
+        """Decodes these in place of the ones in flight, by another pipeline: one that has raised may be of no use."""
+        # That costs a tenth of a second. The old one goes before the bytes that it may still be reading.
+        self.pipeline = self._build()
+        self.in_flight.clear()
+        self.waiting.extendleft(reversed(requests))
+
+
 class Decoder:
     """Decodes requests in order, several ahead of the one that is asked for."""
 
-    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device, ahead: int) -> None:
-        """`device`: where the pixels come to lie; a GPU decodes JPEGs too. `ahead`: requests in flight."""
+    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
+        """`device`: where the pixels come to lie; a GPU decodes JPEGs too."""
+        _keep_freed_memory()
         self._device = device
         self._requests: Iterator[Request] = iter(())
-        self._in_flight: deque[tuple[Request, tuple]] = deque()
-        self._again: deque[Request] = deque()
-        self._build = functools.partial(_build, max_batch, num_threads, device, ahead, source=self._next)
-        self._pipeline = self._build()
+        self._turns: Iterator[_Lane] = iter(())
+        build = functools.partial(_build, max_batch, num_threads, device, _AHEAD)
+        self._lanes = [_Lane(build, self._next_inputs) for _ in range(_LANES if device.type == "cpu" else 1)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._num_threads = num_threads
 
@@ -88,30 +132,43 @@ class Decoder:
         replaced by a neutral one and told of in the request that is yielded. A Decoder serves one call at a time, and
         no further one after a call that did not reach its end.
         """
-        self._requests = requests
-        self._in_flight.clear()
-        self._again.clear()
+        self._requests, self._turns = requests, itertools.cycle(self._lanes)
+        for lane in self._lanes:
+            lane.clear()
         with contextlib.closing(requests), ThreadPoolExecutor(self._num_threads, "dist_resnet-resize") as pool:
-            while True:
-                try:
-                    (output,) = self._pipeline.run()
-                except StopIteration:
+            for lane in itertools.cycle(self._lanes):
+                output = self._run(lane)
+                if output is None:
                     break
-                except RuntimeError as error:
-                    self._start_again(error)
-                    continue
                 # DALI reads the bytes of a request without a copy, so they are kept until its output is there.
-                request = self._in_flight[0][0]
+                request = lane.in_flight[0][0]
                 pixels = self._resize(output, request, pool) if self._stream is None else self._take(output)
-                self._in_flight.popleft()
+                lane.in_flight.popleft()
                 yield request, pixels
-            self._pipeline.reset()
+            for lane in self._lanes:
+                assert self._run(lane) is None
+                lane.pipeline.reset()
 
-    def _next(self) -> tuple:
-        """The inputs of the next request, as the pipeline asks for them."""
-        request = self._again.popleft() if self._again else next(self._requests)
+    def _run(self, lane: _Lane) -> TensorListCPU | TensorListGPU | None:
+        """The output for the oldest request of a lane, or None where there is none left."""
+        while True:
+            try:
+                (output,) = lane.pipeline.run()
+            except StopIteration:
+                return None
+            except RuntimeError as error:
+                lane.start_again(self._repaired(lane, error))
+            else:
+                return output
+
+    def _next_inputs(self, lane: _Lane) -> tuple:
+        """The inputs of a lane's next request. The lanes take turns, whichever of them asks first."""
+        while not lane.waiting:
+            request = next(self._requests)
+            next(self._turns).waiting.append(request)
+        request = lane.waiting.popleft()
         inputs = self._inputs(request)
-        self._in_flight.append((request, inputs))
+        lane.in_flight.append((request, inputs))
         return inputs
 
     def _inputs(self, request: Request) -> tuple:
@@ -145,19 +202,15 @@ class Decoder:
             pass
         return pixels
 
-    def _start_again(self, error: RuntimeError) -> None:
-        """Replaces what cannot be decoded in the requests in flight, and decodes them anew.
+    def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
+        """The requests that a lane has in flight, with what cannot be decoded replaced.
 
         Raises RuntimeError where every picture can be decoded by itself.
         """
-        requests = [request.without(self._undecodable(request)) for request, _ in self._in_flight]
-        if all(new is old for new, (old, _) in zip(requests, self._in_flight, strict=True)):
+        requests = [request.without(self._undecodable(request)) for request, _ in lane.in_flight]
+        if all(new is old for new, (old, _) in zip(requests, lane.in_flight, strict=True)):
             raise RuntimeError(f"DALI stopped ({_reason(error)})") from error
-        # A pipeline that has raised may be of no further use; another costs a tenth of a second. The old one goes
-        # before the bytes that it may still be reading.
-        self._pipeline = self._build()
-        self._in_flight.clear()
-        self._again.extendleft(reversed(requests))
+        return requests
 
     def _undecodable(self, request: Request) -> dict[int, str]:
         """The places in a request of the pictures that cannot be decoded, each with DALI's words for it."""
@@ -213,8 +266,11 @@ def _resize_part(windows: list[torch.Tensor], flips: np.ndarray, pixels: torch.T
         if picture.shape[2:] != (size, size):
             picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
         picture = picture[0].permute(1, 2, 0)
-        for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
-            target.copy_(source.flip(1) if flips[place] else source)
+        if flips[place]:
+            for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
+                target.copy_(source.flip(1))
+        else:
+            np.copyto(pixels[place].numpy(), picture.numpy())
 
 
 def _reason(error: BaseException) -> str:

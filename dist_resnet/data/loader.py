@@ -163,9 +163,7 @@ class Loader:
         """
         gpu = self._device.type == "cuda"
         place = self._device if gpu and self._execution.decode != "cpu" else torch.device("cpu")
-        # A GPU holds what is in flight in its own memory; a CPU's threads wait less for each other with more of it.
-        ahead = 2 if place.type == "cuda" else 4
-        decoder = Decoder(max_batch=max_batch, num_threads=self._num_threads, device=place, ahead=ahead)
+        decoder = Decoder(max_batch=max_batch, num_threads=self._num_threads, device=place)
         for request, pixels in decoder.decode(requests):
             # The encoded pictures are views that would keep their whole row groups in memory.
             request = replace(request, images=[])

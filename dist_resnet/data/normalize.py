@@ -48,12 +48,14 @@ def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tenso
     num, height, width, _ = pixels.shape
     # Rows of width * 3 numbers, so that the innermost loop is long.
     scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
-    values = np.empty((num, height, width * 3), np.float32)
-    for picture, target in zip(pixels.numpy().reshape(values.shape), values, strict=True):
+    # Torch's memory: NumPy would ask the kernel for huge pages, which costs more than it gains.
+    values = torch.empty((num, height, width, 3))
+    rows = (num, height, width * 3)
+    for picture, target in zip(pixels.numpy().reshape(rows), values.numpy().reshape(rows), strict=True):
         target[...] = picture
         target *= scales
         target -= shifts
-    return torch.from_numpy(values.reshape(pixels.shape))
+    return values
 
 
 def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
