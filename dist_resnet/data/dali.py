@@ -195,7 +195,7 @@ class Decoder:
         """DALI's windows, resized and mirrored."""
         num, size = len(request.images), request.size
         pixels = torch.empty((num, size, size, 3), dtype=torch.uint8)
-        windows = [torch.from_numpy(np.asarray(output.at(place))) for place in range(num)]
+        windows = [torch.from_numpy(np.asarray(output[place])) for place in range(num)]
         # A few parts per thread, so that their ends come together.
         parts = [range(first, num, 4 * self._num_threads) for first in range(min(num, 4 * self._num_threads))]
         for _ in pool.map(lambda part: _resize_part(windows, request.flips, pixels, part), parts):

@@ -12,16 +12,15 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_HEADER_BYTES = 1 << 16
 _JPEG_START, _JPEG_END, _TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 4096
 
 
 def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     """(height, width) of an encoded picture: uint8 [num_bytes]. Raises ValueError where it has no known header."""
-    head = encoded[:_HEADER_BYTES].tobytes()
+    head = encoded.data
     size = None
     if head[:2] == _JPEG_START:
-        size = _jpeg_size(head) or (_jpeg_size(encoded.tobytes()) if len(encoded) > len(head) else None)
+        size = _jpeg_size(head)
     elif head[:8] == _PNG and len(head) >= 24:
         size = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     else:
@@ -50,7 +49,7 @@ def _has_jpeg_end(content: bytes) -> bool:
     return place is not None and content.rfind(_JPEG_END, place) >= 0
 
 
-def _jpeg_size(head: bytes) -> tuple[int, int] | None:
+def _jpeg_size(head: memoryview) -> tuple[int, int] | None:
     """Height and width of the JPEG's first frame; None where no frame header is reached."""
     place = _find_segment(head, _FRAMES)
     if place is None:
@@ -58,7 +57,7 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
     return (head[place + 5] << 8) | head[place + 6], (head[place + 7] << 8) | head[place + 8]
 
 
-def _find_segment(head: bytes, markers: frozenset[int]) -> int | None:
+def _find_segment(head: bytes | memoryview, markers: frozenset[int]) -> int | None:
     """Walks the JPEG's segments to the first with one of the markers."""
     place, end = 2, len(head) - 9
     while place <= end:
