@@ -54,8 +54,14 @@ def index_folders(
 
 
 def _folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    return sorted(one.base_name for one in entries if one.type == pafs.FileType.Directory and one.base_name[0] != ".")
+    # Of Google's store Arrow lists such folders alone as an empty object stands for: there the files tell of them.
+    selector = pafs.FileSelector(folder, recursive=filesystem.type_name == "gcs", allow_not_found=True)
+    found = set()
+    for entry in filesystem.get_file_info(selector):
+        name, _, below = entry.path[len(folder) + 1 :].partition("/")
+        if name[0] != "." and (below or entry.type == pafs.FileType.Directory):
+            found.add(name)
+    return sorted(found)
 
 
 def _index_split(

@@ -11,6 +11,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from oracle.pictures import jpeg, smooth
@@ -341,6 +342,19 @@ def test_a_set_is_prepared_from_s3_to_s3(tmp_path: Path, s3: str) -> None:
         names = {one["Key"].rpartition("/")[2] for one in listed if not one["Key"].endswith("/")}
         assert names == {one.name for one in (tmp_path / write.__name__).iterdir()}
         assert open_split(f"{target}/train-*.parquet").num_images == 10
+
+
+def test_class_folders_on_googles_store_need_no_objects_that_stand_for_them(tmp_path: Path, gs: str) -> None:
+    local = tmp_path / "source"
+    write_folders(local, small_pictures(per_class=2, validation=1))
+    filesystem, bucket = pafs.FileSystem.from_uri(gs)
+    for file in local.rglob("*"):
+        if file.is_file():
+            with filesystem.open_output_stream(f"{bucket}/{tmp_path.name}/{file.relative_to(local)}") as stream:
+                stream.write(file.read_bytes())
+    mine = prepare_here(f"{gs}/{tmp_path.name}", tmp_path / "mine")
+    assert mine["splits"] == prepare_here(local, tmp_path / "theirs")["splits"]
+    assert mine["splits"]["train"]["pictures"] == 10
 
 
 def test_the_real_pictures_come_out_of_every_kind_of_source_as_they_are(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs.inside import run_inside
 from mlflow import MlflowClient
 
 from dist_resnet.data.demo import write_demo
@@ -50,7 +51,8 @@ def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     ],
 )
 def test_bad_input_exits_with_2_and_one_line_and_starts_nothing(arguments, complaint, ten_classes, tmp_path):
-    done = _run(*ten_classes, "--global-batch", "32", "--execution.storage", str(tmp_path), *arguments)
+    options = ("--global-batch", "32", "--execution.storage", str(tmp_path))
+    done = run_inside("cifar_ablation", *ten_classes, *options, *arguments)
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -67,7 +69,8 @@ def test_a_gpu_fraction_that_cannot_fit_exits_with_2_and_starts_no_trial(ten_cla
 
 
 def test_the_list_has_the_published_cells_and_costs_no_pictures():
-    done = _run("--list", "--tables", "1", "replication", "--global-batch", "4", "--execution.precision", "fp32")
+    options = ("--tables", "1", "replication", "--global-batch", "4", "--execution.precision", "fp32")
+    done = run_inside("cifar_ablation", "--list", *options)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:-2]}
     assert len(lines) == 11 + 11

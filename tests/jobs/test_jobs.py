@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import ray
+from jobs.inside import run_inside
 from mlflow import MlflowClient
 
 from dist_resnet.model.depths import layout_of
@@ -71,7 +73,7 @@ def test_the_imagenet_jobs_take_the_papers_batch_and_rates(name):
     "name", [*TRAINING, "evaluate", "prepare_cifar", "probe_signal", "pull_model", "register_model"]
 )
 def test_help_explains_the_job(name):
-    done = _run(name, "--help")
+    done = run_inside(name, "--help")
     assert done.returncode == 0
     assert f"{name}.py" in done.stdout
 
@@ -87,10 +89,19 @@ def test_help_explains_the_job(name):
     ],
 )
 def test_bad_input_exits_with_2_and_one_line_before_ray_starts(arguments, complaint, tmp_path):
-    done = _run("imagenet_preact200", *arguments, "--execution.storage", str(tmp_path))
+    started = ray.is_initialized()
+    done = run_inside("imagenet_preact200", *arguments, "--execution.storage", str(tmp_path))
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert ray.is_initialized() == started
+
+
+def test_the_shell_sees_the_same_of_bad_input(tmp_path):
+    done = _run("imagenet_preact200", "--execution.workers", "99", "--execution.storage", str(tmp_path))
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "execution.workers 99 exceeds the 8 ghost batches" in done.stderr
 
 
 @pytest.mark.slow
@@ -138,7 +149,7 @@ def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_
 )
 def test_bad_input_to_the_registry_jobs_exits_with_2_and_one_line(name, arguments, complaint, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    done = _run(name, *arguments)
+    done = run_inside(name, *arguments)
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,18 +1,16 @@
 """jobs/prepare_cifar.py as a command; oracle: the shards that it promises, and its exit codes."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from jobs.inside import run_inside
 
 from dist_resnet.data.parquet import open_split
 
-JOB = Path(__file__).parents[2] / "jobs" / "prepare_cifar.py"
-
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, check=False)
+    return run_inside("prepare_cifar", *arguments)
 
 
 def test_a_binary_archive_becomes_two_splits(tmp_path: Path) -> None:

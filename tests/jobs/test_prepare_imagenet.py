@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jobs.inside import run_inside
 from oracle.sources import damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
 
 from dist_resnet.data.parquet import open_split
@@ -103,7 +104,7 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
 )
 def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
     (tmp_path / "readme.txt").write_text("hello")
-    ended = run(*(argument.format(tmp_path) for argument in arguments))
+    ended = run_inside("prepare_imagenet", *(argument.format(tmp_path) for argument in arguments))
     assert ended.returncode == 2
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith(("finding", "reading"))]
     assert complaint.format(tmp_path) in line
@@ -122,19 +123,19 @@ def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: li
     ],
 )
 def test_options_that_do_not_fit_exit_2(arguments: list[str]) -> None:
-    assert run(*arguments).returncode == 2
+    assert run_inside("prepare_imagenet", *arguments).returncode == 2
 
 
 def test_a_set_under_preparation_is_not_checked(tmp_path: Path) -> None:
     prepare_here(write_folders(tmp_path / "source", small_pictures()), tmp_path / "target")
     (tmp_path / "target" / "preparing.json").write_text(json.dumps({}))
-    ended = run("--check", str(tmp_path / "target"))
+    ended = run_inside("prepare_imagenet", "--check", str(tmp_path / "target"))
     assert ended.returncode == 2
     assert "is not fully prepared" in ended.stderr
 
 
 def test_the_manual_names_every_kind_of_source() -> None:
-    ended = run("--help")
+    ended = run_inside("prepare_imagenet", "--help")
     assert ended.returncode == 0
     for words in ("ImageFolder", "ILSVRC2012_devkit_t12.tar.gz", "Hugging Face", "--on-damaged", "--check"):
         assert words in ended.stdout

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs.inside import run_inside
 from PIL import Image
 
 from dist_resnet.launch import local
@@ -81,7 +82,7 @@ def test_bad_input_exits_with_2_and_one_line(
 ):
     data = [] if "--data.train" in arguments or "--run" in arguments else ["--data.train", pictures[0]]
     batch = ["--global-batch", "32"] if data else []
-    ended = run(*arguments, *data, *batch, "--execution.storage", str(tmp_path))
+    ended = run_inside("probe_signal", *arguments, *data, *batch, "--execution.storage", str(tmp_path))
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1

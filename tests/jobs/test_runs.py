@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from jobs.inside import run_inside
 
 JOBS = Path(__file__).parents[2] / "jobs"
 _SECONDS_FOR_A_CHANGE = 120.0
@@ -113,7 +114,9 @@ def test_without_a_cluster_the_directory_is_all_there_is(tmp_path: Path):
         (["show", "none", "--storage", "/nowhere"], "/nowhere/none is not a run"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_line(arguments: Sequence[str], complaint):
-    done = _runs(*arguments, server="http://127.0.0.1:9", code=2)
+def test_bad_input_exits_with_2_and_one_line(arguments: Sequence[str], complaint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    done = run_inside("runs", *arguments)
+    assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -118,8 +118,12 @@ class _Watched:
 
     def workers(self) -> list[psutil.Process]:
         """Ray Train's workers on the second and third host."""
-        found = [psutil.Process(pid) for host in (1, 2) for pid in self._hosts.processes(host)]
-        return [process for process in found if "ray::RayTrainWorker" in " ".join(process.cmdline())]
+        found = []
+        for pid in (pid for host in (1, 2) for pid in self._hosts.processes(host)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+                process = psutil.Process(pid)
+                found += [process] if "ray::RayTrainWorker" in " ".join(process.cmdline()) else []
+        return found
 
     def ask(self, query: str) -> list[dict]:
         """Prometheus' answer now; empty where it does not answer."""
@@ -207,6 +211,7 @@ def test_a_killed_worker_a_starved_loader_and_worse_are_told(watched: _Watched):
     watched.wait_until("points that MLflow does not take are told", lambda: watched.fires("TrackingBacklog"))
 
     asleep = watched.workers()
+    assert len(asleep) == 2
     for process in asleep:
         process.suspend()
     watched.wait_until("workers that hang are told", lambda: watched.fires("TrainingStandsStill"))
