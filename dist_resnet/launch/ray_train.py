@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from dist_resnet.launch.cluster import connect, first_line, own_cluster  # first: it sets what Ray reads
 
@@ -34,7 +34,7 @@ from ray.train import (
 from dist_resnet.launch import ray_worker
 from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
-from dist_resnet.launch.submitted import note_driver
+from dist_resnet.launch.submitted import take_over
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.telemetry import RunTelemetry
 from dist_resnet.launch.trainer import LeanTrainer
@@ -44,6 +44,8 @@ from dist_resnet.train import checkpoint
 from dist_resnet.train.precision import check_precision
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -74,8 +76,6 @@ def run(plan: Plan) -> dict[str, Any]:
 
     Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
     """
-    if plan.summary() is None and not own_cluster():
-        note_driver(plan.directory)
     with RunTelemetry(plan.name, plan.execution.most_workers) as telemetry:
         return supervise(plan, lambda: _fit(plan), telemetry)
 
@@ -110,8 +110,11 @@ def _fit(plan: Plan) -> None:
     allowed = plan.execution.max_failures
     newest, failures = _committed(plan), 0
     while True:
+        trainer = _trainer(plan)
+        if not own_cluster():
+            _patiently(plan, "written", lambda trainer=trainer: take_over(plan.directory, trainer.run_id))
         try:
-            _in_a_thread(_trainer(plan).fit)
+            _in_a_thread(trainer.fit)
             return
         except (TrainingFailedError, RayActorError) as error:
             reached = _committed(plan)
@@ -130,9 +133,14 @@ def _fit(plan: Plan) -> None:
 
 def _committed(plan: Plan) -> int | None:
     """The step of the newest committed checkpoint."""
+    return _patiently(plan, "read", lambda: checkpoint.newest_step(plan.directory))
+
+
+def _patiently(plan: Plan, what: str, action: Callable[[], T]) -> T:
+    """What `action` makes of the run's directory, for as long as its storage may be away."""
     return patiently(
-        lambda: checkpoint.newest_step(plan.directory),
-        what=f"the run's directory {plan.directory.uri} cannot be read",
+        action,
+        what=f"the run's directory {plan.directory.uri} cannot be {what}",
         seconds=60 * plan.execution.storage_minutes,
     )
 

@@ -12,6 +12,7 @@ import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from dist_resnet.launch.cluster import first_line
+from dist_resnet.launch.trainer import release
 from dist_resnet.tracking.storage import RunDirectory
 
 _FILE = "driver.json"
@@ -19,11 +20,19 @@ _FILE = "driver.json"
 T = TypeVar("T")
 
 
-def note_driver(directory: RunDirectory) -> None:
-    """Writes into a run's directory which job of which node this process, connected to Ray, is."""
+def take_over(directory: RunDirectory, train_run_id: str) -> None:
+    """Writes into a run's directory which job of which node this process, connected to Ray, is, and Ray Train's run.
+
+    What an earlier one of the run has reserved in the cluster is free again: a driver or a controller that was killed
+    did not give it back. Raises OSError where the directory cannot be read or written.
+    """
+    earlier = (directory.read_json(_FILE) or {}).get("train_run_id")
+    if earlier:
+        release(earlier)
     context = ray.get_runtime_context()
     # Jobs are counted from 1 in every cluster; node ids are drawn.
-    directory.write_json(_FILE, {"job_id": context.get_job_id(), "node_id": context.get_node_id()})
+    driver = {"job_id": context.get_job_id(), "node_id": context.get_node_id()}
+    directory.write_json(_FILE, driver | {"train_run_id": train_run_id})
 
 
 class JobServer:

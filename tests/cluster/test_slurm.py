@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.ma
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
 _SECONDS_FOR_A_CHANGE = 180.0
+# Ray's own agents look every few seconds whether their node is still there.
+_SECONDS_TO_END = 20.0
 
 # srun starts a command on the machine that --nodelist names; scontrol expands a list and notes what is queued again.
 _SRUN = """#!{python}
@@ -102,7 +104,7 @@ def test_a_job_told_to_go_saves_a_checkpoint_is_queued_again_and_goes_on(slurm: 
     job = ["python", "jobs/cifar_preact164.py", "--demo", "--model.depth", "8", "--execution.device", "cpu"]
     job += ["--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.checkpoint-every", "10000"]
     job += ["--execution.storage", str(tmp_path / "runs"), "--execution.name", "run", "--epochs", "40"]
-    job += ["--evaluation.every-epochs", "40", "--no-execution.register"]
+    job += ["--evaluation.every-epochs", "40", "--execution.no-register"]
 
     batch = slurm.batch(job)
     try:
@@ -159,5 +161,8 @@ def _wait_until(what: Callable[[], bool], batch: subprocess.Popen, slurm: _Slurm
 def _assert_nothing_is_left(slurm: _Slurm) -> None:
     """No process on the machines, no file in Ray's folder of either."""
     for host in range(2):
-        assert not slurm._hosts.processes(host)
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while left := slurm._hosts.processes(host):
+            assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
+            time.sleep(0.2)
         assert not list((slurm._folder / f"host{host}").iterdir())
