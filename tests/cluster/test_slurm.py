@@ -26,18 +26,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.ma
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
 _SECONDS_FOR_A_CHANGE = 180.0
-# Ray's own agents look every few seconds whether their node is still there.
-_SECONDS_TO_END = 20.0
 
-# srun starts a command on the machine that --nodelist names; scontrol expands a list and notes what is queued again.
+# srun runs a command on the machine that --nodelist names and ends what it has left running, as Slurm does with a step;
+# scontrol expands a list and notes what is queued again.
 _SRUN = """#!{python}
-import json, os, sys
+import contextlib, json, os, psutil, signal, subprocess, sys
 split = next(i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("--"))
 options, command = sys.argv[1:split], sys.argv[split:]
 allowed = {{"--overlap", "--nodes=1", "--ntasks=1"}}
 (machine,) = [word.removeprefix("--nodelist=") for word in options if word not in allowed]
+step = str(os.getpid())
 words = json.load(open({machines!r}))[machine] + command
-os.execvp(words[0], words)
+running = subprocess.Popen(words, env=os.environ | {{"SLURM_STEP_ID": step}})
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: running.send_signal(number))
+code = running.wait()
+for process in psutil.process_iter():
+    with contextlib.suppress(psutil.Error):
+        if process.environ().get("SLURM_STEP_ID") == step:
+            process.kill()
+            process.wait()
+sys.exit(code if code >= 0 else 128 - code)
 """
 _SCONTROL = """#!{python}
 import json, sys
@@ -161,8 +170,5 @@ def _wait_until(what: Callable[[], bool], batch: subprocess.Popen, slurm: _Slurm
 def _assert_nothing_is_left(slurm: _Slurm) -> None:
     """No process on the machines, no file in Ray's folder of either."""
     for host in range(2):
-        deadline = time.monotonic() + _SECONDS_TO_END
-        while left := slurm._hosts.processes(host):
-            assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
-            time.sleep(0.2)
+        assert not slurm._hosts.processes(host)
         assert not list((slurm._folder / f"host{host}").iterdir())
