@@ -2,30 +2,31 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cluster.hosts import Hosts, reason_against
+from mlflow import MlflowClient
 
 from dist_resnet import cli
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    command
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-    for command in line.split(" && ")
-]
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [command for block in BLOCKS for line in block.splitlines() for command in line.split(" && ")]
 JOBS = [command for command in COMMANDS if "jobs/" in command]
 
 
 @pytest.mark.parametrize("command", JOBS)
 def test_a_job_in_the_readme_exists_and_takes_the_options_given(command, capsys):
     words = shlex.split(command)
+    words = [word.removeprefix("$PWD/") for word in words]
     (position,) = [number for number, word in enumerate(words) if word.startswith("jobs/")]
     path, arguments = REPOSITORY / words[position], words[position + 1 :]
     assert path.exists()
@@ -72,3 +73,36 @@ def test_the_first_command_trains_the_whole_resnet_200(tmp_path):
     assert values["status"] == "finished"
     assert values["top1_error"] < 0.5
     assert "look at it: mlflow ui" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_three_nodes_on_one_machine_train_track_and_register(monkeypatch):
+    """In a network namespace, where the ports of the README are free."""
+    if reason := reason_against():
+        pytest.skip(reason)
+    (block,) = [block for block in BLOCKS if "ray start --head" in block]
+    # Looking at it lasts until it is ended, and `ray stop` would end every Ray of the machine.
+    lines = [line for line in block.splitlines() if not line.startswith((". .venv", "mlflow ui", "ray stop"))]
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH") or name == "RAY_API_SERVER_ADDRESS"]:
+        monkeypatch.delenv(name)
+    folder = Path("/tmp") / f"dr{os.getpid()}"
+    log = folder / "log"
+    with Hosts(1, folder) as hosts, (folder / "log").open("wb") as output:
+        environment = dict(os.environ) | {"HOME": str(folder)}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        command = [*hosts.entering(0, Path("/tmp/ray")), "bash", "-euc", "\n".join(lines)]
+        # Nodes outlive the shell that starts them, so that a pipe would have no end.
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, timeout=400)
+        text = log.read_text()
+        assert done.returncode == 0, text[-3000:]
+        client = MlflowClient(f"sqlite:///{folder}/dist_resnet/mlflow.db")
+        version = client.get_model_version_by_alias("preact-resnet164", "champion")
+        assert version.run_id is not None
+        assert client.get_run(version.run_id).info.status == "FINISHED"
+        assert len(client.get_metric_history(version.run_id, "train/loss")) == 60
+        assert "on 2 workers" in text
+        assert not re.search(r"WARNING driver|Traceback", text), text[-3000:]
+    shutil.rmtree(folder, ignore_errors=True)
