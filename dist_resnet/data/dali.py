@@ -30,7 +30,7 @@ _AHEAD = 2
 # On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
 _LANES = 2
 # malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
+        # Each epoch has threads of its own: with an arena for each, what is kept would add up to gigabytes.
+        mallopt(_M_ARENA_MAX, 2)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         mallopt(_M_TOP_PAD, 64 << 20)
