@@ -98,6 +98,26 @@ def test_three_nodes_on_one_machine_train_track_and_register(monkeypatch):
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, timeout=400)
         text = log.read_text()
         assert done.returncode == 0, text[-3000:]
+
+        def said(*words: str, code: int, **variables: str) -> str:
+            entering = hosts.entering(0, Path("/tmp/ray"))
+            given = environment | variables
+            done = subprocess.run(
+                [*entering, sys.executable, *words],
+                cwd=REPOSITORY,
+                env=given,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == code, done.stderr
+            return done.stdout + done.stderr
+
+        listed = said("jobs/runs.py", "list", code=0, RAY_AUTH_MODE="token")
+        assert re.search(r"^first: finished, 2 workers, step 60/60", listed, flags=re.MULTILINE), listed
+        refused = said("jobs/runs.py", "list", code=0)
+        assert "only what the directory says: Ray's job server refuses this process" in refused
+        assert "Traceback" not in refused
         client = MlflowClient(f"sqlite:///{folder}/dist_resnet/mlflow.db")
         version = client.get_model_version_by_alias("preact-resnet164", "champion")
         assert version.run_id is not None

@@ -5,7 +5,6 @@ both are antialiased triangle filters, as PIL's is.
 """
 
 import contextlib
-import ctypes
 import functools
 import io
 import itertools
@@ -29,8 +28,6 @@ _SERIAL = 32768
 _AHEAD = 2
 # On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
 _LANES = 2
-# malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
 @dataclass(frozen=True)
@@ -75,22 +72,6 @@ _NEUTRAL_SIZE = (8, 8)
 _NEUTRAL = _neutral()
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory of up to 32 MB a piece for this process' next batch.
-
-    Else every batch is mapped and its pages cleared anew, a tenth of the CPU time of loading (benchmarks/loader.py).
-    Elsewhere than on glibc it does nothing.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # Each epoch has threads of its own: with an arena for each, what is kept would add up to gigabytes.
-        mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-        mallopt(_M_TOP_PAD, 64 << 20)
-
-
 class _Lane:
     """A DALI pipeline, the requests that wait for it, and those that it has, each with its inputs."""
 
@@ -118,7 +99,6 @@ class Decoder:
 
     def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
         """`device`: where the pixels come to lie; a GPU decodes JPEGs too."""
-        _keep_freed_memory()
         self._device = device
         self._requests: Iterator[Request] = iter(())
         self._turns: Iterator[_Lane] = iter(())

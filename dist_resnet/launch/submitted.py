@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from dist_resnet.launch.cluster import first_line
+from dist_resnet.launch.cluster import TOKEN_HINT, first_line
 from dist_resnet.launch.trainer import release
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -89,7 +90,9 @@ def _asked(question: Callable[[], T]) -> T:
     """The job server's answer. Raises ValueError with one line where there is none."""
     try:
         return question()
-    except (ConnectionError, RuntimeError) as error:
+    except AuthenticationError as error:
+        raise ValueError(f"Ray's job server refuses this process; {TOKEN_HINT}") from error
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(
             f"Ray's job server cannot be asked ({first_line(error)}); name the cluster by RAY_API_SERVER_ADDRESS, "
             "such as http://HEAD:8265, and give the token as for `ray job`"
