@@ -109,6 +109,7 @@ def test_failures_in_a_row_are_counted_till_a_new_checkpoint(recipe, execution: 
     plan = local.prepare_run(recipe, execution, job="test")
     trainer = _Failing(plan, 7, commits=commits)
     monkeypatch.setattr(ray_train, "_trainer", lambda _: trainer)
+    monkeypatch.setattr(ray_train, "own_cluster", lambda: True)  # no other cluster has anything to take over
     if commits:
         ray_train._fit(plan)
     else:
