@@ -59,7 +59,7 @@ def _folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     found = set()
     for entry in filesystem.get_file_info(selector):
         name, _, below = entry.path[len(folder) + 1 :].partition("/")
-        if name[0] != "." and (below or entry.type == pafs.FileType.Directory):
+        if name and name[0] != "." and (below or entry.type == pafs.FileType.Directory):
             found.add(name)
     return sorted(found)
 

@@ -48,7 +48,6 @@ def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tenso
     num, height, width, _ = pixels.shape
     # Rows of width * 3 numbers, so that the innermost loop is long.
     scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
-    # Torch's memory: NumPy would ask the kernel for huge pages, which costs more than it gains.
     values = torch.empty((num, height, width, 3))
     rows = (num, height, width * 3)
     for picture, target in zip(pixels.numpy().reshape(rows), values.numpy().reshape(rows), strict=True):
