@@ -10,16 +10,12 @@ from typing import Any
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
-from ray.exceptions import AuthenticationError
 
 from dist_resnet.recipe import Execution
 
 logger = logging.getLogger(__name__)
 
 _own = threading.Event()
-
-TOKEN_HINT = "export RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-"""What to do where a cluster asks for a token."""
 
 
 def connect(execution: Execution) -> None:
@@ -38,11 +34,6 @@ def connect(execution: Execution) -> None:
                     f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']} ({first_line(error)}); "
                     "start one with `ray start --head`, or unset it to run Ray in this process"
                 ) from error
-        except AuthenticationError as error:
-            raise ValueError(
-                f"the Ray cluster refuses this process; {TOKEN_HINT}, or unset RAY_ADDRESS and end a Ray that was "
-                "started on this machine with `ray stop`, to run one in this process"
-            ) from error
     cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
     # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

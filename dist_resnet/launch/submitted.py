@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from dist_resnet.launch.cluster import TOKEN_HINT, first_line
+from dist_resnet.launch.cluster import first_line
 from dist_resnet.launch.trainer import release
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -91,7 +91,10 @@ def _asked(question: Callable[[], T]) -> T:
     try:
         return question()
     except AuthenticationError as error:
-        raise ValueError(f"Ray's job server refuses this process; {TOKEN_HINT}") from error
+        raise ValueError(
+            "Ray's job server refuses this process; export RAY_AUTH_MODE=token, and have the cluster's token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN"
+        ) from error
     except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(
             f"Ray's job server cannot be asked ({first_line(error)}); name the cluster by RAY_API_SERVER_ADDRESS, "
