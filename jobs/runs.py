@@ -7,13 +7,15 @@
     python jobs/runs.py resume NAME --storage /data/runs
 
 How a run stands is read from its directory; Ray's job server, the one that `ray job` would ask, tells which job trains
-it. `stop` has the workers save a checkpoint first, and waits for that.
+it. `stop` has the workers save a checkpoint first, and waits for that. A sweep is listed, shown, stopped and resumed as
+a whole under its name; its trials are the runs under --storage STORAGE/SWEEP.
 """
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +23,7 @@ from dist_resnet import cli, logs
 from dist_resnet.recipe import Execution
 
 if TYPE_CHECKING:
+    from dist_resnet.launch.standing import Standing, SweepStanding
     from dist_resnet.launch.submitted import JobDetails
     from dist_resnet.tracking.storage import RunDirectory
 
@@ -106,10 +109,9 @@ def _follow(options: Options, directory: "RunDirectory") -> None:
 
 
 def _stop(options: Options, directory: "RunDirectory") -> None:
-    from dist_resnet.launch.standing import ENDS, read_standing
+    from dist_resnet.launch.standing import read_standing
     from dist_resnet.launch.submitted import job_of
     from dist_resnet.tracking import stop
-    from dist_resnet.tracking.outbox import Tail
 
     standing, job = read_standing(directory), job_of(directory, _jobs())
     if standing.status != "open" and (job is None or job.status.is_terminal()):
@@ -117,9 +119,8 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
     if job and job.status.is_terminal():
         raise ValueError(f"{standing.name} does not run: its job {job.submission_id} is {job.status.value}")
     deadline = time.monotonic() + 60 * options.wait_minutes
-    tail, has_ended = Tail(directory), standing.status != "open"
-    tail.poll()
-    while not has_ended or (job and not job.status.is_terminal()):
+    has_ended = _end_of(directory, standing)
+    while not has_ended() or (job and not job.status.is_terminal()):
         if time.monotonic() > deadline:
             hint = f"`ray job stop {job.submission_id}` ends it at once" if job else "its driver may be dead"
             sys.exit(f"{standing.name} was asked to stop and has not, after {options.wait_minutes:g} minutes; {hint}")
@@ -127,9 +128,26 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
         if not directory.exists(stop.FILE):
             stop.request(directory)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-        has_ended = has_ended or any(record["kind"] in ENDS for record in tail.poll())
         job = job and job_of(directory, _jobs())
     print(read_standing(directory).line())
+
+
+def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> Callable[[], bool]:
+    """What tells whether a run or a sweep has ended or stopped since it stood so."""
+    from dist_resnet.launch.standing import ENDS, SweepStanding, read_standing
+    from dist_resnet.tracking.outbox import Tail
+
+    if isinstance(standing, SweepStanding):
+        return lambda: read_standing(directory).status != "open"
+    tail, has_ended = Tail(directory), standing.status != "open"
+    tail.poll()
+
+    def told() -> bool:
+        nonlocal has_ended
+        has_ended = has_ended or any(record["kind"] in ENDS for record in tail.poll())
+        return has_ended
+
+    return told
 
 
 def _resume(options: Options, directory: "RunDirectory") -> None:

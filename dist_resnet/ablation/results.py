@@ -8,10 +8,7 @@ from typing import Any, Literal
 
 from dist_resnet import paper
 from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.storage import RunDirectory
-
-SWEEP_FILE = "sweep.json"
-"""Iterations of every CIFAR experiment of arXiv:1603.05027."""
+from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
 
 # A panel shows no more, and means over longer spans are calmer.
 _POINTS = 200

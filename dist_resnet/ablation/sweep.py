@@ -17,19 +17,20 @@ from typing import Any
 from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
-from dist_resnet.ablation.results import SWEEP_FILE
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import ray_tune
-from dist_resnet.launch.preparation import SUMMARY_FILE, Plan, prepare
+from dist_resnet.launch.cluster import own_cluster
+from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.submitted import take_over
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
-from dist_resnet.tracking import provenance
+from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.card import RunCard
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import RunDirectory, absolute_uri
+from dist_resnet.tracking.storage import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +96,16 @@ def prepare_sweep(
 def run(sweep: Sweep) -> int:
     """Runs what is left of a sweep and writes its report; returns how many trials have no result.
 
-    A sweep whose every trial has one leaves `summary.json` beside `sweep.json`, and is not touched again.
+    A sweep whose every trial has one leaves `summary.json` beside `sweep.json`, and is not touched again. Raises
+    KeyboardInterrupt where it was stopped.
     """
     if sweep.directory.read_json(SUMMARY_FILE) is not None:
         logger.info("the sweep at %s is finished already: %d trials", sweep.directory.uri, len(sweep.trials))
         return 0
     _claim(sweep)
+    stop.withdraw(sweep.directory)
+    if sweep.unfinished and not own_cluster():
+        take_over(sweep.directory)
     uri = store_of(sweep.directory, sweep.execution.tracking_uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
     logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, provenance.without_credentials(uri))
@@ -124,7 +129,7 @@ def run(sweep: Sweep) -> int:
     finally:
         watcher.close(status, wait_seconds=wait_seconds)
         counts = Counter(trial.status for trial in sweep.trials)
-        lost = counts["waiting"] + counts["running"] + counts["died"]
+        lost = counts["waiting"] + counts["running"] + counts["paused"] + counts["died"]
         status = "FAILED" if status == "FINISHED" and lost else status
         parent.close(status, _report(sweep.directory), wait_seconds=wait_seconds)
     logger.info(

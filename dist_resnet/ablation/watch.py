@@ -13,11 +13,14 @@ from typing import Any, Literal
 from dist_resnet import paper
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell
+from dist_resnet.launch import ray_tune
 from dist_resnet.launch.page import pictures, run_card
-from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
+from dist_resnet.launch.preparation import Plan
 from dist_resnet.launch.supervision import read_outcome
+from dist_resnet.launch.telemetry import RunTelemetry
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Tail
+from dist_resnet.tracking.storage import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ _POINTS_IN_MLFLOW = 2000
 # Throughput and time left are those of the newest steps.
 _STEPS_AVERAGED = 50
 
-Status = Literal["waiting", "running", "finished", "fail", "stopped", "died"]
+# `stopped`: early, for it trailed behind. `paused`: with a checkpoint, because it was asked to.
+Status = Literal["waiting", "running", "finished", "fail", "stopped", "paused", "died"]
 
 
 class Trial:
@@ -77,6 +81,12 @@ class Trial:
             elif record["kind"] in ("finished", "diverged"):
                 self.status = "fail" if self.is_fail(record["kind"], self.error) else "finished"
                 told.append("fail: the loss is no longer finite" if record["kind"] == "diverged" else self.status)
+            elif record["kind"] == "stopped":
+                self.status = "paused"
+                told.append(f"stopped after step {record['step']}; the same command goes on there")
+            elif record["kind"] == "too_damaged":
+                self.status = "died"
+                told.append(f"{record['reason']}; repair the data, or allow more and run the same command")
         return told
 
     def sum_up(self, summary: dict[str, Any]) -> None:
@@ -102,6 +112,7 @@ class Watcher:
         self._parent, self._uri, self._board = parent, tracking_uri, board
         self._tails: dict[str, Tail] = {}
         self._sinks: dict[str, MlflowSink] = {}
+        self._telemetry: dict[str, RunTelemetry] = {}
         self._told: list[tuple[str, str]] = []
         self._heard: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._over = threading.Event()
@@ -118,9 +129,11 @@ class Watcher:
         """Looks once more and ends the MLflow run of every trial without an end of its own with `status`."""
         self._over.set()
         self._thread.join()
+        for name in list(self._telemetry):
+            self._telemetry.pop(name).close()
         for name, sink in self._sinks.items():
             if name not in self._ending:
-                end = "FAILED" if self._trials[name].status == "died" else status
+                end = {"died": "FAILED", "paused": "KILLED"}.get(self._trials[name].status, status)
                 self._ending[name] = self._ends.submit(sink.close, end, {}, wait_seconds=wait_seconds)
         self._ends.shutdown(wait=True)
         for name, future in self._ending.items():
@@ -147,6 +160,7 @@ class Watcher:
         for name, tail in self._tails.items():
             trial = self._trials[name]
             records = tail.poll()
+            self._observe(trial, records)
             for line in trial.take(records):
                 self._board.say(name, line)
             if records and name not in self._sinks:
@@ -159,14 +173,29 @@ class Watcher:
             self._note(self._trials[name], what)
         self._board.draw(list(self._trials.values()))
 
+    def _observe(self, trial: Trial, records: list[dict[str, Any]]) -> None:
+        """Tells Prometheus what is new of a trial, from its start under this driver to its end."""
+        if trial.name not in self._telemetry:
+            return
+        telemetry = self._telemetry[trial.name]
+        for record in records:
+            telemetry(record["kind"], record)
+        if sink := self._sinks.get(trial.name):
+            telemetry("tracking", {"waiting_points": sink.waiting_points})
+
     def _note(self, trial: Trial, what: str) -> None:
         """What Tune says of a trial whose journal has been read up to then."""
+        if what == "started" and trial.status not in ("finished", "fail") and trial.name not in self._telemetry:
+            # Only now that what earlier drivers saw has been read.
+            self._telemetry[trial.name] = RunTelemetry(ray_tune.label(trial.plan), workers_wanted=1).start()
+        elif what in ("ended", "died") and trial.name in self._telemetry:
+            self._telemetry.pop(trial.name).close()
         if what == "retried":
             self._board.say(trial.name, "its process died; it starts again from its newest checkpoint")
         elif what == "died" and not trial.is_over:
             trial.status = "died"
             self._board.say(trial.name, "died too often; the same command tries again")
-        elif what == "ended" and not trial.is_over:
+        elif what == "ended" and trial.status == "running":
             trial.status = "stopped"
             self._board.say(trial.name, "stopped early")
             self._ending[trial.name] = self._ends.submit(self._end, trial, self._sinks[trial.name])

@@ -12,12 +12,10 @@ from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
 from dist_resnet.tracking import address
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
 logger = logging.getLogger(__name__)
-
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ by a new experiment over the runs that have no end yet, not by `Tuner.restore`: 
 every few seconds and could only be staler than the journals and checkpoints.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -28,6 +29,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.preparation import Plan
+from dist_resnet.launch.stopping import stopping_on_signals
+from dist_resnet.launch.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution
 from dist_resnet.tracking import stop
@@ -146,16 +149,19 @@ def fit(
     """Runs every plan as a trial and returns once all have ended, one way or another.
 
     `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. With `early_stop`, trials that
-    trail behind the others are stopped (ASHA). On Ctrl-C, Ray and every trial are stopped before it is passed on.
+    trail behind the others are stopped (ASHA). The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's
+    directory, has the trials that run save checkpoints and start no other; then, or at the second one, Ray is stopped
+    and KeyboardInterrupt raised.
     """
     by_name = {plan.name: plan for plan in plans}
+    watch = stop.StopWatch(directory)
     share_of = dict(zip(by_name, shares, strict=True))
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         share = share_of[config["trial"]]
         return tune.PlacementGroupFactory([{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})])
 
-    trainable = tune.with_parameters(_run_trial, plans=by_name, early_stop=early_stop)
+    trainable = tune.with_parameters(_run_trial, sweep=directory, plans=by_name, early_stop=early_stop)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"trial": tune.grid_search(list(by_name))},
@@ -171,24 +177,37 @@ def fit(
             name=_FOLDER,
             storage_path=directory.uri,
             failure_config=tune.FailureConfig(max_failures=plans[0].execution.max_failures),
-            callbacks=[_Teller(tell)],
+            callbacks=[_Teller(tell), _Stopper(by_name, watch)],
             verbose=0,
         ),
     )
     try:
-        tuner.fit()
-    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into SystemExit
+        with stopping_on_signals(directory):
+            tuner.fit()
+    except KeyboardInterrupt:
         ray.shutdown()
         raise
+    finally:
+        watch.close()
 
 
-def _run_trial(config: dict[str, Any], *, plans: dict[str, Plan], early_stop: bool) -> None:
+def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, Plan], early_stop: bool) -> None:
     """A trial's whole life, also after it has died once."""
     plan = plans[config["trial"]]
     plan.claim()
     stop.withdraw(plan.directory)
+    # In this order: `_Stopper` asks the sweep before it asks its trials, so that none is missed in between.
+    if sweep.exists(stop.FILE):
+        return
     device = torch.device("cuda" if plan.execution.device == "gpu" else "cpu")
-    run_worker(plan, Worker(rank=0, world_size=1, device=device), evaluated=_report if early_stop else None)
+    worker = Worker(rank=0, world_size=1, device=device)
+    with WorkerTelemetry(label(plan), worker.rank) as telemetry:
+        run_worker(plan, worker, evaluated=_report if early_stop else None, observer=telemetry)
+
+
+def label(plan: Plan) -> str:
+    """SWEEP/TRIAL: what a trial is called among the runs of a cluster."""
+    return f"{plan.directory.parent.uri.rpartition('/')[2]}/{plan.name}"
 
 
 def _report(step: int, metrics: dict[str, float]) -> None:
@@ -229,6 +248,47 @@ class _Teller(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
         self._tell(_name_of(trial), "died")
+
+
+class _Stopper(tune.Callback):
+    """Passes on to the running trials that the sweep was asked to stop, and ends it once they have stopped."""
+
+    def __init__(self, plans: dict[str, Plan], watch: stop.StopWatch) -> None:
+        self._plans, self._watch = plans, watch
+        self._running: set[str] = set()
+        self._stopping: set[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as above
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._running.add(_name_of(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._running.discard(_name_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        self._running.discard(_name_of(trial))
+
+    def on_step_end(self, iteration: int, trials: list, **_: Any) -> None:
+        """Raises KeyboardInterrupt where all that ran when they were asked have stopped."""
+        if not self._watch.asked():
+            return
+        if self._stopping is None:
+            self._stopping = self._ask()
+        elif not self._stopping & self._running:
+            raise KeyboardInterrupt
+
+    def _ask(self) -> set[str] | None:
+        """The trials that were asked, or None where they have to be asked again."""
+        try:
+            for name in self._running:
+                with contextlib.suppress(FileNotFoundError):  # it has yet to begin, and will find the sweep's
+                    stop.request(self._plans[name].directory)
+        except OSError as error:
+            logger.warning("the trials cannot be asked to stop yet: %s", error)
+            return None
+        return set(self._running)
 
 
 def _measure_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int], int]:

@@ -1,15 +1,17 @@
-"""Where a run stands, read from its directory alone, whoever trains it and wherever."""
+"""Where a run or a sweep stands, read from its directory alone, whoever trains it and wherever."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from dist_resnet.launch.progress import Pace
+from dist_resnet.tracking import outbox, stop
 from dist_resnet.tracking.ledger import runs_on_servers
 from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory
+from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, SWEEP_FILE, RunDirectory
 
 ENDS = ("finished", "diverged", "too_damaged", "stopped")
 """The kinds of a journal's last record."""
@@ -91,13 +93,78 @@ class Standing:
         return f"checkpoint of step {self.checkpoint_step} {_ago(self.checkpoint_at)}"
 
 
-def read_standing(directory: RunDirectory) -> Standing:
-    """Reads where a run stands. Raises FileNotFoundError where the directory is not a run's."""
+@dataclass(frozen=True, kw_only=True)
+class SweepStanding:
+    """What the folders of a sweep's trials say."""
+
+    name: str
+    directory: str
+    status: str
+    """`finished`; `stopped` where it was asked to and no trial runs; else `open`: it runs, or whoever ran it died."""
+    trials: dict[str, str]
+    """Trial -> `waiting`, `begun`, or how its summary says that it ended."""
+    begun: dict[str, Standing]
+    """Of the trials that have begun and have no summary."""
+    mlflow_runs: dict[str, str]
+    """Tracking server -> the run of the whole sweep there."""
+
+    def line(self) -> str:
+        """The sweep in one line: name, how it stands, how many trials stand how."""
+        counts = ", ".join(f"{number} {status}" for status, number in Counter(self.trials.values()).items())
+        return f"{self.name}: {self.status}, {len(self.trials)} trials: {counts}"
+
+    def page(self) -> str:
+        """The same, and a line for each trial that has begun and not ended."""
+        lines = [f"{'sweep':<11} {self.directory}", f"{'status':<11} {self.line().partition(': ')[2]}"]
+        lines += [f"{'trial':<11} {standing.line()}" for standing in self.begun.values()]
+        if self.mlflow_runs:
+            lines.append(
+                f"{'mlflow':<11} {', '.join(f'{run} at {server}' for server, run in self.mlflow_runs.items())}"
+            )
+        return "\n".join(lines)
+
+
+def read_standing(directory: RunDirectory) -> Standing | SweepStanding:
+    """Reads where a run or a sweep stands. Raises FileNotFoundError where the directory is that of neither."""
     known = directory.read_json(RECIPE_FILE)
-    if known is None:
-        raise FileNotFoundError(
-            f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give --storage and the name of a run there"
-        )
+    if known is not None and "probe" not in known:
+        return _run_standing(directory, known)
+    content = directory.read_json(SWEEP_FILE)
+    if content is not None:
+        return _sweep_standing(directory, content)
+    raise FileNotFoundError(
+        f"{directory.uri} is not a run: it has no {RECIPE_FILE} of a run and no {SWEEP_FILE}; give --storage and the "
+        "name of a run there"
+    )
+
+
+def _sweep_standing(directory: RunDirectory, content: dict[str, Any]) -> SweepStanding:
+    trials, begun = {}, {}
+    for name in dict.fromkeys(entry["trial"] for entry in content["cells"]):
+        trial = RunDirectory(directory.child(name))
+        summary = trial.read_json(SUMMARY_FILE)
+        if summary is not None:
+            trials[name] = summary["status"]
+        elif trial.list(outbox.FOLDER):
+            trials[name], begun[name] = "begun", _run_standing(trial, trial.read_json(RECIPE_FILE) or {})
+        else:
+            trials[name] = "waiting"
+    status = "open"
+    if directory.exists(SUMMARY_FILE):
+        status = "finished"
+    elif directory.exists(stop.FILE) and all(standing.status != "open" for standing in begun.values()):
+        status = "stopped"
+    return SweepStanding(
+        name=directory.uri.rpartition("/")[2],
+        directory=directory.uri,
+        status=status,
+        trials=trials,
+        begun=begun,
+        mlflow_runs=runs_on_servers(directory),
+    )
+
+
+def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
     records = read_journal(directory)
     sessions = [record for record in records if record["kind"] == "session"]
     session: dict[str, Any] = sessions[-1] if sessions else {}
@@ -133,8 +200,13 @@ def read_standing(directory: RunDirectory) -> Standing:
 
 
 def names_of_runs(storage: RunDirectory) -> list[str]:
-    """The names of the runs under a storage."""
-    return [name for name, size in storage.list("") if size < 0 and storage.exists(f"{name}/{RECIPE_FILE}")]
+    """The names of the runs and sweeps under a storage; a probe's results are neither."""
+    names = []
+    for name in (name for name, size in storage.list("") if size < 0):
+        known = storage.read_json(f"{name}/{RECIPE_FILE}")
+        if (known is not None and "probe" not in known) or storage.exists(f"{name}/{SWEEP_FILE}"):
+            names.append(name)
+    return names
 
 
 def _ago(moment: float) -> str:

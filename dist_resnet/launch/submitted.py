@@ -21,8 +21,9 @@ _FILE = "driver.json"
 T = TypeVar("T")
 
 
-def take_over(directory: RunDirectory, train_run_id: str) -> None:
-    """Writes into a run's directory which job of which node this process, connected to Ray, is, and Ray Train's run.
+def take_over(directory: RunDirectory, train_run_id: str | None = None) -> None:
+    """Writes into a run's or a sweep's directory which job of which node this process, connected to Ray, is, and Ray
+    Train's run.
 
     What an earlier one of the run has reserved in the cluster is free again: a driver or a controller that was killed
     did not give it back. Raises OSError where the directory cannot be read or written.

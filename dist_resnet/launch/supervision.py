@@ -1,15 +1,14 @@
 """The driver's part while workers train: progress in the terminal, delivery to MLflow, the summary at the end."""
 
-import contextlib
 import logging
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from dist_resnet.launch.page import pictures, run_card
-from dist_resnet.launch.preparation import SUMMARY_FILE, Plan
+from dist_resnet.launch.preparation import Plan
 from dist_resnet.launch.progress import Progress
+from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.patience import patiently
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.address import store_of
@@ -17,12 +16,11 @@ from dist_resnet.tracking.delivery import deliver
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.observer import Observer, Tolerated, nobody
 from dist_resnet.tracking.outbox import Tail, read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.storage import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_TO_ASK = 600.0
 
 
 def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = nobody) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
     )
     follower.start()
     try:
-        with _stopping_on_signals(plan.directory):
+        with stopping_on_signals(plan.directory):
             run_workers()
         summary = patiently(
             lambda: read_outcome(plan),
@@ -114,40 +112,6 @@ def _follow(plan: Plan, sink: MlflowSink, over: threading.Event, observe: Observ
             observe(record["kind"], record)
         observe("tracking", {"waiting_points": sink.waiting_points})
     progress.close()
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
-    """Within the block a first SIGINT or SIGTERM asks the run to stop, a second one is a KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def on_signal(number: int, _: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        name = signal.Signals(number).name
-        logger.warning("%s: stopping with a checkpoint; send it again to stop at once", name)
-        # Elsewhere, for a signal comes in the middle of anything, and a storage may be slow.
-        threading.Thread(target=_ask, args=(directory,), name="stop", daemon=True).start()
-
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
-def _ask(directory: RunDirectory) -> None:
-    patiently(
-        lambda: stop.request(directory),
-        what=f"the workers cannot be asked to stop through {directory.uri}",
-        seconds=_SECONDS_TO_ASK,
-    )
 
 
 def read_outcome(plan: Plan) -> dict[str, Any]:

@@ -59,7 +59,7 @@ _KEYS = {
 
 
 class _Telemetry:
-    """Values that a thread hands to Ray every second, within the `with` block.
+    """Values that a thread hands to Ray every second, from `start` to `close` or within the `with` block.
 
     Ray drops a gauge that nobody has set since its last report, and what stands still is what alerts are about. So the
     training loop only writes numbers down and calls nothing of Ray's.
@@ -73,13 +73,21 @@ class _Telemetry:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Hands values over from now on."""
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Hands over the last values and no more."""
         self._over.set()
         self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _add(self, name: str, value: float) -> None:
         self.values[name] = self.values.get(name, 0.0) + value

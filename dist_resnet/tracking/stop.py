@@ -1,9 +1,10 @@
-"""How a run is told to stop with a checkpoint: a file named `stop` in its directory, whoever puts it there."""
+"""How a run is told to stop with a checkpoint, and a sweep to have its trials do so: a file named `stop` in its
+directory, whoever puts it there."""
 
 import logging
 import threading
 
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -12,18 +13,19 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def request(directory: RunDirectory) -> None:
-    """Asks the workers of the run in a directory to save a checkpoint and to stop."""
-    directory.check_present()
+    """Asks the workers of the run, or the trials of the sweep, in a directory to save a checkpoint and to stop."""
+    if not directory.exists(SWEEP_FILE):
+        directory.check_present()
     directory.write(FILE, b"")
 
 
 def withdraw(directory: RunDirectory) -> None:
-    """Takes back what `request` asked, so that the run can go on."""
+    """Takes back what `request` asked, so that the run or the sweep can go on."""
     directory.delete(FILE)
 
 
 class StopWatch:
-    """Looks every second, beside the training loop, whether the run was asked to stop."""
+    """Looks every second, beside the loop that trains or waits for trials, whether it was asked to stop."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 RECIPE_FILE = "recipe.json"
+SWEEP_FILE = "sweep.json"
+SUMMARY_FILE = "summary.json"
 _LOCAL = ("file", "local")
 _CHUNK_BYTES = 16 << 20
 

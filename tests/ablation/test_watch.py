@@ -30,3 +30,20 @@ def test_the_copy_for_a_checkpoint_is_no_step(recipe: Recipe, execution: Executi
     trial = Trial(prepare(recipe, execution, job="test"), [])
     trial.take([{"kind": "metrics", "step": 3, "values": {"time/checkpoint_seconds": 0.01}}])
     assert trial.step == 0
+
+
+def test_a_trial_that_was_stopped_is_paused_until_it_goes_on(recipe: Recipe, execution: Execution):
+    trial = Trial(prepare(recipe, execution, job="test"), [])
+    session = {"kind": "session", "start_step": 0, "device": "CPU"}
+    told = trial.take([session, {"kind": "stopped", "step": 3}])
+    assert (trial.status, trial.is_over) == ("paused", True)
+    assert told[-1] == "stopped after step 3; the same command goes on there"
+    trial.take([session | {"start_step": 3}])
+    assert (trial.status, trial.step, trial.is_over) == ("running", 3, False)
+
+
+def test_a_trial_with_too_many_damaged_pictures_has_no_result(recipe: Recipe, execution: Execution):
+    trial = Trial(prepare(recipe, execution, job="test"), [])
+    (told,) = trial.take([{"kind": "too_damaged", "step": 3, "reason": "9 of the 96 training pictures are damaged"}])
+    assert trial.status == "died"
+    assert told.startswith("9 of the 96 training pictures are damaged")

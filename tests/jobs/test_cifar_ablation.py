@@ -80,8 +80,9 @@ def test_the_list_has_the_published_cells_and_costs_no_pictures():
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
-    driver = _start(tmp_path, "sweep", "--shortcuts", "identity", "conv1x1", "--iterations", "30000")
+def test_ctrl_c_saves_checkpoints_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
+    shortcuts = ("--shortcuts", "identity", "conv1x1", "dropout")
+    driver = _start(tmp_path, "sweep", *shortcuts, "--iterations", "30000", "--execution.cpus-per-worker", "1")
     _wait_until(lambda: _points(tmp_path / "sweep" / "table1-original-8-seed0") > 5, driver)
     started = psutil.Process(driver.pid).children(recursive=True)
     assert any("ImplicitFunc" in process.name() for process in started)
@@ -91,11 +92,18 @@ def test_ctrl_c_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
     assert "stopped; the same command continues the sweep" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(started, timeout=30)[1] == []
+    begun = [path.parent for path in (tmp_path / "sweep").glob("*-seed0/journal")]
+    assert begun
+    for run in begun:
+        last = _records(run)[-1]
+        assert last["kind"] == "stopped"
+        assert (run / "checkpoints" / f"step_{last['step']:08d}").is_dir(), list((run / "checkpoints").iterdir())
+    assert not list((tmp_path / "sweep").glob("*-seed0/summary.json"))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("dist_resnet")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) >= 2
+    assert len(runs) == 1 + len(begun)
     assert {run.info.status for run in runs} == {"KILLED"}
 
 

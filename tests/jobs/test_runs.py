@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -92,6 +93,60 @@ def test_a_submitted_run_is_shown_followed_stopped_and_resumed(ray_cluster: str,
     assert (resumed["status"], resumed["restarts"], resumed["job"]["submission_id"]) == ("open", 0, again)
     _runs("stop", "first", *storage, server=ray_cluster)
     assert "stopped after step" in _runs("logs", "first", *storage, server=ray_cluster).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_submitted_sweep_is_shown_measured_and_stopped_as_a_whole(ray_cluster: str, tmp_path: Path):
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    storage = ("--storage", str(tmp_path))
+
+    def shown() -> dict:
+        done = subprocess.run(
+            _command("show", "grid", "--json", *storage),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=_environment(ray_cluster),
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else {"begun": {}}
+
+    options = ["--demo", "--tables", "1", "--iterations", "30000", "--execution.name", "grid"]
+    options += ["--shortcuts", "identity", "conv1x1", "--placements", "original", "--execution.cpus-per-worker", "1"]
+    options += ["--execution.storage", str(tmp_path), "--execution.precision", "fp32"]
+    job = shlex.join([sys.executable, str(JOBS / "cifar_ablation.py"), *options])
+    submitted = JobSubmissionClient(ray_cluster).submit_job(entrypoint=job)
+    _wait_until(lambda: any(trial["step"] >= 20 for trial in shown()["begun"].values()))
+    facts = shown()
+    assert (facts["status"], set(facts["trials"].values()) <= {"begun", "waiting"}) == ("open", True)
+    assert facts["job"]["submission_id"] == submitted
+    assert f"grid: open, {len(facts['trials'])} trials" in _runs("list", *storage, server=ray_cluster).stdout
+
+    begun = next(iter(facts["begun"]))
+    url = next(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes())
+
+    def exported() -> bool:
+        lines = urllib.request.urlopen(url).read().decode().splitlines()
+        return all(
+            any(line.startswith(name) and f'run="grid/{begun}"' in line for line in lines)
+            for name in ("ray_dist_resnet_step{", "ray_dist_resnet_running{", "ray_dist_resnet_checkpoint_step{")
+        )
+
+    _wait_until(exported)
+    told = _runs("stop", "grid", *storage, server=ray_cluster).stdout
+    assert told.startswith("grid: stopped, ")
+    trials = shown()["begun"].values()
+    assert {trial["status"] for trial in trials} == {"stopped"}
+    assert all(trial["checkpoint_step"] == trial["step"] >= 1 for trial in trials)
+    assert "stopped; the same command continues" in _runs("logs", "grid", *storage, server=ray_cluster).stdout
+
+    again = _runs("resume", "grid", *storage, server=ray_cluster).stdout.strip()
+    assert again != submitted
+    before = {trial["name"]: trial["step"] for trial in trials}
+    _wait_until(lambda: any(trial["step"] > before.get(name, 0) > 0 for name, trial in shown()["begun"].items()))
+    _runs("stop", "grid", *storage, server=ray_cluster)
 
 
 def test_without_a_cluster_the_directory_is_all_there_is(tmp_path: Path):

@@ -8,6 +8,7 @@ import pytest
 from dist_resnet.launch import local
 from dist_resnet.launch.standing import names_of_runs, read_standing
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking import stop
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -76,6 +77,33 @@ def test_what_is_no_run_is_refused_and_not_listed(directory: RunDirectory, tmp_p
     with pytest.raises(FileNotFoundError, match="other is not a run"):
         read_standing(RunDirectory(str(tmp_path / "other")))
     assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
+
+
+def test_a_probes_results_are_no_run(directory: RunDirectory, tmp_path: Path):
+    RunDirectory(str(tmp_path / "probe")).write_json("recipe.json", {"recipe": {"global_batch": 32}, "probe": {}})
+    assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
+    with pytest.raises(FileNotFoundError, match="probe is not a run"):
+        read_standing(RunDirectory(str(tmp_path / "probe")))
+
+
+def test_a_sweep_stands_where_its_trials_do(tmp_path: Path):
+    sweep = RunDirectory(str(tmp_path / "sweep"))
+    sweep.write_json("sweep.json", {"cells": [{"trial": name} for name in ("first", "second", "second", "third")]})
+    for name in ("first", "second"):
+        trial = RunDirectory(sweep.child(name))
+        trial.write_json("recipe.json", {"recipe": {"global_batch": 32}})
+        _session(Journal(trial), 0, 1, range(1, 11))
+    RunDirectory(sweep.child("first")).write_json("summary.json", {"status": "finished"})
+    assert names_of_runs(RunDirectory(str(tmp_path))) == ["sweep"]
+    assert read_standing(sweep).line() == "sweep: open, 3 trials: 1 finished, 1 begun, 1 waiting"
+    assert "trial       second: open, 1 worker, step 10/100 (10%)" in read_standing(sweep).page()
+
+    stop.request(sweep)
+    assert read_standing(sweep).status == "open"
+    _session(Journal(RunDirectory(sweep.child("second"))), 10, 1, range(11, 13), end={"kind": "stopped", "step": 12})
+    assert read_standing(sweep).status == "stopped"
+    sweep.write_json("summary.json", {"status": "finished"})
+    assert read_standing(sweep).status == "finished"
 
 
 def test_a_finished_run_stands_where_its_summary_says(recipe: Recipe, execution: Execution):
