@@ -281,7 +281,8 @@ class Execution:
     """The run's name, a folder under storage. The same name continues the run. By default the job's name and the
     first digits of the recipe's fingerprint, so the same command continues and another recipe starts anew."""
     tracking_uri: str | None = None
-    """MLflow tracking server, such as https://mlflow.example.org; by default a sqlite file beside the runs."""
+    """MLflow tracking server, such as https://mlflow.example.org; by default MLFLOW_TRACKING_URI, else a sqlite file
+    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on s3:// or gs://."""
     experiment: str = "dist_resnet"
     """MLflow experiment that the run belongs to."""
     register: bool = True

@@ -17,7 +17,8 @@ class Options:
     run: tuple[str, ...]
     """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs. Others are named and passed over."""
     tracking_uri: str | None = None
-    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run."""
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run, or
+    ~/dist_resnet/mlflow.db where that is on s3:// or gs://."""
     minutes: float = 10.0
     """How long to try for each run."""
 

@@ -1,9 +1,9 @@
 """Evaluates a run's newest checkpoint or a registered model, and prints the errors as JSON.
 
     python jobs/evaluate.py --run ~/dist_resnet/NAME
-    python jobs/evaluate.py --run s3://bucket/runs/NAME --validation /data/imagenet/validation --crops 224 320 \
-        --shorter-sides 256 320 --workers 8
-    python jobs/evaluate.py --model models:/preact-resnet200@champion --validation /data/imagenet/validation
+    python jobs/evaluate.py --run s3://bucket/runs/NAME --validation "/data/imagenet/validation-*.parquet" \
+        --crops 224 320 --shorter-sides 256 320 --workers 8
+    python jobs/evaluate.py --model models:/preact-resnet200@champion --validation "/data/imagenet/validation-*.parquet"
 
 On the model's own validation pictures, or on others. What is found of a registered model is recorded on its version.
 """

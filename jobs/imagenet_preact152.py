@@ -1,8 +1,9 @@
 """ImageNet, pre-activation ResNet-152, scale augmentation: Table 5 of arXiv:1603.05027.
 
     python jobs/imagenet_preact152.py --demo
-    python jobs/imagenet_preact152.py --data.train /data/imagenet/train --data.validation /data/imagenet/validation \
-        --execution.workers 8 --execution.storage s3://bucket/runs
+    python jobs/imagenet_preact152.py --data.train "/data/imagenet/train-*.parquet" \
+        --data.validation "/data/imagenet/validation-*.parquet" --execution.workers 8 \
+        --execution.storage s3://bucket/runs
 
 Expected after 90 epochs: top-1 error 21.1 %, top-5 error 5.5 % at a single 320 x 320 crop. The original unit
 (--model.placement original) is the row above it: 21.3 %, 5.5 %.
@@ -13,7 +14,7 @@ from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Opti
 
 RECIPE = Recipe(
     model=Model(depth=152, num_classes=1000, placement="full_preactivation", stride_on="conv3x3"),
-    data=Data(train="imagenet/train", validation="imagenet/validation", dataset="imagenet"),
+    data=Data(train="imagenet/train-*.parquet", validation="imagenet/validation-*.parquet", dataset="imagenet"),
     augment=Augment(kind="scale", size=224, shorter_side=(256, 480), flip=True, color=True),
     # Departs from the paper: its text says momentum; the released code, facebook/fb.resnet.torch, takes Nesterov's.
     optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),

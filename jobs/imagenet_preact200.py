@@ -1,8 +1,9 @@
 """ImageNet, pre-activation ResNet-200, scale augmentation: Table 5 of arXiv:1603.05027.
 
     python jobs/imagenet_preact200.py --demo
-    python jobs/imagenet_preact200.py --data.train /data/imagenet/train --data.validation /data/imagenet/validation \
-        --execution.workers 8 --execution.storage s3://bucket/runs
+    python jobs/imagenet_preact200.py --data.train "/data/imagenet/train-*.parquet" \
+        --data.validation "/data/imagenet/validation-*.parquet" --execution.workers 8 \
+        --execution.storage s3://bucket/runs
 
 Expected after 90 epochs: top-1 error 20.7 %, top-5 error 5.3 % at a single 320 x 320 crop. The row "scale + aspect
 ratio" (20.1 %, 4.8 %) is the same with --augment.kind inception. About three weeks on the paper's 8 GPUs.
@@ -14,7 +15,7 @@ from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Opti
 RECIPE = Recipe(
     # As released in facebook/fb.resnet.torch: stride on the 3x3 convolution.
     model=Model(depth=200, num_classes=1000, placement="full_preactivation", stride_on="conv3x3"),
-    data=Data(train="imagenet/train", validation="imagenet/validation", dataset="imagenet"),
+    data=Data(train="imagenet/train-*.parquet", validation="imagenet/validation-*.parquet", dataset="imagenet"),
     augment=Augment(kind="scale", size=224, shorter_side=(256, 480), flip=True, color=True),
     # Departs from the paper: its text says momentum; the released code, facebook/fb.resnet.torch, takes Nesterov's.
     optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),

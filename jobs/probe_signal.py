@@ -41,7 +41,7 @@ class Place:
     """The probe's name, a folder under storage; by default the job's and a digest of what is measured."""
     tracking_uri: str | None = None
     """MLflow tracking server, and that of --model; by default MLFLOW_TRACKING_URI, else a sqlite file beside the
-    runs."""
+    runs, or ~/dist_resnet/mlflow.db where they are on s3:// or gs://."""
     experiment: str = "dist_resnet"
     """MLflow experiment that the probe belongs to."""
 

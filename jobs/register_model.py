@@ -25,7 +25,8 @@ class Options:
     promote: Literal["better", "always", "never"] = "better"
     """Whether the version becomes the champion."""
     tracking_uri: str | None = None
-    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the runs."""
+    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the runs, or
+    ~/dist_resnet/mlflow.db where they are on s3:// or gs://."""
 
 
 def main() -> None:

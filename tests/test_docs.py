@@ -1,6 +1,7 @@
 """The pages under docs/. Oracle: the jobs' own command lines, and the files that there are."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,20 @@ def test_every_file_that_a_page_names_or_links_to_exists(page):
         assert list(ROOT.glob(name.rstrip("/"))), name
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert "://" in link or (page.parent / link).exists(), link
+
+
+def test_imagenet_is_given_by_quoted_globs_of_the_shards_that_its_preparation_writes():
+    # As docs/data-format.md says, both splits lie in one folder; tests/data/test_prepare.py holds the job to the names.
+    shards = {split: f"imagenet/{split}-00007-of-00290.parquet" for split in ("train", "validation")}
+    pages = [ROOT / "README.md", *PAGES, *(ROOT / "jobs").glob("*.py")]
+    pages += [path for path in (ROOT / "cluster").rglob("*") if path.is_file()]
+    option = re.compile(r"\b(train|validation)(?:\s+|=)([\"']?)([^\s\"'`]*imagenet/[^\s\"'`]*)\2")
+    found = [(page.name, *given) for page in pages for given in option.findall(page.read_text())]
+    assert {"README.md", "reproduce.md", "rayjob-imagenet.yaml", "imagenet_preact200.py"} <= {
+        name for name, *_ in found
+    }
+    for name, split, quote, glob in found:
+        assert quote, (name, glob)
+        assert [each for each, shard in shards.items() if fnmatch(shard, glob[glob.index("imagenet/") :])] == [split], (
+            name
+        )

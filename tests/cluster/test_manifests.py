@@ -131,6 +131,27 @@ def test_ray_up_keeps_the_head_and_takes_spot_machines_for_workers(path):
     assert f"--env RAY_AUTH_TOKEN_PATH={token}" in options
 
 
+@pytest.mark.parametrize("path", KUBERAY + RAY_UP, ids=lambda path: path.stem)
+def test_a_head_misses_a_vanished_machine_as_soon_as_docs_operations_says(path):
+    page = (ROOT / "docs" / "operations.md").read_text()
+    said = dict(re.findall(r"`(RAY_health_check_\w+)=(\d+)`", page))
+    assert len(said) == 3
+    if path in KUBERAY:
+        head = _cluster(_read(path))["headGroupSpec"]["template"]["spec"]["containers"][0]
+        given = {entry["name"]: entry.get("value") for entry in head["env"]}
+    else:
+        options = _read(path)["docker"]["head_run_options"]
+        given = dict(option.removeprefix("--env ").split("=") for option in options)
+    assert said.items() <= given.items()
+
+
+def test_the_page_calls_the_cluster_that_stays_by_its_name():
+    name = _read(FOLDER / "kuberay" / "raycluster.yaml")["metadata"]["name"]
+    page = (FOLDER / "README.md").read_text()
+    assert set(re.findall(r"raycluster[ /](?!\$)([a-z][a-z-]+)\b(?!\.yaml)", page)) == {name}
+    assert f"service/{name}-head-svc " in page
+
+
 def test_the_images_are_those_that_the_dockerfile_makes():
     targets = set(re.findall(r"(?m)^FROM \S+ AS (\S+)$", (ROOT / "docker" / "Dockerfile").read_text()))
     assert {"cpu", "gpu"} <= targets

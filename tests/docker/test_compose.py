@@ -31,6 +31,20 @@ def test_compose_knows_every_field(name):
     jsonschema.validate(yaml.safe_load((FOLDER / name).read_text()), _schema())
 
 
+def test_a_worker_with_gpus_has_a_core_for_each_of_eight_and_shared_memory_within_its_memory():
+    text = (FOLDER / "compose.gpu.yaml").read_text()
+    filled = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)]
+    given = dict(re.findall(r"(?m)^(\w+)=(.+)$", EXAMPLE))
+    filled += [re.sub(r"\$\{(\w+):-[^}]*\}", lambda found: given[found[1]], text)]
+    for worker in [yaml.safe_load(each)["services"]["worker"] for each in filled]:
+        limits = worker["deploy"]["resources"]["limits"]
+        assert f"--num-cpus={limits['cpus']} " in worker["command"]
+        assert int(limits["cpus"]) >= 8
+        assert int(worker["shm_size"].removesuffix("g")) < int(limits["memory"].removesuffix("g"))
+    plain = re.sub(r"=\S*WORKER_CPUS\S*", "=", SERVICES["worker"]["command"])
+    assert re.sub(r"=\S*WORKER_CPUS\S*", "=", yaml.safe_load(text)["services"]["worker"]["command"]) == plain
+
+
 def test_a_field_that_nobody_knows_is_found():
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(COMPOSE | {"services": {"s3": SERVICES["s3"] | {"helthcheck": {}}}}, _schema())
