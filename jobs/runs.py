@@ -120,7 +120,7 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
         raise ValueError(f"{standing.name} does not run: its job {job.submission_id} is {job.status.value}")
     deadline = time.monotonic() + 60 * options.wait_minutes
     has_ended = _end_of(directory, standing)
-    while not has_ended() or (job and not job.status.is_terminal()):
+    while not job.status.is_terminal() if job else not has_ended():
         if time.monotonic() > deadline:
             hint = f"`ray job stop {job.submission_id}` ends it at once" if job else "its driver may be dead"
             sys.exit(f"{standing.name} was asked to stop and has not, after {options.wait_minutes:g} minutes; {hint}")
@@ -134,11 +134,11 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
 
 def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> Callable[[], bool]:
     """What tells whether a run or a sweep has ended or stopped since it stood so."""
-    from dist_resnet.launch.standing import ENDS, SweepStanding, read_standing
+    from dist_resnet.launch.standing import ENDS, SweepStanding, status_of_sweep
     from dist_resnet.tracking.outbox import Tail
 
     if isinstance(standing, SweepStanding):
-        return lambda: read_standing(directory).status != "open"
+        return lambda: status_of_sweep(directory) != "open"
     tail, has_ended = Tail(directory), standing.status != "open"
     tail.poll()
 

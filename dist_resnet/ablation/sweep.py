@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
@@ -21,7 +21,7 @@ from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import ray_tune
-from dist_resnet.launch.cluster import own_cluster
+from dist_resnet.launch.cluster import disconnect, own_cluster
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.submitted import take_over
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
@@ -104,25 +104,19 @@ def run(sweep: Sweep) -> int:
         return 0
     _claim(sweep)
     stop.withdraw(sweep.directory)
-    if sweep.unfinished and not own_cluster():
+    unfinished = sweep.unfinished
+    if unfinished and not own_cluster():
         take_over(sweep.directory)
     uri = store_of(sweep.directory, sweep.execution.tracking_uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
     logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, provenance.without_credentials(uri))
-    watcher = Watcher(sweep.trials, parent, uri, Board())
-    unfinished = sweep.unfinished
-    for trial in sweep.trials:
-        # Ended under a driver that died before it could sum them up.
-        if not trial.is_over and trial not in unfinished:
-            watcher.tell(trial.name, "started")
-    status, wait_seconds = "FAILED", 60.0
+    watcher = Watcher(
+        sweep.directory, sweep.trials, unfinished, parent, uri, Board(), early_stop=sweep.content["early_stop"]
+    )
+    status, wait_seconds, stopped = "FAILED", 60.0, False
     try:
-        if unfinished:
-            plans = [trial.plan for trial in unfinished]
-            ray_tune.fit(
-                plans, sweep.shares, sweep.directory, tell=watcher.tell, early_stop=sweep.content["early_stop"]
-            )
-        status = "FINISHED"
+        stopped = _fit(sweep, unfinished, watcher)
+        status, wait_seconds = ("KILLED", 5.0) if stopped else ("FINISHED", 60.0)
     except (KeyboardInterrupt, SystemExit):
         status, wait_seconds = "KILLED", 5.0
         raise
@@ -130,17 +124,42 @@ def run(sweep: Sweep) -> int:
         watcher.close(status, wait_seconds=wait_seconds)
         counts = Counter(trial.status for trial in sweep.trials)
         lost = counts["waiting"] + counts["running"] + counts["paused"] + counts["died"]
-        status = "FAILED" if status == "FINISHED" and lost else status
+        if status == "FINISHED" and lost:
+            status = "FAILED"
         parent.close(status, _report(sweep.directory), wait_seconds=wait_seconds)
     logger.info(
         "%d trials: %d finished, %d fail, %d stopped early, %d without a result",
         *(len(sweep.trials), counts["finished"], counts["fail"], counts["stopped"], lost),
     )
+    if stopped and lost:
+        _stop(sweep.directory)
     if not lost:
         ended = {"status": "finished", "trials": dict(counts), "mlflow_run_id": parent.run_id}
         sweep.directory.write_json(SUMMARY_FILE, ended)
     logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
     return lost
+
+
+def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
+    """Runs the trials that have to be run; returns whether they were asked to stop."""
+    for trial in sweep.trials:
+        # Ended under a driver that died before it could sum them up.
+        if not trial.is_over and trial not in unfinished:
+            watcher.tell(trial.name, "started")
+    if not unfinished:
+        return False
+    plans, early_stop = [trial.plan for trial in unfinished], sweep.content["early_stop"]
+    return ray_tune.fit(plans, sweep.shares, sweep.directory, tell=watcher.tell, early_stop=early_stop)
+
+
+def _stop(directory: RunDirectory) -> NoReturn:
+    """Ends a sweep whose trials have stopped as they were asked to, by KeyboardInterrupt."""
+    disconnect()
+    try:
+        stop.confirm(directory)
+    except OSError as error:
+        logger.warning("%s does not say that the sweep has stopped: %s", directory.child(stop.FILE), error)
+    raise KeyboardInterrupt
 
 
 def write_report(directory: RunDirectory) -> dict[str, bytes]:

@@ -18,9 +18,10 @@ from dist_resnet.launch.page import pictures, run_card
 from dist_resnet.launch.preparation import Plan
 from dist_resnet.launch.supervision import read_outcome
 from dist_resnet.launch.telemetry import RunTelemetry
+from dist_resnet.tracking import stop
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Tail
-from dist_resnet.tracking.storage import SUMMARY_FILE
+from dist_resnet.tracking.storage import SUMMARY_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,12 @@ class Trial:
                 told.append(f"{record['reason']}; repair the data, or allow more and run the same command")
         return told
 
+    def recall(self, records: list[dict[str, Any]]) -> None:
+        """Takes in what was recorded under earlier drivers; it waits for this one to start it."""
+        self.take(records)
+        self.status = "waiting"
+        self._recent.clear()
+
     def sum_up(self, summary: dict[str, Any]) -> None:
         """Takes over the result of a run that was summed up before."""
         self.step, self.error = summary["steps"], summary["top1_error"]
@@ -107,10 +114,26 @@ class Trial:
 class Watcher:
     """A background thread that follows the trials of a sweep until it is closed."""
 
-    def __init__(self, trials: Sequence[Trial], parent: MlflowSink, tracking_uri: str, board: Board) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trials: Sequence[Trial],
+        unfinished: Sequence[Trial],
+        parent: MlflowSink,
+        tracking_uri: str,
+        board: Board,
+        *,
+        early_stop: bool = False,
+    ) -> None:
+        """`directory`: the sweep's. `unfinished`: the trials that have yet to be started under this driver."""
+        self._directory, self._early_stop = directory, early_stop
         self._trials = {trial.name: trial for trial in trials}
         self._parent, self._uri, self._board = parent, tracking_uri, board
         self._tails: dict[str, Tail] = {}
+        # Read up to what earlier drivers saw.
+        self._waiting = {trial.name: Tail(trial.plan.directory) for trial in unfinished}
+        for trial in unfinished:
+            trial.recall(self._waiting[trial.name].poll())
         self._sinks: dict[str, MlflowSink] = {}
         self._telemetry: dict[str, RunTelemetry] = {}
         self._told: list[tuple[str, str]] = []
@@ -155,6 +178,10 @@ class Watcher:
         with contextlib.suppress(queue.Empty):
             while True:
                 name, what = self._heard.get_nowait()
+                if name in self._waiting:
+                    self._tails[name] = self._waiting.pop(name)
+                    run = ray_tune.label(self._trials[name].plan)
+                    self._telemetry[name] = RunTelemetry(run, workers_wanted=1).start()
                 self._tails.setdefault(name, Tail(self._trials[name].plan.directory))
                 self._told.append((name, what))
         for name, tail in self._tails.items():
@@ -169,8 +196,9 @@ class Watcher:
                 self._ending[name] = self._ends.submit(self._end, trial, self._sinks[name])
         # Kept until the journals have been read, should that fail this time.
         while self._told:
-            name, what = self._told.pop(0)
+            name, what = self._told[0]
             self._note(self._trials[name], what)
+            self._told.pop(0)
         self._board.draw(list(self._trials.values()))
 
     def _observe(self, trial: Trial, records: list[dict[str, Any]]) -> None:
@@ -185,20 +213,30 @@ class Watcher:
 
     def _note(self, trial: Trial, what: str) -> None:
         """What Tune says of a trial whose journal has been read up to then."""
-        if what == "started" and trial.status not in ("finished", "fail") and trial.name not in self._telemetry:
-            # Only now that what earlier drivers saw has been read.
-            self._telemetry[trial.name] = RunTelemetry(ray_tune.label(trial.plan), workers_wanted=1).start()
-        elif what in ("ended", "died") and trial.name in self._telemetry:
-            self._telemetry.pop(trial.name).close()
         if what == "retried":
             self._board.say(trial.name, "its process died; it starts again from its newest checkpoint")
         elif what == "died" and not trial.is_over:
             trial.status = "died"
             self._board.say(trial.name, "died too often; the same command tries again")
         elif what == "ended" and trial.status == "running":
+            self._end_without_a_word(trial)
+        if what in ("ended", "died") and trial.name in self._telemetry:
+            telemetry = self._telemetry.pop(trial.name)
+            if what == "ended":
+                telemetry("stopped", {})
+            telemetry.close()
+
+    def _end_without_a_word(self, trial: Trial) -> None:
+        """Settles how a trial stands that has ended and whose journal does not say how."""
+        if self._directory.exists(stop.FILE):
+            trial.status = "paused"  # it had died, and was not begun again
+        elif self._early_stop:
             trial.status = "stopped"
             self._board.say(trial.name, "stopped early")
             self._ending[trial.name] = self._ends.submit(self._end, trial, self._sinks[trial.name])
+        else:
+            trial.status = "died"
+            self._board.say(trial.name, "ended without a result; the same command tries again")
 
     def _open_sink(self, trial: Trial) -> MlflowSink:
         card = run_card(trial.plan)

@@ -62,7 +62,7 @@ def propagation(rows: Sequence[Sequence[Panel]], title: str) -> bytes:
                 axes.set_axis_off()
         axes_of_row[0].set_ylabel("mean square", fontsize=9)
     for axes in grid[-1]:
-        axes.set_xlabel("l", fontsize=9)
+        axes.set_xlabel("residual unit l", fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=_key(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return _png(figure)

@@ -47,6 +47,11 @@ def connect(execution: Execution) -> None:
     _own.set()
 
 
+def disconnect() -> None:
+    """Leaves the cluster, or ends the Ray of our own; what this process has running there ends."""
+    ray.shutdown()
+
+
 def own_cluster() -> bool:
     """Whether `connect` started the Ray that is used."""
     return _own.is_set()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_resnet.launch.cluster import connect  # first: it sets what Ray reads when it is imported
+from dist_resnet.launch.cluster import connect, disconnect  # first: it sets what Ray reads when it is imported
 
 # Tune's CSV, JSON and TensorBoard files would repeat the journals, its table ours; Ctrl-C is the driver's own affair.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -145,13 +145,14 @@ def fit(
     *,
     tell: Callable[[str, str], None],
     early_stop: bool = False,
-) -> None:
-    """Runs every plan as a trial and returns once all have ended, one way or another.
+) -> bool:
+    """Runs every plan as a trial and returns once all have ended, one way or another, or been stopped: whether it was
+    asked to stop.
 
     `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. With `early_stop`, trials that
     trail behind the others are stopped (ASHA). The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's
-    directory, has the trials that run save checkpoints and start no other; then, or at the second one, Ray is stopped
-    and KeyboardInterrupt raised.
+    directory, has the trials that run save checkpoints and no other be begun. A second signal stops Ray at once and
+    raises KeyboardInterrupt.
     """
     by_name = {plan.name: plan for plan in plans}
     watch = stop.StopWatch(directory)
@@ -184,11 +185,14 @@ def fit(
     try:
         with stopping_on_signals(directory):
             tuner.fit()
+    except _AllStoppedError:
+        return True
     except KeyboardInterrupt:
-        ray.shutdown()
+        disconnect()
         raise
     finally:
         watch.close()
+    return directory.exists(stop.FILE)
 
 
 def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, Plan], early_stop: bool) -> None:
@@ -250,6 +254,10 @@ class _Teller(TrialProgressCallback):
         self._tell(_name_of(trial), "died")
 
 
+class _AllStoppedError(BaseException):
+    """The way out of Tune's loop, which takes every Exception for a fault."""
+
+
 class _Stopper(tune.Callback):
     """Passes on to the running trials that the sweep was asked to stop, and ends it once they have stopped."""
 
@@ -270,14 +278,18 @@ class _Stopper(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
         self._running.discard(_name_of(trial))
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+        # It waits for its place again, and finds what the sweep was asked when it has one.
+        self._running.discard(_name_of(trial))
+
     def on_step_end(self, iteration: int, trials: list, **_: Any) -> None:
-        """Raises KeyboardInterrupt where all that ran when they were asked have stopped."""
+        """Raises _AllStoppedError where all that ran when they were asked have stopped."""
         if not self._watch.asked():
             return
         if self._stopping is None:
             self._stopping = self._ask()
         elif not self._stopping & self._running:
-            raise KeyboardInterrupt
+            raise _AllStoppedError
 
     def _ask(self) -> set[str] | None:
         """The trials that were asked, or None where they have to be asked again."""

@@ -100,7 +100,7 @@ class SweepStanding:
     name: str
     directory: str
     status: str
-    """`finished`; `stopped` where it was asked to and no trial runs; else `open`: it runs, or whoever ran it died."""
+    """`finished`, `stopped`, or else `open`: it runs, or whoever ran it died."""
     trials: dict[str, str]
     """Trial -> `waiting`, `begun`, or how its summary says that it ended."""
     begun: dict[str, Standing]
@@ -149,19 +149,21 @@ def _sweep_standing(directory: RunDirectory, content: dict[str, Any]) -> SweepSt
             trials[name], begun[name] = "begun", _run_standing(trial, trial.read_json(RECIPE_FILE) or {})
         else:
             trials[name] = "waiting"
-    status = "open"
-    if directory.exists(SUMMARY_FILE):
-        status = "finished"
-    elif directory.exists(stop.FILE) and all(standing.status != "open" for standing in begun.values()):
-        status = "stopped"
     return SweepStanding(
         name=directory.uri.rpartition("/")[2],
         directory=directory.uri,
-        status=status,
+        status=status_of_sweep(directory),
         trials=trials,
         begun=begun,
         mlflow_runs=runs_on_servers(directory),
     )
+
+
+def status_of_sweep(directory: RunDirectory) -> str:
+    """How a sweep stands, as in `SweepStanding`, without a look at its trials."""
+    if directory.exists(SUMMARY_FILE):
+        return "finished"
+    return "stopped" if stop.is_confirmed(directory) else "open"
 
 
 def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:

@@ -9,6 +9,7 @@ from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
 logger = logging.getLogger(__name__)
 
 FILE = "stop"
+_DONE = b"stopped"
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -22,6 +23,16 @@ def request(directory: RunDirectory) -> None:
 def withdraw(directory: RunDirectory) -> None:
     """Takes back what `request` asked, so that the run or the sweep can go on."""
     directory.delete(FILE)
+
+
+def confirm(directory: RunDirectory) -> None:
+    """Writes down that a sweep which was asked to has stopped; a run says so in its journal."""
+    directory.write(FILE, _DONE)
+
+
+def is_confirmed(directory: RunDirectory) -> bool:
+    """Whether a sweep has stopped as it was asked to, and not been started again."""
+    return directory.exists(FILE) and directory.read(FILE) == _DONE
 
 
 class StopWatch:
