@@ -12,17 +12,27 @@ T = TypeVar("T")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 
-def patiently(action: Callable[[], T], *, what: str, seconds: float, alive: Callable[[], None] = lambda: None) -> T:
+def patiently(
+    action: Callable[[], T],
+    *,
+    what: str,
+    seconds: float,
+    alive: Callable[[], None] = lambda: None,
+    final: tuple[type[OSError], ...] = (),
+) -> T:
     """What `action` returns, tried again while the storage fails it, with one warning and one line on recovery.
 
     `what` says in the log what fails, such as "the journal of /runs/a cannot be written". `alive` is called at each
-    try. Raises the last OSError after `seconds` of failures.
+    try. Raises the last OSError after `seconds` of failures, and one of the `final` kinds, which no waiting mends, at
+    once.
     """
     failing_since, pause = None, _FIRST_PAUSE_SECONDS
     while True:
         alive()
         try:
             found = action()
+        except final:
+            raise
         except OSError as error:
             now = time.monotonic()
             if failing_since is None:

@@ -84,7 +84,8 @@ def _prepare(options: argparse.Namespace) -> None:
 
     shrink = None
     if options.shorter_side is not None:
-        shrink = Shrink(shorter_side=options.shorter_side, quality=options.quality or 90)
+        quality = 90 if options.quality is None else options.quality
+        shrink = Shrink(shorter_side=options.shorter_side, quality=quality)
     manifest = ray_shards.prepare(
         Options(
             source=options.source,
@@ -115,7 +116,8 @@ def _check(folder: str) -> int:
     if complaints:
         print("\n".join(complaints))
         sys.stderr.write(
-            f"prepare_imagenet: {len(complaints)} shards are not as they were written; prepare them again\n"
+            f"prepare_imagenet: {len(complaints)} shards are not as they were written; restore them, or prepare the "
+            "set again into an empty folder\n"
         )
         return 1
     print("every shard is as it was written")

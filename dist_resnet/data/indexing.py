@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from dist_resnet.data import folders, spool, tars
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
-from dist_resnet.data.sources import Source, join, read_index
+from dist_resnet.data.sources import Source, check_no_split, join, read_index
 from dist_resnet.data.store import check_space, exists
 
 Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
@@ -41,12 +41,15 @@ def index_source(uri: str, split: str | None, target: str, *, run: Run, progress
     if not exists(filesystem, root):
         raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
     archives = tars.find_archives(filesystem, root)
-    if archives.keys() - {"devkit"}:
+    if named := archives.keys() - {"devkit"}:
+        check_no_split(split, archives[min(named)], min(named))
         progress.begin("finding pictures", None)
         return tars.index_archives(filesystem, uri, archives, progress.advance)
     if globs := spool.find_splits(filesystem, root, uri, split):
         return _spool(uri, globs, target, run, progress)
     splits = folders.find_splits(filesystem, root)
+    for name, folder in splits.items():
+        check_no_split(split, folder, name)
     if not splits and split and folders.has_class_folders(filesystem, root):
         splits = {split: root}
     if not splits:
@@ -67,22 +70,24 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
         raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
     class_names = _common_names(opened)
     (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
-    sizes = source.get_file_info([shard for one in opened.values() for shard in one.shards])
-    check_space(filesystem, folder, 2 * sum(info.size for info in sizes))
+    found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
+    check_space(filesystem, folder, 2 * sum(shard.size for of_split in found.values() for shard in of_split))
     tasks = {
         split: [
             spool.SpoolTask(
                 source=uri,
-                shard=shard,
+                shard=shard.path,
                 image_column=one.image_column,
                 target=target,
-                path=f"{folder}/{WORK}/spool-{split}-{number:05d}",
+                path=f"{folder}/{WORK}/{spool.file_name(split, len(class_names), shard, footer)}",
                 num_classes=len(class_names),
             )
-            for number, shard in enumerate(one.shards)
+            for shard, footer in zip(found[split], one.footers, strict=True)
         ]
         for split, one in opened.items()
     }
+    wanted = {task.path.rpartition("/")[2] for of_split in tasks.values() for task in of_split}
+    spool.remove_others(filesystem, f"{folder}/{WORK}", wanted)
     progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
     for done in run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
         progress.advance(done)

@@ -1,9 +1,9 @@
 """What becomes of one encoded picture on its way into a set: decoded once, kept, converted, shrunk or refused.
 
 A picture's bytes are kept as they are wherever the decoder that trains reads them as Pillow does, whatever the file
-is called: JPEG of any colour space, PNG of 8 bits, BMP, WebP. EXIF rotation stays in the bytes and is ignored when
-they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not at all, PNG of 16 bits, GIF,
-TIFF and others, becomes an 8-bit PNG of the same pixels.
+is called: JPEG of nearly any colour space, PNG of 8 bits, plain BMP, WebP. EXIF rotation stays in the bytes and is
+ignored when they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not at all, PNG of 16
+bits, CMYK JPEG without a marker of its kind, GIF, TIFF and others, becomes an 8-bit PNG of the same pixels.
 """
 
 import io
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.headers import check_whole, picture_size
+from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels, check_whole, picture_size
 
-MOST_MEGAPIXELS = 100
-"""A larger picture is listed as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+# libjpeg's JPEG_MAX_DIMENSION.
+_LONGEST_JPEG_SIDE = 65_500
 
 
 class DamagedError(ValueError):
@@ -28,7 +28,7 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink:
-    """Pictures with a longer shorter side are resized to it and encoded as JPEG."""
+    """Pictures with a longer shorter side are resized to it and encoded as JPEG, unless they are too long for one."""
 
     shorter_side: int
     quality: int = 90
@@ -53,10 +53,21 @@ class Ingested:
 def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
     """Decodes a picture fully and settles which bytes enter the set. Raises DamagedError."""
     picture = decode(encoded)
-    if shrink is not None and min(picture.size) > shrink.shorter_side:
-        smaller = _shrink(picture, shrink)
-        if len(smaller) < len(encoded):
-            return Ingested(encoded=smaller, shrunk=True)
+    try:
+        return _settled(encoded, picture, shrink)
+    except (DamagedError, MemoryError):
+        raise
+    except Exception as error:  # as many kinds as Pillow has encoders
+        raise DamagedError(
+            f"a picture of {picture.width} x {picture.height} in {picture.mode} that cannot be encoded again "
+            f"({_told(error)})"
+        ) from error
+
+
+def _settled(encoded: bytes, picture: Image.Image, shrink: Shrink | None) -> Ingested:
+    smaller = None if shrink is None else _shrunk(picture, shrink)
+    if smaller is not None and len(smaller) < len(encoded):
+        return Ingested(encoded=smaller, shrunk=True)
     if reason := _unlike_pillow(encoded, picture):
         return Ingested(encoded=_png(picture), converted=reason)
     return Ingested(encoded=encoded)
@@ -70,18 +81,23 @@ def decode(encoded: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
             picture = Image.open(io.BytesIO(encoded))
-            if picture.width * picture.height > MOST_MEGAPIXELS * 1_000_000:
-                raise DamagedError(f"{picture.width} x {picture.height} is more than {MOST_MEGAPIXELS} megapixels")
+            check_megapixels(picture.height, picture.width)
             picture.load()
-    except (DamagedError, MemoryError):
+    except MemoryError:
         raise
     except Image.DecompressionBombError as error:
         raise DamagedError(f"more than {MOST_MEGAPIXELS} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise DamagedError(f"no picture: {len(encoded)} bytes that begin with {encoded[:8].hex()}") from error
     except Exception as error:  # damaged bytes can make Pillow raise nearly anything
-        raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DamagedError(_told(error)) from error
+    if picture.mode == "F":
+        raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
     return _eight_bits(picture) if picture.mode in _SIXTEEN_BIT_MODES else picture
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -101,6 +117,10 @@ def _unlike_pillow(encoded: bytes, picture: Image.Image) -> str | None:
         return "16-bit PNG"
     if kind == "WEBP" and getattr(picture, "n_frames", 1) > 1:
         return "animated WEBP"
+    if picture.mode == "CMYK" and "adobe_transform" not in picture.info:
+        return "CMYK JPEG without Adobe's marker"  # Pillow takes its values for inverted all the same
+    if kind == "BMP" and _is_odd_bmp(encoded):
+        return "16-bit or compressed BMP"
     try:
         seen = picture_size(np.frombuffer(encoded, np.uint8))
         check_whole(np.frombuffer(encoded, np.uint8))  # Pillow does not miss a PNG's last chunk
@@ -109,17 +129,25 @@ def _unlike_pillow(encoded: bytes, picture: Image.Image) -> str | None:
     return None if seen == (picture.height, picture.width) else f"{kind} with an odd header"
 
 
+def _is_odd_bmp(encoded: bytes) -> bool:
+    """Whether a BMP has 16 bits per pixel, is run-length encoded, or has bit fields of its own."""
+    if encoded[14:18] == b"\x0c\0\0\0":  # the oldest header, which knows no compression
+        return encoded[24] == 16
+    return encoded[28] == 16 or encoded[30:34] != bytes(4)
+
+
 def _png(picture: Image.Image) -> bytes:
-    if picture.mode == "F":
-        raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
     buffer = io.BytesIO()
     (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _shrink(picture: Image.Image, shrink: Shrink) -> bytes:
+def _shrunk(picture: Image.Image, shrink: Shrink) -> bytes | None:
+    """The picture at its smaller size as a JPEG, or None where it is small already or would be too long for one."""
     factor = shrink.shorter_side / min(picture.size)
     size = (round(picture.width * factor), round(picture.height * factor))
+    if factor >= 1 or max(size) > _LONGEST_JPEG_SIDE:
+        return None
     buffer = io.BytesIO()
     _plain(picture).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=shrink.quality)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ execution and the rank decide which worker makes them, where and how far ahead.
 
 import os
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,8 +70,12 @@ class Loader:
         rank: int,
         world_size: int,
         device: torch.device,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """`rank` of `world_size` workers. Raises ValueError for too few pictures or labels past the classes."""
+        """`rank` of `world_size` workers. `alive` is called again and again while an object store fails the loader.
+
+        Raises ValueError for too few pictures or labels past the classes.
+        """
         if not 0 <= rank < world_size <= recipe.num_ghost_batches:
             raise ValueError(
                 f"rank {rank} of {world_size} workers is impossible with {recipe.num_ghost_batches} ghost batches"
@@ -90,6 +94,7 @@ class Loader:
             patience_seconds=60 * execution.storage_minutes,
             cache=execution.cache,
             cache_bytes=round(execution.cache_gigabytes * 1e9),
+            alive=alive,
         )
         self._readers = {"train": ShardReader(train, access), "validation": ShardReader(validation, access)}
         self._rank, self._world_size, self._device = rank, world_size, device
@@ -209,9 +214,12 @@ class DeviceResidentLoader(Loader):
         rank: int,
         world_size: int,
         device: torch.device,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """As `Loader`; the pictures of a split are decoded when they are first asked for."""
-        super().__init__(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device)
+        super().__init__(
+            recipe, execution, train, validation, rank=rank, world_size=world_size, device=device, alive=alive
+        )
         self._pictures: dict[str, tuple[torch.Tensor, np.ndarray, dict[int, str]]] = {}
 
     def train(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
@@ -280,7 +288,8 @@ def open_loader(
     rank: int,
     world_size: int,
     device: torch.device,
+    alive: Callable[[], None] = lambda: None,
 ) -> Loader:
     """The loader that a recipe asks for: augment.kind pad keeps its pictures on the device, the others read shards."""
     kind = DeviceResidentLoader if recipe.augment.kind == "pad" else Loader
-    return kind(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device)
+    return kind(recipe, execution, train, validation, rank=rank, world_size=world_size, device=device, alive=alive)

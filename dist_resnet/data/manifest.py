@@ -97,13 +97,13 @@ def _compare(folder: str, pattern: str, manifest: dict[str, Any], shards: list[F
             if known[name][key] != value:
                 raise ValueError(
                     f"{shard.path} is not the shard that {MANIFEST} tells of: {key} {_short(value)} instead of "
-                    f"{_short(known[name][key])}; restore it, or prepare the set again"
+                    f"{_short(known[name][key])}; restore it, or prepare the set again into an empty folder"
                 )
     wanted = {name for name in known if fnmatch.fnmatchcase(f"{folder}/{name}", pattern)}
     if missing := sorted(wanted - found.keys()):
         raise ValueError(
             f"{folder} lacks {missing[0]}{_more(missing)} of its {MANIFEST}; restore what is missing, or prepare the "
-            "set again"
+            "set again into an empty folder"
         )
     if len(splits := sorted({split_of[name] for name in found})) > 1:
         raise ValueError(
@@ -117,6 +117,20 @@ def _short(value: object) -> str:
 
 def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
+    """Compares the sizes of all shards with the manifest in one listing. Raises ValueError, naming one that differs."""
+    sizes = {one.base_name: one.size for one in filesystem.get_file_info(pafs.FileSelector(folder))}
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            name, size = shard["file"], sizes.get(shard["file"])
+            if size != shard["bytes"]:
+                here = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise ValueError(
+                    f"{folder}/{name} {here} by the {MANIFEST} beside it; restore it, or empty the folder and prepare "
+                    "the set again"
+                )
 
 
 def verify(

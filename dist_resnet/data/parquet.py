@@ -120,19 +120,14 @@ class _Shard:
 def open_split(uri: str) -> Split:
     """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
 
-    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read or has other columns, where
-    a prepared set is not as its manifest says, and where the split holds no picture.
+    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read or has other columns or
+    class names, where a prepared set is not as its manifest says, and where the split holds no picture.
     """
     filesystem, path = filesystem_of(uri)
     shards = _list_shards(filesystem, path, uri)
     with ThreadPoolExecutor(min(32, len(shards))) as pool:
         heads = list(pool.map(functools.partial(_read_head, filesystem), shards))
-    for shard, head in zip(shards, heads, strict=True):
-        if head.image_column != heads[0].image_column:
-            raise ValueError(
-                f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
-                "the shards of a split need the same columns"
-            )
+    _check_alike(shards, heads)
     _check_manifest(filesystem, path, shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
     if not places:
@@ -244,6 +239,32 @@ def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
             f"no Parquet shards match {uri}; run jobs/prepare_imagenet.py or give --data.train and --data.validation"
         )
     return shards
+
+
+def _check_alike(shards: list[str], heads: list[_Shard]) -> None:
+    """Raises ValueError where a shard has another image column or other class names than the first."""
+    for shard, head in zip(shards, heads, strict=True):
+        if head.image_column != heads[0].image_column:
+            raise ValueError(
+                f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
+                "the shards of a split need the same columns"
+            )
+        # A shard without names beside one that has them is refused too: nothing tells that its labels mean the same.
+        if head.class_names != heads[0].class_names:
+            theirs, ours = _differing(head.class_names, heads[0].class_names)
+            raise ValueError(
+                f"{shard} has {theirs}, {shards[0]} has {ours}; the shards of a split need the same class names in the "
+                "same order, or none at all"
+            )
+
+
+def _differing(*both: tuple[str, ...] | None) -> list[str]:
+    """What of two differing lists of class names differs, in words for each."""
+    one, other = both
+    if one is None or other is None or len(one) != len(other):
+        return ["no class names" if names is None else f"{len(names)} class names" for names in both]
+    label = next(place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+    return [f"the name {one[label]!r} for label {label}", repr(other[label])]
 
 
 def _check_manifest(filesystem: pafs.FileSystem, path: str, shards: list[str], heads: list[_Shard]) -> None:

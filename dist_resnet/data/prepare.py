@@ -9,9 +9,13 @@ What runs where is the caller's: `run(function, tasks)` yields what the generato
 any order. The driver holds the index, about 120 bytes a picture.
 """
 
+import contextlib
 import errno
+import fcntl
+import os
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -21,17 +25,19 @@ import pyarrow.fs as pafs
 
 from dist_resnet.data.indexing import WORK, Progress, Run, index_source
 from dist_resnet.data.ingest import DamagedError, Shrink, difference, ingest
-from dist_resnet.data.manifest import FORMAT, PREPARING, read_manifest, write_manifest
+from dist_resnet.data.manifest import FORMAT, PREPARING, check_sizes, read_manifest, write_manifest
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.shards import ShardRecord, ShardTask, read_blocks, write_shard
 from dist_resnet.data.sources import Index, Source, check_index, read_index, write_index
-from dist_resnet.data.store import PARTIAL, check_space, exists, read_json, whole_file, write_json
+from dist_resnet.data.store import PARTIAL, check_space, exists, is_local, read_json, whole_file, write_json
 
 _PLAN = f"{WORK}/plan.json"
 _SAMPLE = 200
 _READERS = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_SEED = (1 << 64) - 1
+# Another machine's preparation writes to its partial files more often.
+_ABANDONED_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +94,14 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
     do; what is finished by then is kept.
     """
     filesystem, folder = filesystem_of(options.target)
-    if manifest := _claim(filesystem, folder, options):
-        return manifest
+    with _alone(filesystem, folder, options.target):
+        return _claim(filesystem, folder, options) or _prepare(filesystem, folder, options, run, progress)
+
+
+def _prepare(
+    filesystem: pafs.FileSystem, folder: str, options: Options, run: Run, progress: Progress
+) -> dict[str, Any]:
+    """Makes what is not made yet of a target that has been claimed, and returns its manifest."""
     try:
         plan, indexes = _plan(filesystem, folder, options, run, progress)
         records = _write(filesystem, folder, options, plan, indexes, run, progress)
@@ -101,21 +113,49 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
         raise OSError(f"{options.target} is full ({reason}); free space and give the same command again") from error
     manifest = _manifest(options, plan, records)
     write_manifest(filesystem, folder, manifest)
-    filesystem.delete_dir(f"{folder}/{WORK}")
-    filesystem.delete_file(f"{folder}/{PREPARING}")
+    _clean_up(filesystem, folder)
     return manifest
+
+
+@contextlib.contextmanager
+def _alone(filesystem: pafs.FileSystem, folder: str, target: str) -> Iterator[None]:
+    """Keeps other processes of this machine from preparing a local target. Raises ValueError where one does."""
+    if not is_local(filesystem):
+        yield
+        return
+    filesystem.create_dir(folder, recursive=True)
+    # The folder itself is locked, for a lock file could not be removed safely; the kernel unlocks it at any end.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"{target} is being prepared by another process on this machine; wait for it, or stop it first"
+        ) from error
+    except OSError:
+        pass  # some network file systems have no such locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _claim(filesystem: pafs.FileSystem, folder: str, options: Options) -> dict[str, Any] | None:
     """Makes the target this preparation's, or returns the manifest of what is prepared already."""
     mine = options.identity()
     under_way, manifest = read_json(filesystem, f"{folder}/{PREPARING}"), read_manifest(filesystem, folder)
-    if under_way is None and manifest is not None:
+    if manifest is not None:
         _check_same(f"{options.target} holds a set that was prepared", manifest["options"], mine)
-        return manifest
     if under_way is not None:
         _check_same(f"{options.target} is being prepared", under_way, mine)
-        _remove_partials(filesystem, folder)
+    if manifest is not None:
+        if under_way is not None:
+            _clean_up(filesystem, folder)  # the process before was killed in the middle of that
+        _check_finished(filesystem, folder, options, manifest)
+        return manifest
+    if under_way is not None:
+        _remove_partials(filesystem, folder, _ABANDONED_SECONDS)
         return None
     entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     if others := sorted(one.base_name for one in entries if one.base_name.endswith(".parquet")):
@@ -124,10 +164,28 @@ def _claim(filesystem: pafs.FileSystem, folder: str, options: Options) -> dict[s
     return None
 
 
+def _clean_up(filesystem: pafs.FileSystem, folder: str) -> None:
+    """Removes what only a preparation needs; the claim goes last, so that a kill in between leaves it to be done."""
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_dir(f"{folder}/{WORK}")
+    _remove_partials(filesystem, folder, 0)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(f"{folder}/{PREPARING}")
+
+
+def _check_finished(filesystem: pafs.FileSystem, folder: str, options: Options, manifest: dict[str, Any]) -> None:
+    check_sizes(filesystem, folder, manifest)
+    if options.on_damaged == "error":
+        for split in manifest["splits"].values():
+            _check_undamaged(split["damaged"], options.target)
+
+
 def _release(filesystem: pafs.FileSystem, folder: str) -> None:
     """Gives the target up where nothing has been made yet, so that another source or other options can be given."""
     if not exists(filesystem, f"{folder}/{WORK}"):
-        filesystem.delete_file(f"{folder}/{PREPARING}")
+        # Nothing must hide the error that is being raised.
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{folder}/{PREPARING}")
 
 
 def _check_same(what: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
@@ -141,12 +199,13 @@ def _check_same(what: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None
         raise ValueError(f"{what} with other options: {', '.join(others)}; give those, or another --target")
 
 
-def _remove_partials(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Removes what a killed process was writing."""
+def _remove_partials(filesystem: pafs.FileSystem, folder: str, idle_seconds: float) -> None:
+    """Removes what a killed process was writing: what nothing has been written to for so long."""
     for place in (folder, f"{folder}/{WORK}"):
         for entry in filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True)):
-            if entry.base_name.endswith(PARTIAL):
-                filesystem.delete_file(entry.path)
+            if entry.base_name.endswith(PARTIAL) and entry.mtime_ns / 1e9 <= time.time() - idle_seconds:
+                with contextlib.suppress(FileNotFoundError):
+                    filesystem.delete_file(entry.path)
 
 
 def _plan(
@@ -234,7 +293,8 @@ def _write(
     """Writes every shard that has no record yet and returns the records of all, by split and in order."""
     finished = _finished(filesystem, folder)
     if options.on_damaged == "error":
-        _check_undamaged(finished.values())
+        for record in finished.values():
+            _check_undamaged(record.damaged, record.file)
     tasks = [
         task
         for split, index in indexes.items()
@@ -266,13 +326,12 @@ def _finished(filesystem: pafs.FileSystem, folder: str) -> dict[str, ShardRecord
     return {record.file: record for record in records if sizes.get(f"{folder}/{record.file}") == record.bytes}
 
 
-def _check_undamaged(records: Iterable[ShardRecord]) -> None:
-    for record in records:
-        for one in record.damaged:
-            raise ValueError(
-                f"{one['picture']} of class {one['class']} is damaged ({one['reason']}) and was left out of "
-                f"{record.file} by --on-damaged skip; go on with that, or prepare into another --target"
-            )
+def _check_undamaged(damaged: list[dict[str, Any]], place: str) -> None:
+    for one in damaged:
+        raise ValueError(
+            f"{one['picture']} of class {one['class']} is damaged ({one['reason']}) and was left out of {place} by "
+            "--on-damaged skip; go on with that, or prepare into another --target"
+        )
 
 
 def _tasks(folder: str, options: Options, plan: _Plan, split: str, index: Index) -> Iterator[ShardTask]:

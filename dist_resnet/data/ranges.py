@@ -10,14 +10,15 @@ import hashlib
 import logging
 import mmap
 import os
+import re
 import threading
 import uuid
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,13 @@ logger = logging.getLogger(__name__)
 _MAGIC = b"dist_resnet.range.1\n"
 _HEADER_BYTES = 64
 _OPEN_FILES = 128
-# Room is made for this share of the limit, and looked for again once a process has added so much of the limit.
-_SLACK, _UNTIL_NEXT_LOOK = 0.1, 0.01
+# A store that denies access may only fail to renew the credentials, which takes a moment and not half an hour.
+_SECONDS_WHILE_DENIED = 60.0
+_DENIALS = ("ACCESS_DENIED", "AccessDenied")
+# What lies in the cache's folder: the lock, and entries, finished or not. All else is somebody's.
+_LOCK, _ENTRY = "dist_resnet.lock", re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{32}\.partial)?")
+# A full cache is emptied by this share more than it has to be, so that it is not looked through for each new entry.
+_SLACK = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,9 @@ class Access:
     cache: str | None = None
     """Folder for what was read, kept between runs and shared by the workers of a machine."""
     cache_bytes: int = 0
-    """What the folder may hold."""
+    """What the entries in the folder may hold together."""
+    alive: Callable[[], None] = lambda: None
+    """Called, by whatever thread it is, at each try while a store fails."""
 
 
 class RangeReader:
@@ -59,6 +67,7 @@ class RangeReader:
             self._cache = RangeCache(Path(access.cache).expanduser(), access.cache_bytes)
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._lock, self._retrying = threading.Lock(), threading.Lock()
+        self._gave_up = False
 
     def read(self, path: str, start: int, length: int, *, version: str) -> np.ndarray:
         """uint8 [length]: the bytes from `start` on; those of local files are mapped, not read.
@@ -74,16 +83,39 @@ class RangeReader:
         return self._cache.get(key, length, lambda: self._fetch(path, start, length))
 
     def _fetch(self, path: str, start: int, length: int) -> np.ndarray:
-        """The bytes from the store; while it fails one thread asks again and the others wait for that."""
+        """The bytes from the store; while it fails one thread asks again and the others wait for that.
+
+        Once that one gave up the others do too, and whoever comes later asks once, until the store works again: all
+        have the patience of one together.
+        """
         try:
-            return self._fetch_once(path, start, length)
-        except OSError:
+            content = self._fetch_once(path, start, length)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
             with self._retrying:
-                return patiently(
-                    lambda: self._fetch_once(path, start, length),
-                    what=f"{path} cannot be read",
-                    seconds=self._access.patience_seconds,
-                )
+                if self._gave_up:
+                    raise
+                content = self._retry(path, start, length, error)
+        self._gave_up = False
+        return content
+
+    def _retry(self, path: str, start: int, length: int, error: OSError) -> np.ndarray:
+        """The bytes from a store that has just failed with this error, however long it may still do."""
+        seconds = self._access.patience_seconds
+        try:
+            return patiently(
+                lambda: self._fetch_once(path, start, length),
+                what=f"{path} cannot be read",
+                seconds=min(seconds, _SECONDS_WHILE_DENIED) if _is_denial(error) else seconds,
+                alive=self._access.alive,
+                final=(FileNotFoundError,),
+            )
+        except FileNotFoundError:
+            raise  # of this file alone
+        except OSError:
+            self._gave_up = True
+            raise
 
     def _fetch_once(self, path: str, start: int, length: int) -> np.ndarray:
         try:
@@ -124,18 +156,21 @@ class RangeReader:
 
 @dataclass
 class RangeCache:
-    """A folder of byte ranges within a bound, the least recently used ones going first."""
+    """A folder of byte ranges, the least recently used ones going first; whatever else lies there is left alone.
+
+    Entries, finished or not, have no more than `limit_bytes` together, whoever shares the folder. The lock file tells
+    how many they have, or more where some were removed or replaced; they are counted where that leaves no room.
+    """
 
     folder: Path
     limit_bytes: int
-    _added: int = field(default=0, init=False)
     _failing: bool = field(default=False, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        """Makes the folder. Raises OSError where that fails."""
+        """Makes the folder, and what is in it fit. Raises OSError where that fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._make_room()
+        with self._alone() as tally:
+            _write_tally(tally, self._make_room(0))
 
     def get(self, key: str, length: int, fetch: Callable[[], np.ndarray]) -> np.ndarray:
         """uint8 [length]: the bytes kept under `key`, or those that `fetch` returns, which are kept."""
@@ -147,10 +182,11 @@ class RangeCache:
         return content
 
     def _put(self, path: Path, content: np.ndarray) -> None:
-        """Keeps bytes if the disk takes them; a full one costs a warning and no more."""
+        """Keeps bytes if the disk takes them; a full one, or one that fails, costs a warning and no more."""
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            with partial.open("wb") as file:
+            self._claim(partial, _HEADER_BYTES + len(content))
+            with partial.open("r+b") as file:
                 file.write(_header(content))
                 file.write(content.data)
             partial.replace(path)
@@ -162,30 +198,42 @@ class RangeCache:
                 partial.unlink()
             return
         self._failing = False
-        with self._lock:
-            self._added += len(content) + _HEADER_BYTES
-            due = self._added > _UNTIL_NEXT_LOOK * self.limit_bytes
-        if due:
-            self._make_room()
 
-    def _make_room(self) -> None:
-        """Removes the entries used longest ago until the folder is under its bound; one process at a time does."""
-        with self._lock, (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._added = 0
-            entries = []
-            for entry in os.scandir(self.folder):
+    def _claim(self, partial: Path, size: int) -> None:
+        """Makes an entry that has its size already, so that whoever counts meanwhile counts all of it."""
+        if size > self.limit_bytes:
+            raise OSError(f"{size} bytes are more than its bound of {self.limit_bytes}")
+        with self._alone() as tally:
+            held = _read_tally(tally)
+            if held is None or held + size > self.limit_bytes:
+                held = self._make_room(size)
+            _write_tally(tally, held + size)
+            with partial.open("wb") as file:
+                file.truncate(size)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[IO[bytes]]:
+        """The lock file, while no other thread or process of those that share the folder has it."""
+        with (self.folder / _LOCK).open("a+b") as tally:
+            fcntl.flock(tally, fcntl.LOCK_EX)
+            yield tally
+
+    def _make_room(self, size: int) -> int:
+        """Removes the entries used longest ago until so many more bytes fit; returns how many the others have."""
+        entries = []
+        for entry in os.scandir(self.folder):
+            if _ENTRY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.name != "lock":
-                        status = entry.stat()
-                        entries.append((status.st_mtime, status.st_size, entry.path))
-            excess = sum(size for _, size, _ in entries) - (1 - _SLACK) * self.limit_bytes
-            for _, size, path in sorted(entries):
-                if excess <= 0:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                excess -= size
+                    status = entry.stat()
+                    entries.append((status.st_mtime, status.st_size, entry.path))
+        held = sum(entry_bytes for _, entry_bytes, _ in entries)
+        for _, entry_bytes, path in sorted(entries):
+            if held <= min((1 - _SLACK) * self.limit_bytes, self.limit_bytes - size):
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            held -= entry_bytes
+        return held
 
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -206,6 +254,23 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
 def one_line(error: BaseException) -> str:
     """What an error says, short enough for a line."""
     return " ".join(str(error).split())[:200]
+
+
+def _is_denial(error: OSError) -> bool:
+    return isinstance(error, PermissionError) or any(word in str(error) for word in _DENIALS)
+
+
+def _read_tally(tally: IO[bytes]) -> int | None:
+    """The number in the lock file, or None where there is none."""
+    tally.seek(0)
+    told = tally.read()
+    return int(told) if told.isdigit() else None
+
+
+def _write_tally(tally: IO[bytes], held: int) -> None:
+    tally.truncate(0)
+    tally.write(b"%d" % held)
+    tally.flush()  # before the entry is there: a process that ends in between has counted too much, not too little
 
 
 def _header(content: np.ndarray) -> bytes:

@@ -2,7 +2,7 @@
 
 Memory: the encoded pictures of one block of the index being decoded, of the next one being read, and of one row group
 being written in two copies; each is at most `ROWS_PER_GROUP` pictures and, but for a single larger picture, 64 MiB.
-So at most 256 MiB, about 50 MiB for ImageNet's pictures, besides one decoded picture (`ingest.MOST_MEGAPIXELS`). An
+So at most 256 MiB, about 50 MiB for ImageNet's pictures, besides one decoded picture (`headers.MOST_MEGAPIXELS`). An
 object store's client may hold as much as a whole shard more where the link is slower than the decoding.
 """
 

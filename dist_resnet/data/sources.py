@@ -164,6 +164,14 @@ def _check_names(index: Index, class_names: Sequence[str]) -> None:
     )
 
 
+def check_no_split(split: str | None, path: str, named: str) -> None:
+    """Raises ValueError where --split is given for what lies at `path`, which is of the split `named` by its name."""
+    if split is not None:
+        raise ValueError(
+            f"{path} is of the split {named} by its name; leave out --split {split}, or give another source"
+        )
+
+
 def write_index(stream: Any, index: Index) -> None:
     """Writes an index as Parquet."""
     names = [index.container, index.offset, index.size, index.label, index.name]

@@ -5,22 +5,28 @@ the encoded pictures of each source shard are first put one after the other into
 `preparing/`, with an index beside it that is written last and so says that the file is whole.
 """
 
+import contextlib
+import hashlib
+import json
 import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dist_resnet.data.ranges import filesystem_of
-from dist_resnet.data.sources import Container, IndexBuilder, read_index, write_index
+from dist_resnet.data.ranges import filesystem_of, one_line
+from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.store import child_uri, exists, whole_file
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _ROWS_AT_ONCE = 64
+_BEGIN = "spool-"
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class SpoolTask:
 def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
     """The glob of each split's Parquet shards in a folder or its `data/`, by their names, or of all as one `split`.
 
-    Raises ValueError where the names say that some are missing, or say no split.
+    Raises ValueError where the names say that some are missing, or say no split, or one for which there is `split` or
+    another name.
     """
     folder, shards = root, _list_shards(filesystem, root)
     if not shards:
@@ -49,13 +56,20 @@ def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
         shards = _list_shards(filesystem, folder)
     splits: dict[str, list[str]] = {}
     for shard in shards:
-        begin = "" if split else shard[: len(shard) - len(shard.lstrip(string.ascii_lowercase))]
-        if split is None and begin not in _SPLITS:
+        begin = shard[: len(shard) - len(shard.lstrip(string.ascii_lowercase))]
+        if begin in _SPLITS:
+            check_no_split(split, f"{folder}/{shard}", _SPLITS[begin])
+        elif split is None:
             raise ValueError(
                 f"{folder}/{shard} is of no split by its name, which should begin with train-, validation- or test-; "
                 "give --split for shards of one split"
             )
-        splits.setdefault(begin, []).append(shard)
+        splits.setdefault("" if split else begin, []).append(shard)
+    if splits.keys() >= {"val", "validation"}:
+        raise ValueError(
+            f"{folder} holds {splits['val'][0]} and {splits['validation'][0]}, which are of one split by their names; "
+            "keep one kind in another folder"
+        )
     for begin, names in splits.items():
         _check_complete(begin or str(split), names)
     globs = {begin: f"{begin}[!a-z]*.parquet" if begin else "*.parquet" for begin in splits}
@@ -77,12 +91,29 @@ def _check_complete(split: str, shards: list[str]) -> None:
         )
 
 
-def spool_shard(task: SpoolTask) -> Iterator[int]:
-    """Spools one shard, yielding numbers of pictures as they are done. Raises ValueError for labels beyond the classes.
+def file_name(split: str, num_classes: int, shard: pafs.FileInfo, footer: bytes) -> str:
+    """What a shard's spool file is called: unlike for another shard, and for the same one when it has been mended."""
+    # A label that was mended may leave size and footer as they are.
+    version = [num_classes, shard.base_name, shard.size, shard.mtime_ns, hashlib.sha256(footer).hexdigest()]
+    return f"{_BEGIN}{split}-{hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]}"
 
-    Holds one row group of the shard in memory.
+
+def remove_others(filesystem: pafs.FileSystem, folder: str, wanted: set[str]) -> None:
+    """Removes the spool files in a folder that have other names than those wanted."""
+    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    # Each index goes before its file, for it says that the file is whole.
+    for entry in sorted(entries, key=lambda one: one.path, reverse=True):
+        if entry.base_name.startswith(_BEGIN) and entry.base_name.partition(".")[0] not in wanted:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_file(entry.path)
+
+
+def spool_shard(task: SpoolTask) -> Iterator[int]:
+    """Spools one shard, yielding numbers of pictures as they are done.
+
+    Raises ValueError for a shard that cannot be read and for labels beyond the classes. Holds one row group of the
+    shard in memory.
     """
-    source, _ = filesystem_of(task.source)
     target, _ = filesystem_of(task.target)
     if exists(target, f"{task.path}.index"):
         yield len(read_index(target, f"{task.path}.index", task.target))
@@ -91,23 +122,38 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
     names: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
-    with source.open_input_file(task.shard) as file, whole_file(target, task.path) as stream:
-        parquet = pq.ParquetFile(file)
-        columns = [f"{task.image_column}.bytes", f"{task.image_column}.path", "label"]
-        for group in range(parquet.num_row_groups):
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
-                for picture, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                    _check_row(task, len(names), picture, label)
-                    stream.write(picture["bytes"])
-                    names.append(picture["path"] or f"row {len(names)}")
-                    sizes.append(len(picture["bytes"]))
-                    labels.append(label)
-                yield batch.num_rows
+    with whole_file(target, task.path) as stream:
+        for batch in _read_batches(task):
+            for picture, label in batch:
+                _check_row(task, len(names), picture, label)
+                stream.write(picture["bytes"])
+                names.append(picture["path"] or f"{base} row {len(names)}")
+                sizes.append(len(picture["bytes"]))
+                labels.append(label)
+            yield len(batch)
     builder = IndexBuilder(task.target)
     offsets = np.cumsum(sizes) - sizes
     builder.add(Container(task.path, f"{base}/"), offsets, np.array(sizes), np.array(labels), names)
     with whole_file(target, f"{task.path}.index") as stream:
         write_index(stream, builder.build())
+
+
+def _read_batches(task: SpoolTask) -> Iterator[list[tuple[Any, Any]]]:
+    """(picture, label) of the shard's rows, some at a time. Raises ValueError, naming the shard, where it is torn."""
+    source, _ = filesystem_of(task.source)
+    columns = [f"{task.image_column}.bytes", f"{task.image_column}.path", "label"]
+    try:
+        with source.open_input_file(task.shard) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                for batch in parquet.iter_batches(
+                    _ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
+                ):
+                    yield list(zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{task.shard} cannot be read ({one_line(error)}); replace the file by an intact copy"
+        ) from error
 
 
 def _check_row(task: SpoolTask, row: int, picture: dict | None, label: int | None) -> None:

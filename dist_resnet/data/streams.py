@@ -15,7 +15,7 @@ import numpy as np
 
 from dist_resnet.data import augment as augmentation
 from dist_resnet.data.dali import Request
-from dist_resnet.data.headers import check_whole, picture_size
+from dist_resnet.data.headers import check_megapixels, check_whole, picture_size
 from dist_resnet.data.order import WindowedOrder
 from dist_resnet.data.parquet import RowGroup, ShardReader
 from dist_resnet.recipe import Recipe
@@ -143,13 +143,18 @@ def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Requ
 
 
 def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture."""
+    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture.
+
+    A picture too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
+    """
     sizes = np.ones((len(images), 2), np.int64)
     damaged = {}
     for place, image in enumerate(images):
         try:
-            sizes[place] = picture_size(image)
+            size = picture_size(image)
+            check_megapixels(*size)
             check_whole(image)
+            sizes[place] = size
         except ValueError as error:
             damaged[place] = str(error)
     return sizes[:, 0], sizes[:, 1], damaged

@@ -43,6 +43,8 @@ def _train(
         rank=worker.rank,
         world_size=worker.world_size,
         device=worker.device,
+        # As while starting: a store that fails just then must not shorten the time for the first step.
+        alive=lambda: watchdog.alive(starting=True),
     )
     try:
         train(

@@ -17,15 +17,23 @@ class Watchdog:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._watches = False
 
     def __enter__(self) -> Self:
+        self._watches = True
         self.alive()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watches = False
         faulthandler.cancel_dump_traceback_later()
 
     def alive(self, *, starting: bool = False) -> None:
-        """Starts the time anew; `starting` for what takes longer than steps do."""
+        """Starts the time anew; `starting` for what takes longer than steps do.
+
+        Any thread may call it. After the `with` block it does nothing.
+        """
+        if not self._watches:
+            return
         seconds = self._seconds * (_TIMES_WHILE_STARTING if starting else 1)
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)

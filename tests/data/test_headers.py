@@ -1,6 +1,7 @@
 """Sizes by header; oracle: PIL."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dist_resnet.data.headers import check_whole, picture_size
 from dist_resnet.data.parquet import read_row_group
+from dist_resnet.data.streams import picture_sizes
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,49 @@ def test_a_rotated_picture_keeps_its_stored_size() -> None:
 def test_bytes_that_are_no_picture_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="are no picture header"):
         picture_size(np.frombuffer(content, np.uint8))
+
+
+def claiming(width: int, height: int, format: str) -> bytes:
+    """A small picture whose header claims another size."""
+    encoded = bytearray(jpeg(smooth(16, 16, 0), format=format))
+    if format == "PNG":
+        encoded[16:24] = struct.pack(">II", width, height)
+    else:
+        frame = encoded.index(b"\xff\xc0")
+        encoded[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(encoded)
+
+
+def test_a_size_that_pillow_will_not_open_is_no_size() -> None:
+    bomb = b"qoif" + struct.pack(">IIBB", 60_000, 60_000, 3, 0) + bytes(62)
+    with pytest.raises(ValueError, match=r"more than 100 megapixels \(Image size \(3600000000 pixels\)"):
+        picture_size(np.frombuffer(bomb, np.uint8))
+
+
+def test_a_header_on_which_pillow_stumbles_is_refused() -> None:
+    avif = struct.pack(">I", 24) + b"ftypavif" + bytes(4) + b"avifmif1" + bytes(80)
+    surface = bytearray(jpeg(smooth(16, 16, 0), format="DDS"))
+    surface[80:84] = bytes(4)  # no pixel format at all
+    for content in (avif, bytes(surface)):
+        with pytest.raises(ValueError, match="are no picture header"):
+            picture_size(np.frombuffer(content, np.uint8))
+
+
+def test_a_picture_of_more_than_a_hundred_megapixels_counts_as_damaged_whatever_its_format() -> None:
+    images = [
+        claiming(65_535, 65_535, "JPEG"),
+        claiming(10_001, 10_000, "PNG"),
+        claiming((1 << 32) - 1, (1 << 32) - 1, "PNG"),
+        b"qoif" + struct.pack(">IIBB", 60_000, 60_000, 3, 0) + bytes(62),
+        claiming(10_000, 10_000, "JPEG"),
+    ]
+    heights, widths, damaged = picture_sizes([np.frombuffer(image, np.uint8) for image in images])
+    assert (heights.tolist(), widths.tolist()) == ([1, 1, 1, 1, 10_000], [1, 1, 1, 1, 10_000])
+    assert damaged.keys() == {0, 1, 2, 3}
+    assert damaged[0] == "65535 x 65535 is more than 100 megapixels"
+    assert damaged[1] == "10001 x 10000 is more than 100 megapixels"
+    assert damaged[2] == "4294967295 x 4294967295 is more than 100 megapixels"
+    assert "3600000000 pixels" in damaged[3]
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}, {"format": "PNG"}, {"format": "BMP"}])

@@ -1,5 +1,6 @@
 """Odd pictures on their way in; oracle: Pillow's and NumPy's pixels, and DALI's own decoder on what enters the set."""
 
+import importlib.util
 import io
 import struct
 import zlib
@@ -12,10 +13,12 @@ from oracle.pictures import jpeg, smooth
 from oracle.sources import prepare_here, prepared_rows, small_pictures, write_folders
 from PIL import Image
 
+from dist_resnet.data import headers
 from dist_resnet.data import ingest as module
 from dist_resnet.data.ingest import DamagedError, Ingested, Shrink, difference, ingest
 
 PIXELS = smooth(60, 80, 1)
+JOB = Path(__file__).parents[2] / "jobs" / "prepare_imagenet.py"
 
 
 def dali(encoded: bytes) -> np.ndarray:
@@ -61,6 +64,58 @@ def assert_kept(encoded: bytes) -> None:
 
 def test_a_cmyk_jpeg_is_kept_and_read_as_pillow_reads_it() -> None:
     assert_kept(jpeg(PIXELS, mode="CMYK"))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cmyk_jpeg_without_adobes_marker_becomes_a_png_of_pillows_colours(progressive: bool) -> None:
+    encoded = jpeg(PIXELS, mode="CMYK", progressive=progressive)
+    marker = encoded.index(b"\xff\xee\x00\x0eAdobe")
+    bare = encoded[:marker] + encoded[marker + 16 :]
+    assert np.abs(dali(bare).astype(int) - pillow(bare)).mean() > 100  # which is why
+    made = ingest(bare)
+    assert made.converted == "CMYK JPEG without Adobe's marker"
+    np.testing.assert_array_equal(pillow(made.encoded), pillow(bare))
+    np.testing.assert_array_equal(dali(made.encoded), pillow(bare))
+
+
+def bmp(bits: int, compression: int, data: bytes, extra: bytes = b"", header: int = 40) -> bytes:
+    """A BMP of 40 x 30 pixels, written by hand; `extra`: bit masks or palette; `header`: 40, or 12 as once was."""
+    if header == 12:
+        fields = struct.pack("<IHHHH", 12, 40, 30, 1, bits)
+    else:
+        fields = struct.pack("<IiiHHIIiiII", 40, 40, 30, 1, bits, compression, len(data), 2835, 2835, 0, 0)
+    start = 14 + len(fields) + len(extra)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + fields + extra + data
+
+
+def noise(num_bytes: int) -> bytes:
+    return np.random.default_rng(0).integers(0, 256, num_bytes, dtype=np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        bmp(16, 0, noise(2 * 40 * 30)),
+        bmp(16, 3, noise(2 * 40 * 30), struct.pack("<III", 0xF800, 0x7E0, 0x1F)),
+        bmp(32, 3, noise(4 * 40 * 30), struct.pack("<III", 0xFF000000, 0xFF0000, 0xFF00)),
+        bmp(4, 2, b"".join(bytes([40, 7 * row, 0, 0]) for row in range(30)) + b"\0\1", noise(16 * 4)),
+    ],
+    ids=["RGB555", "RGB565", "XBGR", "RLE4"],
+)
+def test_a_bmp_that_the_decoder_reads_otherwise_or_not_at_all_becomes_a_png(encoded: bytes) -> None:
+    made = ingest(encoded)
+    assert made.converted == "16-bit or compressed BMP"
+    np.testing.assert_array_equal(dali(made.encoded), pillow(encoded))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 24, 32])
+def test_a_plain_bmp_is_kept_at_any_other_depth(bits: int) -> None:
+    stride = (40 * bits + 31) // 32 * 4
+    assert_kept(bmp(bits, 0, noise(30 * stride), noise(4 << bits) if bits <= 8 else b""))
+
+
+def test_a_bmp_with_the_oldest_header_is_kept() -> None:
+    assert_kept(bmp(24, 0, noise(30 * 120), header=12))
 
 
 def test_a_png_is_kept_whatever_it_is_called() -> None:
@@ -127,9 +182,10 @@ def test_a_16_bit_tiff_becomes_a_png_of_the_high_bytes() -> None:
 
 def test_values_of_neither_8_nor_16_bits_are_refused() -> None:
     buffer = io.BytesIO()
-    Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)).save(buffer, "TIFF")
-    with pytest.raises(DamagedError, match="floating-point values"):
-        ingest(buffer.getvalue())
+    Image.fromarray(np.linspace(0, 1, 6000, dtype=np.float32).reshape(60, 100)).save(buffer, "TIFF")
+    for shrink in (None, Shrink(shorter_side=32)):
+        with pytest.raises(DamagedError, match="floating-point values"):
+            ingest(buffer.getvalue(), shrink)
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(buffer, "TIFF")
     with pytest.raises(DamagedError, match="values of 70000 to 70000"):
@@ -143,7 +199,7 @@ def test_a_picture_of_more_than_a_hundred_megapixels_is_refused_unread(width: in
 
 
 def test_the_largest_picture_allowed_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_MEGAPIXELS", 60 * 80 / 1e6)
+    monkeypatch.setattr(headers, "MOST_MEGAPIXELS", 60 * 80 / 1e6)
     ingest(jpeg(PIXELS))
     with pytest.raises(DamagedError, match="81 x 60 is more than"):
         ingest(jpeg(smooth(60, 81, 1)))
@@ -190,6 +246,20 @@ def test_a_picture_that_would_grow_is_not_shrunk() -> None:
     assert ingest(encoded, Shrink(shorter_side=100, quality=100)) == Ingested(encoded=encoded)
 
 
+def test_a_picture_that_would_be_too_long_for_a_jpeg_is_not_shrunk() -> None:
+    encoded = jpeg(np.zeros((300, 80_000, 3), np.uint8), format="PNG")
+    assert ingest(encoded, Shrink(shorter_side=256)) == Ingested(encoded=encoded)
+    longest = jpeg(np.zeros((300, 76_757, 3), np.uint8), format="PNG", compress_level=0)
+    assert Image.open(io.BytesIO(ingest(longest, Shrink(shorter_side=256)).encoded)).size == (65_499, 256)
+
+
+def test_a_picture_that_cannot_be_encoded_again_counts_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LONGEST_JPEG_SIDE", 100_000)  # longer than libjpeg has it
+    encoded = jpeg(np.zeros((300, 80_000, 3), np.uint8), format="PNG")
+    with pytest.raises(DamagedError, match=r"80000 x 300 in RGB that cannot be encoded again \(broken data stream"):
+        ingest(encoded, Shrink(shorter_side=256))
+
+
 def test_shrunk_colours_are_those_that_training_sees() -> None:
     encoded = jpeg(smooth(300, 450, 3), mode="CMYK", quality=98)
     made = ingest(encoded, Shrink(shorter_side=200, quality=95))
@@ -214,6 +284,17 @@ def test_the_difference_is_none_for_the_same_picture_and_known_for_a_shift_in_br
 def test_impossible_shrinking_is_refused(values: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Shrink(**values)
+
+
+def test_a_quality_of_zero_is_refused_by_the_job() -> None:
+    spec = importlib.util.spec_from_file_location(JOB.stem, JOB)
+    assert spec is not None
+    assert spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    options = job._parse(["--source", "x", "--target", "y", "--shorter-side", "256", "--quality", "0"])
+    with pytest.raises(ValueError, match=r"quality must lie in 1 .. 100, got 0"):
+        job._prepare(options)
 
 
 def test_the_manifest_lists_odd_and_huge_pictures(tmp_path: Path) -> None:

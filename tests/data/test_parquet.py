@@ -1,5 +1,6 @@
 """Splits of Parquet shards; oracle: what pyarrow and the test itself wrote."""
 
+import json
 import os
 import pickle
 import shutil
@@ -144,6 +145,43 @@ def test_other_columns_are_named_with_the_file(tmp_path: Path, columns: dict) ->
     with pytest.raises(ValueError, match=r"odd.parquet has the columns \(.*needed are image or img") as caught:
         open_split(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def named(names: object) -> pa.Table:
+    """A shard's table whose classes have these names, or none."""
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    return table([0, 1]).replace_schema_metadata({"huggingface": json.dumps(features)} if names else None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "complaint"),
+    [
+        (
+            ["cat", "dog"],
+            ["dog", "cat"],
+            r"has the name 'dog' for label 0, .*a.parquet has 'cat'; .* the same class names",
+        ),
+        (["cat", "dog"], ["cat", "dog", "owl"], r"has 3 class names, .*a.parquet has 2 class names; "),
+        (["cat", "dog"], None, r"has no class names, .*a.parquet has 2 class names; "),
+        (None, ["cat", "dog"], r"has 2 class names, .*a.parquet has no class names; "),
+    ],
+)
+def test_shards_whose_labels_mean_other_classes_are_named(
+    tmp_path: Path, first: list[str] | None, second: list[str] | None, complaint: str
+) -> None:
+    pq.write_table(named(first), tmp_path / "a.parquet")
+    pq.write_table(named(second), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=rf"b.parquet {complaint}"):
+        open_split(str(tmp_path))
+
+
+def test_class_names_may_be_numbered_in_one_shard_and_listed_in_another_or_lack_in_all(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    for number, names in enumerate((["cat", "dog"], {"1": "dog", "0": "cat"})):
+        pq.write_table(named(names), tmp_path / f"{number}.parquet")
+        pq.write_table(named(None), tmp_path / "bare" / f"{number}.parquet")
+    assert open_split(str(tmp_path)).class_names == ("cat", "dog")
+    assert open_split(str(tmp_path / "bare")).class_names is None
 
 
 def test_shards_without_a_picture_are_refused(tmp_path: Path) -> None:

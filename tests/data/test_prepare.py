@@ -1,6 +1,7 @@
 """Prepared sets; oracle: the pictures that the test wrote, read back by pyarrow, and hashlib over the files."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -150,6 +151,21 @@ def test_a_test_split_without_labels_is_left_out_with_a_word(tmp_path: Path) -> 
     assert manifest["left_out"] == ["the 1 pictures of test, which have no labels"]
 
 
+def test_what_is_of_no_split_or_class_is_left_out_with_a_word(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    for folder in ("test", "extra", ".cache"):
+        (source / folder).mkdir()
+    for file in ("stray.jpg", "LOC_synset_mapping.txt", "train/a.jpg", ".hidden"):
+        (source / file).write_bytes(b"x")
+    manifest = prepare_here(source, tmp_path / "target")
+    assert manifest["left_out"] == [
+        "extra/, test/, LOC_synset_mapping.txt and 1 more beside the split folders",
+        "a.jpg in no class folder of train",
+    ]
+    manifest = prepare_here(source / "train", tmp_path / "alone", split="train")
+    assert manifest["left_out"] == ["a.jpg in no class folder of train"]
+
+
 def test_files_that_are_no_pictures_are_left_out_with_a_word(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", small_pictures())
     (source / "train" / SYNSETS[0] / "Thumbs.db").write_bytes(b"x")
@@ -271,6 +287,110 @@ def test_a_job_that_dies_after_every_third_file_comes_to_the_same_end(tmp_path: 
             assert deaths < 50
     assert deaths > 3
     assert sums(tmp_path / "target") == sums(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_job_that_was_killed_in_its_clean_up_finishes_that_alone(tmp_path: Path, write, monkeypatch) -> None:
+    source = write(tmp_path / "source", small_pictures())
+    prepare_here(source, tmp_path / "undisturbed")
+    work = tmp_path / "target" / "preparing"
+
+    def half(filesystem: pafs.FileSystem, folder: str) -> None:
+        for entry in sorted(work.iterdir())[1::2]:
+            entry.unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dist_resnet.data.prepare._clean_up", half)
+        with pytest.raises(Killed):
+            prepare_here(source, tmp_path / "target")
+    written = {one: one.stat().st_mtime_ns for one in (tmp_path / "target").glob("*.parquet")}
+    manifest = prepare_here(source, tmp_path / "target")
+    assert manifest == json.loads((tmp_path / "target" / "manifest.json").read_text())
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "target").glob("*.parquet")} == written
+    assert sums(tmp_path / "target") == sums(tmp_path / "undisturbed")
+    assert not work.exists()
+
+
+def test_a_clean_up_of_another_set_of_options_is_not_finished(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    prepare_here(source, tmp_path / "target")
+    claim = tmp_path / "target" / "preparing.json"
+    claim.write_text(json.dumps(json.loads((tmp_path / "target" / "manifest.json").read_text())["options"]))
+    with pytest.raises(ValueError, match=r"with other options: --seed \(was 0, now 1\)"):
+        prepare_here(source, tmp_path / "target", seed=1)
+    assert claim.exists()
+
+
+def test_a_finished_set_that_lost_or_changed_a_shard_is_told(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    prepare_here(source, tmp_path / "target")
+    shard = min((tmp_path / "target").glob("train-*.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-7])
+    with pytest.raises(
+        ValueError, match=rf"{shard.name} has {len(content) - 7} bytes instead of {len(content)} by .*; restore it, or"
+    ):
+        prepare_here(source, tmp_path / "target")
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"target/{shard.name} is missing by the manifest.json beside it; restore"):
+        prepare_here(source, tmp_path / "target")
+    shard.write_bytes(content)
+    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["pictures"] == 40
+
+
+def test_a_finished_set_without_damaged_pictures_stops_a_job_that_is_to_stop(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", damaged_pictures())
+    prepare_here(source, tmp_path / "target")
+    with pytest.raises(ValueError, match=r"cut.JPEG of class n01443537 is damaged .* was left out of .*target by"):
+        prepare_here(source, tmp_path / "target", on_damaged="error")
+
+
+def test_two_jobs_do_not_prepare_one_target_at_once(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    seen = []
+
+    def second(function, tasks):
+        seen.append(True)
+        with pytest.raises(ValueError, match=r"target is being prepared by another process on this machine; wait for"):
+            prepare_here(source, tmp_path / "target")
+        yield from in_turn(function, tasks)
+
+    assert prepare_here(source, tmp_path / "target", run=second)["splits"]["train"]["pictures"] == 40
+    assert seen
+    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["pictures"] == 40
+
+
+def test_a_second_job_where_nothing_can_be_locked_takes_nothing_from_the_first(tmp_path: Path, monkeypatch) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    source = write_folders(tmp_path / "source", small_pictures())
+    target = tmp_path / "target"
+
+    def second(function, tasks):
+        old, young = target / "train-0.parquet.1.partial", target / "train-1.parquet.2.partial"
+        old.write_bytes(b"half")
+        young.write_bytes(b"half")
+        os.utime(old, (0, 0))
+
+        def stopped(function, tasks):
+            assert young.exists()
+            assert not old.exists()
+            raise KeyboardInterrupt
+            yield
+
+        with pytest.raises(KeyboardInterrupt):
+            prepare_here(source, target, run=stopped)
+        # Another machine's job finishes the set and removes what both needed.
+        prepare_here(source, target)
+        raise OSError("the true error")
+        yield
+
+    with pytest.raises(OSError, match="the true error"):
+        prepare_here(source, target, run=second)
+    assert {one.suffix for one in target.iterdir()} == {".parquet", ".json"}
 
 
 def test_a_finished_set_is_left_as_it_is(tmp_path: Path) -> None:
@@ -458,6 +578,96 @@ def test_shards_of_no_split_by_their_names_need_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part-0.parquet is of no split by its name"):
         prepare_here(tmp_path / "source", tmp_path / "a")
     assert prepare_here(tmp_path / "source", tmp_path / "b", split="train")["splits"]["train"]["pictures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (write_folders, "source/train"),
+        (write_archives, "img_train.tar"),
+        (write_downloaded, "data/test-00000-of-00001.parquet"),
+    ],
+)
+def test_a_source_whose_names_say_the_split_takes_no_other(tmp_path: Path, write, named: str) -> None:
+    source = write(tmp_path / "source", small_pictures())
+    with pytest.raises(ValueError, match=rf"{named} is of the split \w+ by its name; leave out --split train, or give"):
+        prepare_here(source, tmp_path / "target", split="train")
+    assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["pictures"] == 10
+
+
+def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
+    folders = write_folders(tmp_path / "folders", small_pictures())
+    (folders / "validation").mkdir()
+    with pytest.raises(
+        ValueError, match=r"folders/val and .*folders/validation are both of the split validation; keep"
+    ):
+        prepare_here(folders, tmp_path / "target")
+    downloaded = write_downloaded(tmp_path / "downloaded", small_pictures())
+    shutil.copy(downloaded / "data" / "test-00000-of-00001.parquet", downloaded / "data" / "val-0.parquet")
+    with pytest.raises(
+        ValueError, match=r"data holds val-0.parquet and validation-00000-of-00003.parquet, .* keep one"
+    ):
+        prepare_here(downloaded, tmp_path / "target")
+
+
+def test_source_shards_that_were_mended_added_or_removed_are_unpacked_again(tmp_path: Path) -> None:
+    one, two, three = (jpeg(smooth(9, 9, seed)) for seed in (1, 2, 3))
+    source = tmp_path / "source"
+    write_parquet(source / "train-a.parquet", [("one", one, 0), ("two", one, 1)], ["x", "y"])
+    write_parquet(source / "train-b.parquet", [("three", two, 0)], ["x", "y"])
+    write_parquet(source / "train-c.parquet", [("four", three, 7)], ["x", "y"])
+    with pytest.raises(ValueError, match=r"label 7 in .*train-c.parquet row 0 is outside"):
+        prepare_here(source, tmp_path / "target")
+    # Two labels in turn leave the size as it is, and what the footer tells of them.
+    write_parquet(source / "train-a.parquet", [("one", one, 1), ("two", one, 0)], ["x", "y"])
+    (source / "train-b.parquet").unlink()
+    write_parquet(source / "train-0.parquet", [("five", three, 1)], ["x", "y"])
+    write_parquet(source / "train-c.parquet", [("four", three, 0)], ["x", "y"])
+    prepare_here(source, tmp_path / "target")
+    assert sorted(prepared_rows(tmp_path / "target", "train")) == [
+        ("five", three, 1),
+        ("four", three, 0),
+        ("one", one, 1),
+        ("two", one, 0),
+    ]
+
+
+def test_unpacked_shards_that_are_no_longer_wanted_are_removed(tmp_path: Path) -> None:
+    picture = jpeg(smooth(9, 9, 1))
+    source, work = tmp_path / "source", tmp_path / "target" / "preparing"
+    for labels in ([0, 7], [1, 7]):
+        for number, label in enumerate(labels):
+            write_parquet(source / f"train-{number}.parquet", [(str(number), picture, label)], ["x", "y"])
+        with pytest.raises(ValueError, match="label 7"):
+            prepare_here(source, tmp_path / "target")
+        first, index = sorted(work.iterdir())
+        assert index.name == f"{first.name}.index"
+
+
+def test_pictures_of_parquet_without_names_get_one_of_their_shard(tmp_path: Path) -> None:
+    pictures = [jpeg(smooth(9, 9, seed)) for seed in range(3)]
+    write_parquet(tmp_path / "source" / "train-0.parquet", [(None, one, 0) for one in pictures[:2]], ["x"])
+    write_parquet(tmp_path / "source" / "train-1.parquet", [(None, pictures[2], 0)], ["x"])
+    prepare_here(tmp_path / "source", tmp_path / "target")
+    assert sorted(prepared_rows(tmp_path / "target", "train")) == [
+        ("train-0.parquet row 0", pictures[0], 0),
+        ("train-0.parquet row 1", pictures[1], 0),
+        ("train-1.parquet row 0", pictures[2], 0),
+    ]
+
+
+def test_a_source_shard_with_a_torn_page_is_named(tmp_path: Path) -> None:
+    source = write_downloaded(tmp_path / "source", small_pictures())
+    shard = source / "data" / "train-00001-of-00003.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:4] + b"\xff" * 64 + content[68:])
+    with pytest.raises(
+        ValueError, match=rf"{shard} cannot be read \(.+\); replace the file by an intact copy"
+    ) as caught:
+        prepare_here(source, tmp_path / "target")
+    assert "\n" not in str(caught.value)
+    shard.write_bytes(content)
+    prepare_here(source, tmp_path / "target")
 
 
 def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path: Path) -> None:

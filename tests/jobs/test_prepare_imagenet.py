@@ -88,7 +88,8 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
     assert checked.returncode == 1
     assert f"{shard.name} has sha256 " in checked.stdout
     assert checked.stderr.splitlines()[-1] == (
-        "prepare_imagenet: 1 shards are not as they were written; prepare them again"
+        "prepare_imagenet: 1 shards are not as they were written; restore them, or prepare the set again into an empty "
+        "folder"
     )
 
 

@@ -2,6 +2,16 @@
 
 import subprocess
 import sys
+import threading
+
+import pyarrow.fs as pafs
+import torch
+
+from dist_resnet.data import ranges
+from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.worker import run_worker
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.watchdog import Watchdog
 
 _SCRIPT = """
 import sys, time
@@ -12,6 +22,20 @@ with Watchdog(2.0) as dog:
         time.sleep({pause})
 {end}
 """
+
+
+class FailingStore:
+    """A local file system that passes for a remote one and fails some times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self._local = pafs.LocalFileSystem()
+
+    def open_input_file(self, path: str) -> pafs.FileSystem:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("connection reset by peer")
+        return self._local.open_input_file(path)
 
 
 def _run(**parts: object) -> subprocess.CompletedProcess:
@@ -30,3 +54,25 @@ def test_a_process_that_stands_still_ends_and_says_where_it_stood():
 def test_a_process_that_is_alive_lives_on():
     done = _run(steps=8, pause=0.5, end="time.sleep(2.5); print('here')")
     assert (done.returncode, done.stdout.strip()) == (0, "here")
+
+
+def test_a_watchdog_whose_block_is_over_hears_nothing_and_ends_nothing():
+    done = _run(steps=1, pause=0.1, end="dog.alive(); time.sleep(2.5); print('here')")
+    assert (done.returncode, done.stdout.strip()) == (0, "here")
+
+
+def test_a_worker_lives_on_while_its_pictures_store_is_asked_again(recipe, execution, monkeypatch):
+    plan = prepare(recipe, execution, job="test")
+    plan.claim()
+    store, threads = FailingStore(failures=2), []
+    monkeypatch.setattr(ranges, "filesystem_of", lambda uri: (store, uri))
+    alive = Watchdog.alive
+
+    def recorded(self: Watchdog, *, starting: bool = False) -> None:
+        threads.append(threading.current_thread().name)
+        alive(self, starting=starting)
+
+    monkeypatch.setattr(Watchdog, "alive", recorded)
+    run_worker(plan, Worker(rank=0, world_size=1, device=torch.device("cpu")))
+    assert store.failures == 0
+    assert any(name.startswith("dist_resnet-read") for name in threads)
