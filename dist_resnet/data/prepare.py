@@ -94,7 +94,9 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
     do; what is finished by then is kept.
     """
     filesystem, folder = filesystem_of(options.target)
-    with _alone(filesystem, folder, options.target):
+    with _alone(filesystem, folder, options.target) as alone:
+        if alone:
+            _remove_partials(filesystem, folder, 0)
         return _claim(filesystem, folder, options) or _prepare(filesystem, folder, options, run, progress)
 
 
@@ -118,10 +120,10 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _alone(filesystem: pafs.FileSystem, folder: str, target: str) -> Iterator[None]:
-    """Keeps other processes of this machine from preparing a local target. Raises ValueError where one does."""
+def _alone(filesystem: pafs.FileSystem, folder: str, target: str) -> Iterator[bool]:
+    """Keeps others from preparing a local target, and tells whether it can. Raises ValueError where one does."""
     if not is_local(filesystem):
-        yield
+        yield False
         return
     filesystem.create_dir(folder, recursive=True)
     # The folder itself is locked, for a lock file could not be removed safely; the kernel unlocks it at any end.
@@ -134,9 +136,11 @@ def _alone(filesystem: pafs.FileSystem, folder: str, target: str) -> Iterator[No
             f"{target} is being prepared by another process on this machine; wait for it, or stop it first"
         ) from error
     except OSError:
-        pass  # some network file systems have no such locks
+        alone = False  # some network file systems have no such locks
+    else:
+        alone = True
     try:
-        yield
+        yield alone
     finally:
         os.close(descriptor)
 
@@ -166,8 +170,9 @@ def _claim(filesystem: pafs.FileSystem, folder: str, options: Options) -> dict[s
 
 def _clean_up(filesystem: pafs.FileSystem, folder: str) -> None:
     """Removes what only a preparation needs; the claim goes last, so that a kill in between leaves it to be done."""
-    with contextlib.suppress(FileNotFoundError):
-        filesystem.delete_dir(f"{folder}/{WORK}")
+    if exists(filesystem, f"{folder}/{WORK}"):
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(f"{folder}/{WORK}")
     _remove_partials(filesystem, folder, 0)
     with contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(f"{folder}/{PREPARING}")

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ _DENIALS = ("ACCESS_DENIED", "AccessDenied")
 _LOCK, _ENTRY = "dist_resnet.lock", re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{32}\.partial)?")
 # A full cache is emptied by this share more than it has to be, so that it is not looked through for each new entry.
 _SLACK = 0.1
+_TALLY_DIGITS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +168,13 @@ class RangeCache:
     _failing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Makes the folder, and what is in it fit. Raises OSError where that fails."""
+        """Makes the folder, and what is in it fit. Raises OSError where there can be no such folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone() as tally:
-            _write_tally(tally, self._make_room(0))
+        try:
+            with self._alone() as tally:
+                _write_tally(tally, self._make_room(0))
+        except OSError as error:
+            self._warn(error)
 
     def get(self, key: str, length: int, fetch: Callable[[], np.ndarray]) -> np.ndarray:
         """uint8 [length]: the bytes kept under `key`, or those that `fetch` returns, which are kept."""
@@ -189,15 +193,19 @@ class RangeCache:
             with partial.open("r+b") as file:
                 file.write(_header(content))
                 file.write(content.data)
-            partial.replace(path)
+            with self._alone():  # or who counts just now would see it under neither name
+                partial.replace(path)
         except OSError as error:
-            if not self._failing:
-                logger.warning("the cache in %s cannot be written (%s); reading goes on without it", self.folder, error)
-            self._failing = True
+            self._warn(error)
             with contextlib.suppress(OSError):
                 partial.unlink()
             return
         self._failing = False
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failing:
+            logger.warning("the cache in %s cannot be written (%s); reading goes on without it", self.folder, error)
+        self._failing = True
 
     def _claim(self, partial: Path, size: int) -> None:
         """Makes an entry that has its size already, so that whoever counts meanwhile counts all of it."""
@@ -212,11 +220,14 @@ class RangeCache:
                 file.truncate(size)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[IO[bytes]]:
-        """The lock file, while no other thread or process of those that share the folder has it."""
-        with (self.folder / _LOCK).open("a+b") as tally:
+    def _alone(self) -> Iterator[int]:
+        """The lock file's descriptor, while no other thread or process of those that share the folder has it."""
+        tally = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
             fcntl.flock(tally, fcntl.LOCK_EX)
             yield tally
+        finally:
+            os.close(tally)
 
     def _make_room(self, size: int) -> int:
         """Removes the entries used longest ago until so many more bytes fit; returns how many the others have."""
@@ -260,17 +271,15 @@ def _is_denial(error: OSError) -> bool:
     return isinstance(error, PermissionError) or any(word in str(error) for word in _DENIALS)
 
 
-def _read_tally(tally: IO[bytes]) -> int | None:
+def _read_tally(tally: int) -> int | None:
     """The number in the lock file, or None where there is none."""
-    tally.seek(0)
-    told = tally.read()
+    told = os.pread(tally, _TALLY_DIGITS, 0)
     return int(told) if told.isdigit() else None
 
 
-def _write_tally(tally: IO[bytes], held: int) -> None:
-    tally.truncate(0)
-    tally.write(b"%d" % held)
-    tally.flush()  # before the entry is there: a process that ends in between has counted too much, not too little
+def _write_tally(tally: int, held: int) -> None:
+    # Always as long, so that it takes no room of a full disk the second time, and no kill leaves half of it.
+    os.pwrite(tally, b"%0*d" % (_TALLY_DIGITS, held), 0)
 
 
 def _header(content: np.ndarray) -> bytes:

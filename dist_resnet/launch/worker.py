@@ -1,5 +1,6 @@
 """What every worker process does, however it was started."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,13 @@ def _train(
     warned: Callable[[], bool],
     observer: Observer,
 ) -> None:
+    closing = threading.Event()
+
+    def alive() -> None:
+        if not closing.is_set():  # the end waits for no store longer than for anything else
+            # As while starting: a store that fails just then must not shorten the time for the first step.
+            watchdog.alive(starting=True)
+
     loader = open_loader(
         plan.recipe,
         plan.execution,
@@ -43,8 +51,7 @@ def _train(
         rank=worker.rank,
         world_size=worker.world_size,
         device=worker.device,
-        # As while starting: a store that fails just then must not shorten the time for the first step.
-        alive=lambda: watchdog.alive(starting=True),
+        alive=alive,
     )
     try:
         train(
@@ -58,5 +65,6 @@ def _train(
             observer=observer,
         )
     finally:
+        closing.set()
         watchdog.alive()
         loader.close()

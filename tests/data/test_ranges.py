@@ -142,6 +142,16 @@ def test_a_full_disk_costs_one_warning_and_no_read(file, tmp_path, monkeypatch, 
     assert not entries(tmp_path / "cache")
 
 
+def test_a_disk_that_is_full_when_the_cache_is_opened_costs_a_warning_and_no_run(tmp_path, monkeypatch, caplog) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    cache = RangeCache(tmp_path, 10_000)
+    np.testing.assert_array_equal(cache.get("k", 500, lambda: CONTENT[:500]), CONTENT[:500])
+    assert caplog.text.count("No space left on device") == 1
+
+
 def test_caches_that_share_a_folder_keep_within_its_bound_together(tmp_path) -> None:
     limit, length = 300_000, 1_000
     caches = [RangeCache(tmp_path, limit) for _ in range(16)]
@@ -155,15 +165,15 @@ def test_caches_that_share_a_folder_keep_within_its_bound_together(tmp_path) -> 
 
 def test_entries_that_are_being_written_have_their_room_already(tmp_path, monkeypatch) -> None:
     limit, length, sizes = 300_000, 10_000, []
-    replace = Path.replace
+    header = ranges._header
 
-    def counting(self: Path, target: Path) -> Path:
+    def counting(content: np.ndarray) -> bytes:
         sizes.append(sum(path.stat().st_size for path in entries(tmp_path)))
         if len(sizes) < 40:  # another is begun before this one is there
             RangeCache(tmp_path, limit).get(f"k {len(sizes)}", length, lambda: CONTENT[:length])
-        return replace(self, target)
+        return header(content)
 
-    monkeypatch.setattr(Path, "replace", counting)
+    monkeypatch.setattr(ranges, "_header", counting)
     monkeypatch.setattr(RangeCache, "__post_init__", lambda self: None)
     RangeCache(tmp_path, limit).get("k 0", length, lambda: CONTENT[:length])
     assert len(sizes) == 40
