@@ -25,6 +25,18 @@ def _runs(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedPr
     return done
 
 
+def _shown(name: str, storage: Sequence[str], server: str) -> dict:
+    """What `show --json` prints; what stands for it before there is such a run."""
+    done = subprocess.run(
+        _command("show", name, "--json", *storage),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(server),
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None, "begun": {}}
+
+
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, str(JOBS / "runs.py"), *arguments]
 
@@ -48,14 +60,7 @@ def test_a_submitted_run_is_shown_followed_stopped_and_resumed(ray_cluster: str,
     storage = ("--storage", str(tmp_path))
 
     def shown() -> dict:
-        done = subprocess.run(
-            _command("show", "first", "--json", *storage),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=_environment(ray_cluster),
-        )
-        return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None}
+        return _shown("first", storage, ray_cluster)
 
     options = ["--demo", "--model.depth", "8", "--epochs", "1000", "--execution.cpus-per-worker", "1"]
     options += ["--execution.workers", "2", "--execution.name", "first", "--execution.storage", str(tmp_path)]
@@ -104,14 +109,7 @@ def test_a_submitted_sweep_is_shown_measured_and_stopped_as_a_whole(ray_cluster:
     storage = ("--storage", str(tmp_path))
 
     def shown() -> dict:
-        done = subprocess.run(
-            _command("show", "grid", "--json", *storage),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=_environment(ray_cluster),
-        )
-        return json.loads(done.stdout) if done.returncode == 0 else {"begun": {}}
+        return _shown("grid", storage, ray_cluster)
 
     options = ["--demo", "--tables", "1", "--iterations", "30000", "--execution.name", "grid"]
     options += ["--shortcuts", "identity", "conv1x1", "--placements", "original", "--execution.cpus-per-worker", "1"]
