@@ -1,6 +1,7 @@
 """What a run computes (`Recipe`) and where and how fast it is computed (`Execution`).
 
-A recipe decides the numbers; an execution must not change them beyond the rounding of floating-point sums.
+A recipe decides the numbers; an execution must not change them beyond the rounding of floating-point sums, but for
+`precision`, whose effect docs/paper-map.md has.
 Both are frozen and keyword-only, change by `dataclasses.replace`, and check themselves when made. This file
 imports neither torch nor Ray, so a job file that only describes a run starts at once.
 """
@@ -21,6 +22,9 @@ Placement = Literal[
 
 # Marks a field that says where something lies, not what is computed: it takes no part in the fingerprint.
 _LOCATION = {"location": True}
+
+# What files of earlier versions say, and what is meant by it today.
+_OLD_VALUES = {("recipe.augment.color", "True"): "full", ("recipe.augment.color", "False"): "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,9 @@ class Model:
     stride_on: Literal["conv1x1", "conv3x3"] = "conv3x3"
     """Which convolution of a bottleneck unit carries the stride: conv1x1 as in KaimingHe/resnet-1k-layers,
     conv3x3 as in facebook/fb.resnet.torch. Basic units have 3x3 convolutions only and stride on the first."""
-    widening: Literal["projection", "zero_pad"] = "projection"
-    """How a shortcut reaches a larger width: a 1x1 convolution (option B) or zero channels (option A)."""
+    widening: Literal["auto", "projection", "zero_pad"] = "auto"
+    """How a shortcut reaches a larger width: a 1x1 convolution (option B) or zero channels (option A). auto: as
+    published, zero channels for basic units (20, 56, 110) and 1x1 convolutions for bottleneck units."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -102,8 +107,9 @@ class Augment:
     """Pixels of the mean colour, zero once normalised, that are added on each side under pad."""
     flip: bool = True
     """Whether half of the pictures are mirrored."""
-    color: bool = False
-    """Whether brightness, contrast, saturation and lighting are jittered, as in facebook/fb.resnet.torch."""
+    color: Literal["none", "lighting", "full"] = "none"
+    """lighting: colors are shifted along their principal components, as arXiv:1512.03385 trained ("scale" rows of
+    Table 5). full: brightness, contrast and saturation are jittered too, as in facebook/fb.resnet.torch."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -133,8 +139,11 @@ class Optimizer:
     """Whether the momentum is Nesterov's, as in facebook/fb.resnet.torch."""
     weight_decay: float = 1e-4
     """Weight decay (L2)."""
-    decay_norm_and_bias: bool = True
-    """Whether BN's scale and shift and all biases decay too, as in the paper's code."""
+    decay_norm_and_bias: bool = False
+    """Whether BN's scale and shift and the classifier's bias decay like the weights of convolutions and classifier;
+    the biases of gates never do. No for the rows that the paper took from the code of arXiv:1512.03385 (CIFAR at
+    mini-batch 128, ImageNet "scale"), yes for those from facebook/fb.resnet.torch (Table 4 at mini-batch 64, ImageNet
+    "scale + aspect ratio"). What the first code did is known second-hand, from the second's README."""
 
     def __post_init__(self) -> None:
         _in_range("optimizer.momentum", self.momentum, 0.0, 1.0, open_end=True)
@@ -265,7 +274,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where a run is computed and how fast; nothing here changes its numbers beyond rounding."""
+    """Where a run is computed and how fast; nothing but `precision` changes its numbers beyond rounding."""
 
     workers: int | str = 1
     """Ray Train workers, from 1 to the recipe's number of ghost batches; MIN:MAX goes on with as many of them as the
@@ -287,8 +296,10 @@ class Execution:
     """MLflow experiment that the run belongs to."""
     register: bool = True
     """Whether the model of the finished run becomes a new version of preact-resnet<depth> in MLflow's registry."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16: autocast to bfloat16. fp16: autocast with loss scaling, on GPUs only. fp32: no autocast."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of training; evaluation computes in fp32. fp32: as the published tables. tf32: fp32 whose products GPUs round to
+    10 bits, faster. bf16: autocast to bfloat16, faster still, but gradients of deep networks change visibly
+    (docs/paper-map.md), and CPUs without such instructions are slow at it. fp16: autocast, loss scaling, GPUs only."""
     channels_last: bool = True
     """Whether activations lie in memory as NHWC."""
     compile: bool = False
@@ -430,6 +441,7 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value`, read from JSON, as the type that a field declares. Raises ValueError where it is of another."""
+    value = _OLD_VALUES.get((where, repr(value)), value)
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, where)  # pyrefly: ignore

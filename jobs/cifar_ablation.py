@@ -30,7 +30,7 @@ RECIPE = Recipe(
     model=Model(depth=110, num_classes=10, placement="original", stride_on="conv1x1"),
     data=Data(train="cifar10/train-*.parquet", validation="cifar10/test-*.parquet", dataset="cifar10"),
     augment=Augment(kind="pad", size=32, padding=4, flip=True),
-    optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
+    optimizer=Optimizer(momentum=0.9, weight_decay=1e-4, decay_norm_and_bias=False),
     # 0.01 for the first 400 iterations, then 0.1, divided by 10 at 32k and 48k.
     schedule=Schedule(
         kind="step",
@@ -45,7 +45,7 @@ RECIPE = Recipe(
     global_batch=128,
     ghost_batch=128 // 2,
 )
-EXECUTION = Execution(checkpoint_every=1000, evaluation_batch=500)
+EXECUTION = Execution(precision="fp32", checkpoint_every=1000, evaluation_batch=500)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,6 @@ class Options:
     """Processes on this machine that share the pictures, each with a GPU or with its part of the cores."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: the GPU where there is one."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Precision of the forward pass."""
     batch: int = 128
     """Pictures per forward pass."""
 
@@ -63,7 +61,6 @@ def main() -> None:
         execution = Execution(
             workers=options.workers,
             device=options.device,
-            precision=options.precision,
             evaluation_batch=options.batch,
         )
         if options.run is not None:

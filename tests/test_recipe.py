@@ -65,6 +65,13 @@ def test_differences_name_the_fields():
     assert _recipe(seed=3).differences(_recipe()) == {"seed": (3, 0)}
 
 
+@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
+def test_recipes_of_the_first_release_said_of_color_yes_or_no(old, new):
+    values = _recipe().to_dict()
+    values["augment"]["color"] = old
+    assert Recipe.from_dict(values).augment.color == new
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -110,7 +117,7 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(cuda_graphs=True, compile=True), "cuda_graphs does not go with execution.compile"),
         (lambda: Execution(cuda_graphs=True, recompute=True), "cuda_graphs does not go with execution.recompute"),
         (lambda: Execution(cuda_graphs=True, workers=2), "cuda_graphs works with one worker, got 2"),
-        (lambda: Execution(precision="fp8"), "precision must be one of bf16, fp16, fp32; got 'fp8'"),
+        (lambda: Execution(precision="fp8"), "precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"),
     ],
 )
 def test_impossible_values_are_named(make, complaint):

@@ -283,8 +283,7 @@ def _pair(table: str, key: paper.Replication, published: dict[int, Published]) -
 
 
 def _cell(row: _Row, depth: int, base: Recipe) -> Cell:
-    widening = "projection" if layout_of(depth).bottleneck else "zero_pad"
-    model = dataclasses.replace(base.model, depth=depth, widening=widening, **row.changes)
+    model = dataclasses.replace(base.model, depth=depth, **row.changes)
     return Cell(
         key=f"{f'table{row.table}' if row.table.isdigit() else row.table}/{row.name}/{depth}",
         table=row.table,

@@ -20,12 +20,12 @@ _LIGHTING_DEVIATION = 0.1
 
 @dataclass(frozen=True)
 class ColorFactors:
-    """The colour draws of N pictures, as in facebook/fb.resnet.torch."""
+    """The color draws of N images, as in facebook/fb.resnet.torch."""
 
-    order: np.ndarray
-    """int64 [N, 3]: the permutation in which 0 brightness, 1 contrast, 2 saturation are applied."""
-    strengths: np.ndarray
-    """float32 [N, 3] in [0.6, 1.4]: factors of brightness, contrast, saturation."""
+    order: np.ndarray | None
+    """int64 [N, 3]: the permutation in which 0 brightness, 1 contrast, 2 saturation are applied; None: none is."""
+    strengths: np.ndarray | None
+    """float32 [N, 3] in [0.6, 1.4]: factors of brightness, contrast, saturation; None with `order`."""
     lighting: np.ndarray
     """float32 [N, 3]: normal with deviation 0.1, one factor per principal component of colour."""
 
@@ -50,15 +50,19 @@ def flips(augment: Augment, seed: int, epoch: int, indices: np.ndarray) -> np.nd
     return (_uniforms(seed, epoch, indices, _FLIP, 1)[:, 0] < 0.5) & augment.flip
 
 
-def color_factors(seed: int, epoch: int, indices: np.ndarray) -> ColorFactors:
-    """Draws the colour factors of each picture of `indices`: int64 [N]."""
+def color_factors(augment: Augment, seed: int, epoch: int, indices: np.ndarray) -> ColorFactors | None:
+    """Draws the color factors of each image of `indices`, int64 [N], as far as `augment.color` asks for them."""
+    if augment.color == "none":
+        return None
     draws = _uniforms(seed, epoch, indices, _COLOR, 6)
     strengths = 1 + _JITTER * (2 * draws[:, 3:] - 1)
     first, second = np.split(_uniforms(seed, epoch, indices, _LIGHTING, 6), 2, axis=1)
     normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box-Muller
-    lighting = _LIGHTING_DEVIATION * normal
+    lighting = (_LIGHTING_DEVIATION * normal).astype(np.float32)
+    if augment.color == "lighting":
+        return ColorFactors(None, None, lighting)
     order = np.argsort(draws[:, :3], axis=1, kind="stable")
-    return ColorFactors(order, strengths.astype(np.float32), lighting.astype(np.float32))
+    return ColorFactors(order, strengths.astype(np.float32), lighting)
 
 
 def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, shorter_side: int) -> np.ndarray:

@@ -196,9 +196,9 @@ class Loader:
         return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost, weights, tuple(told))
 
     def _colors(self, indices: np.ndarray, epoch: int | None) -> augmentation.ColorFactors | None:
-        if epoch is None or not self._recipe.augment.color:
+        if epoch is None:
             return None
-        return augmentation.color_factors(self._recipe.seed, epoch, indices)
+        return augmentation.color_factors(self._recipe.augment, self._recipe.seed, epoch, indices)
 
 
 class DeviceResidentLoader(Loader):

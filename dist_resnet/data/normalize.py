@@ -58,13 +58,21 @@ def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tenso
 
 
 def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
-    """Applies brightness, contrast, saturation, in each picture's own order, then lighting.
+    """Applies brightness, contrast, saturation, in each image's own order, then lighting.
 
     `values`: float32 [N, H, W, 3] in [0, 1]; the result may leave that range, as in facebook/fb.resnet.torch.
     """
+    if factors.order is not None and factors.strengths is not None:
+        values = _blend(values, factors.order, factors.strengths)
+    components = torch.from_numpy(factors.lighting).to(values.device) * torch.tensor(_EIGENVALUES, device=values.device)
+    return values + (components @ torch.tensor(_EIGENVECTORS, device=values.device).T)[:, None, None, :]
+
+
+def _blend(values: torch.Tensor, orders: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+    """Brightness, contrast and saturation of `factors`, float32 [N, 3], in the `orders`, int64 [N, 3]."""
     device = values.device
-    order = torch.from_numpy(factors.order).to(device)
-    strengths = torch.from_numpy(factors.strengths).to(device).gather(1, order)
+    order = torch.from_numpy(orders).to(device)
+    strengths = torch.from_numpy(factors).to(device).gather(1, order)
     weights = torch.tensor(_GRAY, device=device)
     for place in range(3):
         kind, strength = (column[:, place, None, None, None] for column in (order, strengths))
@@ -72,5 +80,4 @@ def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
         # Each kind blends with another picture: black, its mean grey, its greys.
         other = torch.where(kind == 1, gray.mean(dim=(1, 2), keepdim=True), gray * (kind == 2))
         values = values * strength + other * (1 - strength)
-    components = torch.from_numpy(factors.lighting).to(device) * torch.tensor(_EIGENVALUES, device=device)
-    return values + (components @ torch.tensor(_EIGENVECTORS, device=device).T)[:, None, None, :]
+    return values

@@ -115,7 +115,7 @@ def _evaluate(
         small, execution, split, split, rank=worker.rank, world_size=worker.world_size, device=worker.device
     )
     try:
-        metrics = evaluate_crops(recipe, state.model, loader, execution, worker, name_damaged=_name_damaged)
+        metrics = evaluate_crops(recipe, state.model, loader, worker, name_damaged=_name_damaged)
     finally:
         loader.close()
     if worker.rank == 0:

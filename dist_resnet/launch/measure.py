@@ -10,7 +10,6 @@ from dist_resnet.data.loader import Batch
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
-from dist_resnet.train.precision import autocast
 from dist_resnet.train.step import TrainStep
 
 
@@ -44,7 +43,7 @@ def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, 
     if not cuda:
         return StepCost(seconds=seconds, memory_bytes=0)
     state.model.eval()
-    with torch.no_grad(), autocast(execution, device):
+    with torch.no_grad():
         state.model(_random_batch(execution.evaluation_batch, recipe, 0, device).images)
     return StepCost(seconds=seconds, memory_bytes=torch.cuda.max_memory_reserved(device))
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_resnet import recipe
+from dist_resnet.model.depths import layout_of
 from dist_resnet.model.placements import PLACEMENTS
 
 
@@ -140,7 +141,14 @@ def build_shortcut(passage: Passage, model: recipe.Model) -> nn.Module:
 def _widening(passage: Passage, model: recipe.Model) -> nn.Module:
     if not passage.changes_shape:
         return nn.Identity()
-    return ZeroPad(passage) if model.widening == "zero_pad" else _projection(passage, model)
+    return _projection(passage, model) if widens_by_projection(model) else ZeroPad(passage)
+
+
+def widens_by_projection(model: recipe.Model) -> bool:
+    """Whether shortcuts reach a larger width by a 1x1 convolution (option B), else by zero channels (option A)."""
+    if model.widening == "auto":
+        return layout_of(model.depth).bottleneck
+    return model.widening == "projection"
 
 
 def _projection(passage: Passage, model: recipe.Model) -> nn.Module:

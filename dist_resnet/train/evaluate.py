@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from dist_resnet.data.loader import Damaged, Loader
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Recipe
 from dist_resnet.train.distributed import Worker
-from dist_resnet.train.precision import autocast
 
 # Called with the crop and the number of pictures that this worker has classified at it.
 Tell = Callable[[int, int], None]
@@ -26,7 +25,6 @@ def _silent(*_: object) -> None:
 def evaluate(
     model: torch.nn.Module,
     loader: Loader,
-    execution: Execution,
     worker: Worker,
     *,
     crop: int,
@@ -35,7 +33,7 @@ def evaluate(
     confusion: torch.Tensor | None = None,
     name_damaged: NameDamaged = _silent,
 ) -> dict[str, float]:
-    """Classifies the centre crops of the validation pictures with BN's running statistics.
+    """Classifies the centre crops of the validation pictures with BN's running statistics, in fp32.
 
     Every worker calls it and gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5
     is top-k of all classes where there are fewer) and `images`. `tell` is called after each batch. `confusion`, int64
@@ -46,8 +44,7 @@ def evaluate(
     totals = torch.zeros(5, dtype=torch.float64, device=worker.device)
     done, damaged = 0, []
     for batch in loader.evaluate(crop, shorter_side):
-        with autocast(execution, worker.device):
-            logits = model(batch.images).float()
+        logits = model(batch.images)
         losses = F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         whole = batch.weights > 0
@@ -79,7 +76,6 @@ def evaluate_crops(
     recipe: Recipe,
     model: torch.nn.Module,
     loader: Loader,
-    execution: Execution,
     worker: Worker,
     *,
     tell: Tell = _silent,
@@ -96,7 +92,6 @@ def evaluate_crops(
         found = evaluate(
             model,
             loader,
-            execution,
             worker,
             crop=crop,
             shorter_side=side,

@@ -28,7 +28,7 @@ from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.train.optimizer import build_optimizer
-from dist_resnet.train.precision import loss_scaler
+from dist_resnet.train.precision import configure_backend, loss_scaler
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.resume import resume
 from dist_resnet.train.schedule import learning_rate, num_steps
@@ -111,7 +111,6 @@ class Session:
         self._begun = time.time()
         self._watchdog = watchdog
 
-        _configure_backend(execution)
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
         patience_seconds = 60 * execution.storage_minutes
@@ -229,7 +228,6 @@ class Session:
             self._recipe,
             self._state.model,
             self._loader,
-            self._execution,
             self._worker,
             tell=self._tell_evaluation,
             confusion=confusion,
@@ -293,7 +291,11 @@ class Session:
 
 
 def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:
-    """The state before the first step: weights drawn from the recipe's seed, the same on every worker."""
+    """The state before the first step: weights drawn from the recipe's seed, the same on every worker.
+
+    Settles torch's own settings for the execution too, so that training, evaluation and measuring share them.
+    """
+    configure_backend(execution)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model).to(worker.device)
     if execution.channels_last:
@@ -321,9 +323,3 @@ def _timed(batches: Iterator) -> Iterator[tuple[list, float]]:
     for batch in batches:
         yield batch, time.perf_counter() - asked
         asked = time.perf_counter()
-
-
-def _configure_backend(execution: Execution) -> None:
-    """Chooses cuDNN's algorithms: the same every time, or the fastest measured."""
-    torch.backends.cudnn.deterministic = execution.deterministic
-    torch.backends.cudnn.benchmark = not execution.deterministic

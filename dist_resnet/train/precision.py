@@ -1,18 +1,41 @@
-"""The precision of the forward and backward pass: bf16 and fp16 by autocast, fp16 with loss scaling, fp32."""
+"""The precision of the forward and backward pass: bf16 and fp16 by autocast, fp16 with loss scaling, fp32, TF32."""
 
 import contextlib
+import logging
 
 import torch
 
 from dist_resnet.recipe import Execution
 
+logger = logging.getLogger(__name__)
+
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(execution: Execution) -> None:
-    """Raises ValueError where the execution's device, settled by now, cannot train at its precision."""
-    if execution.precision == "fp16" and execution.device == "cpu":
-        raise ValueError("execution.precision fp16 works on GPUs only; on the CPU use bf16 or fp32")
+    """Raises ValueError if the execution's device, settled by now, cannot train at its precision; warns if it is slow.
+
+    The warning is about this machine's CPU, which stands for those of a cluster.
+    """
+    if execution.device != "cpu":
+        return
+    if execution.precision in ("fp16", "tf32"):
+        raise ValueError(f"execution.precision {execution.precision} works on GPUs only; on the CPU use fp32 or bf16")
+    abilities = torch.cpu.get_capabilities()
+    if execution.precision == "bf16" and not any(name.endswith("bf16") and has for name, has in abilities.items()):
+        logger.warning(
+            "this CPU (%s) has no bf16 instructions: training in bf16 is many times slower than in fp32; "
+            "use --execution.precision fp32",
+            abilities.get("cpu_name", "unknown"),
+        )
+
+
+def configure_backend(execution: Execution) -> None:
+    """Chooses cuDNN's algorithms, the same every time or the fastest measured, and whether GPUs round fp32 to TF32."""
+    torch.backends.cudnn.deterministic = execution.deterministic
+    torch.backends.cudnn.benchmark = not execution.deterministic
+    # Both explicitly: by default torch lets cuDNN's convolutions round and cuBLAS's products not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = execution.precision == "tf32"
 
 
 def autocast(execution: Execution, device: torch.device) -> contextlib.AbstractContextManager:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dist_resnet.ablation.grid import Choice, Pictures, bases, choose, trial_name
+from dist_resnet.model.shortcuts import widens_by_projection
 from dist_resnet.recipe import Augment, Data, Model, Recipe, Schedule
 from dist_resnet.train.schedule import learning_rate, num_steps
 
@@ -99,8 +100,8 @@ def test_shortcuts_placements_and_keys_choose():
 
 
 def test_basic_networks_widen_by_zeros_and_bottleneck_networks_by_projections():
-    widening = {cell.depth: cell.recipe.model.widening for cell in _cells()}
-    assert widening == {110: "zero_pad", 164: "projection", 1001: "projection", 20: "zero_pad"}
+    projects = {cell.depth: widens_by_projection(cell.recipe.model) for cell in _cells()}
+    assert projects == {110: False, 164: True, 1001: True, 20: False}
 
 
 @pytest.mark.parametrize("options", [{}, {"grid": "full"}, {"depths": (20, 110)}])

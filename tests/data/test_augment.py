@@ -112,7 +112,9 @@ def test_epochs_seeds_and_pictures_draw_independently() -> None:
 
 
 def test_color_factors_have_the_ranges_of_fb_resnet_torch() -> None:
-    factors = color_factors(0, 0, np.arange(30000))
+    factors = color_factors(Augment(color="full"), 0, 0, np.arange(30000))
+    assert factors is not None
+    assert factors.strengths is not None
     assert factors.strengths.min() == pytest.approx(0.6, abs=0.001)
     assert factors.strengths.max() == pytest.approx(1.4, abs=0.001)
     np.testing.assert_allclose(factors.strengths.mean(axis=0), 1.0, atol=0.01)
@@ -121,6 +123,16 @@ def test_color_factors_have_the_ranges_of_fb_resnet_torch() -> None:
     orders, counts = np.unique(factors.order, axis=0, return_counts=True)
     assert len(orders) == 6
     np.testing.assert_allclose(counts, 5000, atol=300)
+
+
+def test_lighting_alone_draws_the_lighting_of_full_color_and_nothing_else() -> None:
+    full, alone = (color_factors(Augment(color=kind), 3, 1, np.arange(9)) for kind in ("full", "lighting"))
+    assert full is not None
+    assert alone is not None
+    np.testing.assert_array_equal(alone.lighting, full.lighting)
+    assert alone.order is None
+    assert alone.strengths is None
+    assert color_factors(Augment(color="none"), 3, 1, np.arange(9)) is None
 
 
 @settings(deadline=None)

@@ -8,6 +8,7 @@ from torchvision.transforms.functional import normalize
 from dist_resnet.data.augment import ColorFactors, color_factors
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.normalize import Normalizer, jitter, to_pixels
+from dist_resnet.recipe import Augment
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 9, 11, 3), dtype=np.uint8))
 CPU = torch.device("cpu")
@@ -36,13 +37,23 @@ def one_picture(values: np.ndarray, order: np.ndarray, strengths: np.ndarray, li
 
 
 def test_colours_change_as_in_fb_resnet_torch() -> None:
-    factors = color_factors(0, 0, np.arange(6))
+    factors = color_factors(Augment(color="full"), 0, 0, np.arange(6))
+    assert factors is not None
     ours = jitter(PIXELS / 255, factors).numpy()
     for picture in range(6):
         theirs = one_picture(
             PIXELS[picture].numpy() / 255, factors.order[picture], factors.strengths[picture], factors.lighting[picture]
         )
         np.testing.assert_allclose(ours[picture], theirs, atol=1e-5)
+
+
+def test_lighting_alone_shifts_every_pixel_of_an_image_alike_as_in_fb_resnet_torch() -> None:
+    factors = color_factors(Augment(color="lighting"), 0, 0, np.arange(6))
+    assert factors is not None
+    ours = jitter(PIXELS / 255, factors).numpy()
+    for picture in range(6):
+        theirs = one_picture(PIXELS[picture].numpy() / 255, np.array([], int), np.array([]), factors.lighting[picture])
+        np.testing.assert_allclose(ours[picture], theirs, atol=1e-6)
 
 
 def test_neutral_factors_leave_the_picture_as_it_is() -> None:

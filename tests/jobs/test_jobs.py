@@ -1,5 +1,6 @@
 """Every training job as a user starts it. Oracle: the design's exit codes and lines, and the paper's own settings."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -9,14 +10,23 @@ from types import ModuleType
 
 import pytest
 import ray
+import torch
 from jobs.inside import run_inside
 from mlflow import MlflowClient
 
+from dist_resnet.model import build_model
 from dist_resnet.model.depths import layout_of
 from dist_resnet.train.schedule import learning_rate, num_steps
 
 JOBS = Path(__file__).parents[2] / "jobs"
-TRAINING = ["imagenet_preact200", "imagenet_preact152", "cifar_preact164", "cifar_preact1001"]
+TRAINING = [
+    "imagenet_preact200",
+    "imagenet_preact200_aspect",
+    "imagenet_preact152",
+    "cifar_preact164",
+    "cifar_preact1001",
+    "cifar_preact1001_batch64",
+]
 
 
 def _load(name: str) -> ModuleType:
@@ -41,7 +51,7 @@ def _run(name: str, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_job_is_a_recipe_that_its_docstring_explains(name):
     job = _load(name)
-    assert job.RECIPE.model.depth == int(name.split("preact")[1])
+    assert job.RECIPE.model.depth == int(name.split("preact")[1].split("_")[0])
     assert layout_of(job.RECIPE.model.depth)
     assert f"python jobs/{name}.py --demo" in job.__doc__
     assert "Table" in job.__doc__
@@ -58,15 +68,57 @@ def test_the_cifar_jobs_take_the_papers_64k_steps_and_rates(name):
     assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay, recipe.augment.padding) == (0.9, 1e-4, 4)
 
 
-@pytest.mark.parametrize("name", ["imagenet_preact152", "imagenet_preact200"])
+@pytest.mark.parametrize("name", ["imagenet_preact152", "imagenet_preact200", "imagenet_preact200_aspect"])
 def test_the_imagenet_jobs_take_the_papers_batch_and_rates(name):
     recipe = _load(name).RECIPE
     assert (recipe.global_batch, recipe.ghost_batch, recipe.epochs) == (256, 32, 90)
-    assert recipe.augment.shorter_side == (256, 480)
     assert recipe.evaluation.crops == (224, 320)
     steps = 1_281_167 // 256
     rates = [learning_rate(recipe.schedule, epoch * steps, 90 * steps) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+
+
+@pytest.mark.parametrize("name", [*TRAINING, "cifar_ablation"])
+def test_each_job_follows_the_code_that_its_row_of_the_tables_came_from(name):
+    """Oracle: the captions of Tables 4 and 5, and the README of facebook/fb.resnet.torch on what it changed."""
+    job = _load(name)
+    recipe, torch_code = job.RECIPE, name in ("imagenet_preact200_aspect", "cifar_preact1001_batch64")
+    optimizer, model, augment = recipe.optimizer, recipe.model, recipe.augment
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-4)
+    assert (optimizer.nesterov, optimizer.decay_norm_and_bias) == (torch_code, torch_code)
+    assert model.stride_on == ("conv3x3" if name == "imagenet_preact200_aspect" else "conv1x1")
+    if name.startswith("imagenet"):
+        kind = ("inception", "full") if torch_code else ("scale", "lighting")
+        assert (augment.kind, augment.color) == kind
+        assert augment.shorter_side == (256, 480)
+    else:
+        assert (augment.kind, augment.color) == ("pad", "none")
+    assert job.EXECUTION.precision == "fp32"
+
+
+def test_table_4_at_mini_batch_64_takes_200_epochs_without_warm_up():
+    recipe = _load("cifar_preact1001_batch64").RECIPE
+    steps = 50_000 // 64
+    total = num_steps(recipe.epochs, steps)
+    assert (total, recipe.global_batch, recipe.ghost_batch) == (200 * steps, 64, 32)
+    # That code counts epochs from 1 and drops when the 81st and the 122nd begin.
+    rates = [learning_rate(recipe.schedule, epoch * steps + more, total) for epoch, more in ((0, 0), (79, steps - 1))]
+    assert rates == [0.1, 0.1]
+    rates = [learning_rate(recipe.schedule, epoch * steps, total) for epoch in (80, 120, 121, 199)]
+    assert rates == [0.01, 0.01, 0.001, 0.001]
+
+
+@pytest.mark.parametrize("depth", [20, 110])
+def test_the_cifar_job_widens_basic_units_by_zero_channels(depth):
+    """Oracle: 269,722 parameters of ResNet-20 with option A (facebook/fb.resnet.torch's count), and by hand for 110."""
+    model = dataclasses.replace(_load("cifar_preact164").RECIPE.model, depth=depth, placement="original")
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build_model(model).parameters())
+    n = (depth - 2) // 6
+    convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
+    norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+    assert parameters == convs + norms + 10 * 64 + 10
+    assert depth != 20 or parameters == 269_722
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Reci
 JOB = Recipe(
     model=Model(depth=200, num_classes=1000),
     data=Data(train="imagenet/train", validation="imagenet/validation"),
-    augment=Augment(color=True),
+    augment=Augment(color="full"),
 )
 
 
 def test_the_demo_keeps_the_network_and_the_augmentation_and_shrinks_size_data_and_length():
     recipe, _ = shrink(JOB, Execution())
     assert recipe.model == dataclasses.replace(JOB.model, num_classes=10)
-    assert (recipe.augment.kind, recipe.augment.color) == ("scale", True)
+    assert (recipe.augment.kind, recipe.augment.color) == ("scale", "full")
     assert recipe.augment.size < 100
     assert recipe.epochs < 5
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,9 +163,10 @@ def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Executio
         local.prepare_run(recipe, dataclasses.replace(execution, device="gpu"), job="test")
 
 
-def test_fp16_on_the_cpu_is_refused(recipe: Recipe, execution: Execution):
-    with pytest.raises(ValueError, match="precision fp16 works on GPUs only"):
-        local.prepare_run(recipe, dataclasses.replace(execution, precision="fp16"), job="test")
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_the_precisions_of_gpus_are_refused_on_the_cpu(recipe: Recipe, execution: Execution, precision: Any):
+    with pytest.raises(ValueError, match=f"precision {precision} works on GPUs only"):
+        local.prepare_run(recipe, dataclasses.replace(execution, precision=precision), job="test")
 
 
 def test_pictures_and_runs_may_lie_on_an_object_store(recipe: Recipe, execution: Execution, s3: str, tmp_path: Path):

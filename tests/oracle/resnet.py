@@ -112,7 +112,8 @@ class Network:
 
     def widen(self, x: Tensor, name: str, width: int, stride: int) -> Tensor:
         """Options A and B of arXiv:1512.03385."""
-        if self.model.widening == "projection":
+        auto = "projection" if self.bottleneck else "zero_pad"
+        if self.model.widening == "projection" or (self.model.widening == "auto" and auto == "projection"):
             return self.projection(x, name, stride)
         x = x[:, :, ::stride, ::stride]
         zeros = torch.zeros(x.shape[0], width - x.shape[1], *x.shape[2:], dtype=x.dtype)

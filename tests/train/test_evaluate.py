@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dist_resnet.data.loader import Batch, Damaged
-from dist_resnet.recipe import Execution
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate
 
@@ -31,10 +30,10 @@ class _Pictures:
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])
-def test_errors_and_loss_are_counted_over_every_picture(execution: Execution, num_classes):
+def test_errors_and_loss_are_counted_over_every_picture(num_classes):
     pictures = _Pictures(num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    found = evaluate(torch.nn.Identity(), pictures, execution, WORKER, crop=1, shorter_side=1, confusion=confusion)
+    found = evaluate(torch.nn.Identity(), pictures, WORKER, crop=1, shorter_side=1, confusion=confusion)
     logits, labels = pictures.logits.numpy().astype(np.float64), pictures.labels.numpy()
     ranks = np.argsort(-logits, axis=1)
     top1 = np.mean(ranks[:, 0] != labels)
@@ -47,7 +46,7 @@ def test_errors_and_loss_are_counted_over_every_picture(execution: Execution, nu
     assert found == pytest.approx({"loss": loss, "top1_error": top1, "top5_error": top5, "images": 23}, rel=1e-6)
 
 
-def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named(execution: Execution):
+def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named():
     pictures = _Pictures(10)
     hurt = Damaged(7, "b.parquet", 2, "the JPEG is cut short")
 
@@ -65,10 +64,8 @@ def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named(execution
         each.logits[7, each.labels[7]] = 99.0
     named, confusion = [], torch.zeros(10, 10, dtype=torch.int64)
     options = {"crop": 1, "shorter_side": 1}
-    whole = evaluate(torch.nn.Identity(), pictures, execution, WORKER, **options)
-    found = evaluate(
-        torch.nn.Identity(), damaged, execution, WORKER, **options, confusion=confusion, name_damaged=named.extend
-    )
+    whole = evaluate(torch.nn.Identity(), pictures, WORKER, **options)
+    found = evaluate(torch.nn.Identity(), damaged, WORKER, **options, confusion=confusion, name_damaged=named.extend)
     assert named == [hurt]
     for key in ("top1_error", "top5_error"):
         assert found[key] == pytest.approx(whole[key] + 1 / 23)
@@ -77,9 +74,9 @@ def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named(execution
     assert int(confusion.sum()) == 22
 
 
-def test_evaluation_leaves_the_running_statistics_alone(execution: Execution):
+def test_evaluation_leaves_the_running_statistics_alone():
     pictures = _Pictures(4)
     pictures.logits = pictures.logits[:, :, None, None]
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Flatten())
-    evaluate(model, pictures, execution, WORKER, crop=1, shorter_side=1)
+    evaluate(model, pictures, WORKER, crop=1, shorter_side=1)
     assert int(model[0].num_batches_tracked) == 0
