@@ -5,7 +5,8 @@ data/recipe.json          the recipe that trained them; its `model` says which n
 data/classes.json         class names, in the order of the logits
 data/preprocessing.json   crop, shorter side, mean and deviation
 data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
-code/dist_resnet_HASH     the modules that rebuild the network and predict, under a name of their own
+code/dist_resnet_HASH     the modules that rebuild the network and predict, under a name of their own; beside them
+                          empty files `__pycache__`, so that Python writes no byte code there and runs none
 MLmodel, requirements.txt, python_env.yaml    MLflow's own
 manifest.json             sha256 of every other file
 """
@@ -15,8 +16,9 @@ import importlib.metadata
 import json
 import re
 import warnings
+from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors.torch
@@ -29,6 +31,10 @@ from dist_resnet.registry import predictor
 from dist_resnet.tracking.provenance import without_credentials
 
 DATA, CODE, MANIFEST, PROGRAM = "data", "code", "manifest.json", "model.pt2"
+# Where a plain file has this name, Python neither makes the folder nor looks into it.
+_BYTE_CODE = "__pycache__"
+# Of macOS, Windows and NFS.
+_LEFT_BEHIND = re.compile(r"(\.DS_Store|\._.+|\.nfs.+|Thumbs\.db|desktop\.ini)")
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy")
 _MODULES = (
     "recipe.py",
@@ -88,22 +94,35 @@ def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], cla
     _write_json(data / predictor.PREPROCESSING, _preprocessing(recipe))
 
 
-def check(folder: Path, manifest_sha256: str) -> None:
-    """Raises ValueError, naming the file, where a package is not the one whose manifest had that sha256."""
+def check(folder: Path, manifest_sha256: str) -> list[str]:
+    """The files of a package that its manifest records.
+
+    What Python and desktops have left beside them since then is passed over and is not among them. Raises ValueError,
+    naming the file, where a package is not the one whose manifest had that sha256.
+    """
     manifest = folder / MANIFEST
     if not manifest.exists():
         raise ValueError(f"the package has no {MANIFEST}; it was not made by this project, or is not whole")
     if _sha256(manifest) != manifest_sha256:
         raise ValueError(f"the package's {MANIFEST} is not the one that the registry recorded; do not use this copy")
     recorded = json.loads(manifest.read_text())
-    for name, sha256 in recorded.items():
-        if not (folder / name).is_file():
-            raise ValueError(f"the package lacks {name}; download it again")
-        if _sha256(folder / name) != sha256:
+    here = set(_files(folder))
+    for name in sorted(recorded.keys() & here):
+        if _sha256(folder / name) != recorded[name]:
             raise ValueError(f"the package's {name} was altered: its sha256 is not the recorded one; do not use it")
-    extra = set(_files(folder)) - set(recorded)
-    if extra:
-        raise ValueError(f"the package has files that were not in it when it was made: {', '.join(sorted(extra))}")
+    # Whoever clears byte code away takes those files for it.
+    if missing := sorted(name for name in recorded.keys() - here if Path(name).name != _BYTE_CODE):
+        raise ValueError(f"the package lacks {missing[0]}; download it again")
+    if extra := sorted(name for name in here - recorded.keys() if not _is_left_behind(name, recorded)):
+        raise ValueError(f"the package has files that were not in it when it was made: {', '.join(extra)}")
+    return sorted(recorded.keys() & here)
+
+
+def take(folder: Path, target: Path, manifest_sha256: str) -> None:
+    """Moves the files of a verified package, and nothing else that is there, to a new folder. Raises as `check`."""
+    for name in [*check(folder, manifest_sha256), MANIFEST]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(target / name)
 
 
 def requirements() -> list[str]:
@@ -144,6 +163,7 @@ def _write_code(folder: Path) -> str:
     package = f"dist_resnet_{digest}"
     parts = {Path(name).parent for name in _MODULES}
     texts |= {str(part / "__init__.py"): "" for part in parts if str(part / "__init__.py") not in texts}
+    texts |= {str(part / _BYTE_CODE): "" for part in parts}
     for name, text in texts.items():
         path = folder / package / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +175,16 @@ def _files(folder: Path) -> list[str]:
     """The files of a package but for the manifest, and for what MLflow adds to its own downloads."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(set(names) - {MANIFEST, "registered_model_meta"})
+
+
+def _is_left_behind(name: str, recorded: Container[str]) -> bool:
+    """Whether a file is byte code, whole or half written, that Python makes of a recorded module, or a desktop's."""
+    path = PurePosixPath(name)
+    module = path.parent.parent / f"{path.name.partition('.')[0]}.py"
+    byte_code = re.fullmatch(r"\w+\.\w+-\d+(\.opt-\w+)?\.pyc(\.\d+)?", path.name, flags=re.ASCII)
+    if path.parent.name == _BYTE_CODE and byte_code:
+        return str(module) in recorded
+    return _LEFT_BEHIND.fullmatch(path.name) is not None
 
 
 def _write_json(path: Path, value: Any) -> None:

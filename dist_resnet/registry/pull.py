@@ -4,7 +4,6 @@ Needs mlflow, torch, safetensors and pillow. None of the code that travels in a 
 """
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +72,8 @@ def download(model: str, target: Path, *, tracking_uri: str | None = None) -> Pu
             )
         except MlflowException as error:
             raise OSError(f"{model} cannot be downloaded: {first_line(error)}") from error
-        package.check(Path(got), recorded)
-        shutil.move(got, target)
+        package.take(Path(got), Path(folder, "recorded"), recorded)
+        Path(folder, "recorded").rename(target)
     return Pulled(folder=target, version=version)
 
 

@@ -9,6 +9,7 @@ decides: nothing else is asked.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +168,7 @@ def _verified(directory: RunDirectory, folder: str, name: str, manifest: dict[st
 
 
 def _folders(directory: RunDirectory) -> list[str]:
-    return [name for name, _ in directory.list(FOLDER) if name.startswith("step_")]
+    return [name for name, _ in directory.list(FOLDER) if re.fullmatch(r"step_\d+", name)]
 
 
 def _complete(directory: RunDirectory) -> list[str]:

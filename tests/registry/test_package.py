@@ -1,7 +1,9 @@
 """Packages. Oracle: the trained network's own logits, and MLflow's own test that a program holds no pickle."""
 
+import hashlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -64,7 +66,9 @@ def test_the_program_gives_the_networks_logits_for_any_number_of_pictures(depth,
 def test_there_is_no_pickle_in_it(recipe: Recipe, execution: Execution, tmp_path: Path):
     made, _ = _write(recipe, execution, tmp_path)
     files = [path for path in made.folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors", ".pt2", ".py"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".pt2", ".py", ""}
+    assert {path.name for path in files if not path.suffix} == {"__pycache__"}
+    assert all(path.stat().st_size == 0 for path in files if not path.suffix)
     mlflow.pytorch._validate_pt2_archive_is_pickle_free(str(made.folder / "data" / "model.pt2"))
     names = zipfile.ZipFile(made.folder / "data" / "model.pt2").namelist()
     assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
@@ -72,6 +76,8 @@ def test_there_is_no_pickle_in_it(recipe: Recipe, execution: Execution, tmp_path
 
 def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution, tmp_path: Path):
     made, model = _write(recipe, execution, tmp_path)
+    sealed = package.seal(made.folder)
+    before = _files(made.folder)
     code = (
         "import sys, importlib; sys.path.insert(0, sys.argv[1] + '/code'); "
         "served = importlib.import_module(sys.argv[2])._load_pyfunc(sys.argv[1] + '/data'); "
@@ -84,7 +90,11 @@ def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution
         text=True,
         cwd=tmp_path,
         check=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
+    assert _files(made.folder) == before
+    package.check(made.folder, sealed)
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
     ours = predictor.Predictor(made.folder / "data").logits(torch.zeros(1, 32, 32, 3, dtype=torch.uint8).numpy())
     torch.testing.assert_close(found, ours)
@@ -98,10 +108,27 @@ def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execu
         package.write(tmp_path / "package", recipe, weights, CLASSES)
 
 
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
 def _alter(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def _fill(path: Path) -> None:
+    path.write_bytes(b"x")
+
+
+def _plant(path: Path) -> None:
+    """Makes a file and the folders above it, in place of the file that keeps Python from making one."""
+    for folder in reversed(path.parents):
+        if folder.is_file():
+            folder.unlink()
+        folder.mkdir(exist_ok=True)
+    path.write_bytes(b"planted")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +142,14 @@ def _alter(path: Path) -> None:
         ("MLmodel", _alter, "MLmodel was altered"),
         ("data/more.py", Path.touch, "files that were not in it when it was made: data/more.py"),
         ("more.pyc", Path.touch, "files that were not in it when it was made: more.pyc"),
+        ("{code}/recipe.pyc", Path.touch, r"files that were not in it.*/recipe\.pyc"),
+        ("{code}/recipe.cpython-311.pyc", Path.touch, r"files that were not in it.*/recipe\.cpython-311\.pyc"),
+        ("{code}/model/so.cpython-311-x86_64-linux-gnu.so", Path.touch, r"files that were not in it.*\.so"),
+        ("{code}/model/__pycache__", _fill, r"/model/__pycache__ was altered"),
+        ("{code}/model/__pycache__/other.cpython-311.pyc", _plant, r"files that were not in it.*/other\.cpython"),
+        ("{code}/model/__pycache__/resnet.py", _plant, r"files that were not in it.*/__pycache__/resnet\.py"),
+        ("{code}/model/__pycache__/resnet.pyc", _plant, r"files that were not in it.*/__pycache__/resnet\.pyc"),
+        ("{code}/__pycache__/__pycache__/recipe.cpython-311.pyc", _plant, r"files that were not in it"),
     ],
 )
 def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, execution: Execution, tmp_path: Path):
@@ -122,6 +157,48 @@ def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, exe
     (made.folder / "MLmodel").write_text("flavors: {}")
     sealed = package.seal(made.folder)
     package.check(made.folder, sealed)
-    act(made.folder / name)
+    act(made.folder / name.format(code=f"code/{made.loader_module.partition('.')[0]}"))
     with pytest.raises(ValueError, match=complaint):
         package.check(made.folder, sealed)
+    with pytest.raises(ValueError, match=complaint):
+        package.take(made.folder, tmp_path / "taken", sealed)
+    assert not (tmp_path / "taken").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "{code}/__pycache__/recipe.cpython-311.pyc",
+        "{code}/__pycache__/__init__.cpython-312.opt-2.pyc",
+        "{code}/model/__pycache__/resnet.cpython-311.opt-1.pyc",
+        "{code}/registry/__pycache__/serve.pypy311-73.pyc",
+        "{code}/registry/__pycache__/serve.cpython-311.pyc.140221905",
+        ".DS_Store",
+        "data/._classes.json",
+        "data/Thumbs.db",
+        "data/.nfs0000000000a1b2c300000001",
+    ],
+)
+def test_what_python_and_desktops_leave_behind_is_neither_refused_nor_taken(
+    left, recipe, execution: Execution, tmp_path: Path
+):
+    made, _ = _write(recipe, execution, tmp_path)
+    sealed = package.seal(made.folder)
+    recorded = {name for name in _files(made.folder) if (made.folder / name).is_file()}
+    code = f"code/{made.loader_module.partition('.')[0]}"
+    _plant(made.folder / left.format(code=code))
+    package.take(made.folder, tmp_path / "taken", sealed)
+    taken = {name for name in _files(tmp_path / "taken") if (tmp_path / "taken" / name).is_file()}
+    assert taken == recorded - {str(Path(left.format(code=code)).parent)}
+    package.check(tmp_path / "taken", sealed)
+
+
+def test_a_manifest_that_names_files_elsewhere_takes_none_of_them(recipe, execution: Execution, tmp_path: Path):
+    made, _ = _write(recipe, execution, tmp_path)
+    (tmp_path / "other.json").write_text("{}")
+    sha256 = hashlib.sha256(b"{}").hexdigest()
+    (made.folder / "manifest.json").write_text(json.dumps({"../other.json": sha256}))
+    sealed = hashlib.sha256((made.folder / "manifest.json").read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"lacks \.\./other\.json"):
+        package.take(made.folder, tmp_path / "here" / "taken", sealed)
+    assert (tmp_path / "other.json").exists()

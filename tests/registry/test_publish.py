@@ -1,6 +1,8 @@
 """Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
 
 import dataclasses
+import marshal
+import sys
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -116,6 +118,51 @@ def test_what_is_pulled_has_the_trained_logits_and_can_train(
     download(published.uri, tmp_path / "here", tracking_uri=store)
     again = read(tmp_path / "here")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.fixture
+def _byte_code(monkeypatch) -> None:
+    """Python as it is by default, and without the package's modules, whichever test has loaded them."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("dist_resnet_")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("_byte_code")
+def test_loading_by_mlflow_writes_nothing_into_the_store(recipe: Recipe, make_run: MakeRun, store: str):
+    published = publish_run(make_run(recipe), tracking_uri=store, name="read-only")
+    folder = Path(_location(store, "read-only", published.version).removeprefix("file://"))
+    before = _contents(folder)
+    mlflow.pyfunc.load_model(str(folder))
+    assert _contents(folder) == before
+
+
+@pytest.mark.usefixtures("_byte_code")
+def test_byte_code_beside_an_older_package_is_neither_refused_nor_pulled_nor_run(
+    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
+):
+    published = publish_run(make_run(recipe), tracking_uri=store, name="older")
+    folder = Path(_location(store, "older", published.version).removeprefix("file://"))
+    for guard in folder.rglob("__pycache__"):
+        guard.unlink()  # earlier versions of this project had none
+    before = _contents(folder)
+    mlflow.pyfunc.load_model(str(folder))
+    written = [name for name in _contents(folder) if name.endswith(".pyc")]
+    assert len(written) > 10
+    planted = compile(f"open({str(tmp_path / 'ran')!r}, 'w')", "planted", "exec")
+    for name in written:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:16] + marshal.dumps(planted))
+    pull(published.uri, tracking_uri=store)
+    download(published.uri, tmp_path / "here", tracking_uri=store)
+    assert _contents(tmp_path / "here") == before
+    assert not (tmp_path / "ran").exists()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _location(store: str, name: str, version: str) -> str:

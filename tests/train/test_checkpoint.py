@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, execution, t
     assert found.counters["step"] == 1
     assert f"{name}" in caplog.text
     assert "step_00000002 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["step_00000009 (copy)", "step_00000009.bak", ".DS_Store", "__pycache__"])
+def test_what_others_leave_beside_checkpoints_is_none(name, recipe: Recipe, execution: Execution, tmp_path: Path):
+    directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
+    checkpoints = Path(directory.path("checkpoints"))
+    shutil.copytree(checkpoints / "step_00000002", checkpoints / name)
+    found = checkpoint.latest(directory)
+    assert found is not None
+    assert found.folder == "checkpoints/step_00000002"
+    checkpoint.prune(directory, newest=2, keep=1, errors={})
+    assert checkpoint.newest_step(directory) == 2
+    assert (checkpoints / name / "manifest.json").exists()
 
 
 def test_a_checkpoint_without_its_manifest_is_invisible(recipe: Recipe, execution: Execution, tmp_path: Path):
