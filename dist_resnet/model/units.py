@@ -30,8 +30,10 @@ class ResidualUnit(nn.Module):
         self.branch = build_branch(passage, model, placement)
         self.shortcut = build_shortcut(passage, model)
         self.activation = build_steps(placement.after, passage.width, input_is_ours=True)
-        # Departs from the paper: Eqn. (9) activates the branch alone. Where the shape changes, one pre-activation
-        # serves both paths, as in the public code of KaimingHe/resnet-1k-layers and facebook/fb.resnet.torch.
+        # Where the shape changes, one pre-activation serves both paths. Bottleneck units: as the paper's appendix has
+        # it, projection shortcuts "are also with pre-activation".
+        # Departs from the paper: for basic units, whose shortcuts have no projection, Eqn. (9) activates the branch
+        # alone; this follows the public code of facebook/fb.resnet.torch.
         self.shares_preactivation = passage.changes_shape
 
     def forward(self, x: Tensor) -> Tensor:
