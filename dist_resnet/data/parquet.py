@@ -4,6 +4,7 @@ A split is described by plain values (`Split`), so it can be pickled to workers;
 are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
 """
 
+import dataclasses
 import fnmatch
 import functools
 import hashlib
@@ -45,7 +46,7 @@ class Split:
     group_first: np.ndarray
     """int64 [R]: the index of its first picture."""
     class_names: tuple[str, ...] | None
-    """Names of the classes from the schema's `huggingface` metadata; they may hold duplicates."""
+    """Names of the files' labels from the schema's `huggingface` metadata; they may hold duplicates."""
     image_column: str
     """`image` or `img`."""
     footers: tuple[bytes, ...]
@@ -53,9 +54,12 @@ class Split:
     digest: str
     """sha256 (hex) over the shards' footers in listing order; names and places of files take no part."""
     label_range: tuple[int, int]
-    """Least and greatest label."""
+    """Least and greatest label, as the files have them."""
     shard_labels: tuple[tuple[int, int], ...]
-    """Least and greatest label of each shard."""
+    """Least and greatest label of each shard, as the files have them."""
+    label_map: np.ndarray | None = None
+    """int64 [labels]: the model's class for each label of the files, -1 where it has none; None where they are equal.
+    Every label that is read has gone through it."""
 
     @property
     def num_images(self) -> int:
@@ -78,19 +82,40 @@ class Split:
         """The index of the first picture of a shard."""
         return int(self.group_first[np.searchsorted(self.group_shard, shard)])
 
+    def mapped(self, label_map: np.ndarray | None) -> "Split":
+        """The split with its labels read as the model's classes; `label_map`: int64 [labels], as the field."""
+        return dataclasses.replace(self, label_map=label_map)
+
+    def classes(self, labels: np.ndarray) -> np.ndarray:
+        """The model's classes of labels as the files have them, int64; -1 for a label that the map does not know."""
+        if self.label_map is None:
+            return labels
+        known = (labels >= 0) & (labels < len(self.label_map))
+        return np.where(known, self.label_map[np.where(known, labels, 0)], -1)
+
     def check_labels(self, num_classes: int) -> None:
-        """Raises ValueError, naming file and row, where a label is outside of 0 .. num_classes - 1."""
+        """Raises ValueError, naming file and row, where a label's class is outside of 0 .. num_classes - 1."""
         for shard, (least, greatest) in enumerate(self.shard_labels):
-            if least >= 0 and greatest < num_classes:
+            if self._are_classes(least, greatest, num_classes):
                 continue
             filesystem, _ = filesystem_of(self.uri)
             labels = _read_labels(filesystem, self.shards[shard])
-            row = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
+            rows = np.flatnonzero(_outside(self.classes(labels), num_classes))
+            if not len(rows):
+                continue  # the labels between the least and the greatest are not all there
+            row = int(rows[0])
             raise ValueError(
                 f"label {labels[row]} in {self.shards[shard]} row {row} is outside of 0 .. {num_classes - 1}; "
                 f"set --model.num-classes to the data's classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
             )
+
+    def _are_classes(self, least: int, greatest: int, num_classes: int) -> bool:
+        """Whether every label from the least to the greatest has a class in 0 .. num_classes - 1."""
+        if self.label_map is None:
+            return least >= 0 and greatest < num_classes
+        of_them = self.label_map[max(least, 0) : greatest + 1]
+        return least >= 0 and greatest < len(self.label_map) and not _outside(of_them, num_classes).any()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +127,7 @@ class RowGroup:
     images: list[np.ndarray]
     """Encoded pictures, each uint8 [num_bytes]: views of the column that was read."""
     labels: np.ndarray
-    """int64 [rows]"""
+    """int64 [rows]: the model's classes."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +202,19 @@ class ShardReader:
             else:
                 row = first - split.first_index(shard)
                 images, labels = self._from_places(shard, known[:, row : row + int(split.group_rows[number])])
+            classes = self._classes(labels)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(
                 f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
                 "replace the file by an intact copy"
             ) from error
-        return RowGroup(first, images, labels)
+        return RowGroup(first, images, classes)
+
+    def _classes(self, labels: np.ndarray) -> np.ndarray:
+        classes = self.split.classes(labels)
+        if self.split.label_map is not None and classes.min(initial=0) < 0:
+            raise ValueError(f"label {labels[int(classes.argmin())]} is none of the model's classes")
+        return classes
 
     def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Pictures and labels of the rows whose places in the file these are: int64 [3, rows]."""
@@ -346,6 +378,10 @@ def _label_statistics(metadata: pq.FileMetaData) -> tuple[int, int] | None:
             return None
         bounds.append((statistics.min, statistics.max))
     return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else (0, 0)
+
+
+def _outside(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    return (classes < 0) | (classes >= num_classes)
 
 
 def _read_labels(filesystem: pafs.FileSystem, shard: str) -> np.ndarray:

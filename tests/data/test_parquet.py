@@ -36,6 +36,48 @@ def test_a_split_counts_its_pictures_in_listing_order(tmp_path: Path) -> None:
     assert labels.tolist() == [index % 10 for index in range(42)]
 
 
+def test_labels_are_read_as_the_classes_they_are_mapped_to(tmp_path: Path) -> None:
+    pq.write_table(table([0, 2, 1, 0]), tmp_path / "x.parquet")
+    split = open_split(str(tmp_path)).mapped(np.array([4, 0, 9]))
+    assert read_row_group(pickle.loads(pickle.dumps(split)), 0).labels.tolist() == [4, 9, 0, 4]  # noqa: S301
+    assert read_row_group(split, 0).labels.dtype == np.int64
+    split.check_labels(10)
+    with pytest.raises(ValueError, match=r"label 2 in .*x.parquet row 1 is outside"):
+        split.check_labels(9)
+
+
+def test_places_in_the_footer_are_mapped_as_pages_are(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [10])
+    turned = split.mapped(np.arange(10)[::-1].copy())
+    assert read_row_group(turned, 0).labels.tolist() == list(range(9, -1, -1))
+
+
+@pytest.mark.parametrize("label_map", [[4, -1, 9], [4], [4, 0]])
+def test_a_label_without_a_class_is_refused_and_never_read(tmp_path: Path, label_map: list[int]) -> None:
+    pq.write_table(table([0, 2, 1, 0]), tmp_path / "x.parquet")
+    split = open_split(str(tmp_path)).mapped(np.array(label_map))
+    with pytest.raises(ValueError, match=r"label \d in .*x.parquet row 1 is outside|row 2 is outside"):
+        split.check_labels(10)
+    with pytest.raises(ValueError, match=r"row group 0 of .*label \d is none of the model's classes"):
+        read_row_group(split, 0)
+
+
+def test_a_class_that_no_image_has_needs_no_place_in_the_map(tmp_path: Path) -> None:
+    pq.write_table(table([0, 2, 0]), tmp_path / "x.parquet")
+    split = open_split(str(tmp_path)).mapped(np.array([1, -1, 0]))
+    split.check_labels(2)
+    assert read_row_group(split, 0).labels.tolist() == [1, 0, 1]
+
+
+def test_a_negative_label_is_not_taken_from_the_end_of_the_map(tmp_path: Path) -> None:
+    pq.write_table(table([0, -1]), tmp_path / "x.parquet")
+    split = open_split(str(tmp_path)).mapped(np.array([1, 0]))
+    with pytest.raises(ValueError, match=r"label -1 in .*x.parquet row 1"):
+        split.check_labels(2)
+    with pytest.raises(ValueError, match="label -1 is none"):
+        read_row_group(split, 0)
+
+
 def test_locate_inverts_the_numbering(tmp_path: Path) -> None:
     split = write_split(tmp_path, [25, 10, 7])
     assert [split.locate(index) for index in (0, 24, 25, 41)] == [
