@@ -12,6 +12,7 @@ import json
 import math
 import re
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +23,9 @@ Placement = Literal[
 
 # Marks a field that says where something lies, not what is computed: it takes no part in the fingerprint.
 _LOCATION = {"location": True}
+# Marks a field that came after the first release: a file without it has its default, and at its default it takes no
+# part in the fingerprint, so the runs, models and names of before stay what they were.
+_ADDED = {"added": True}
 
 # What files of earlier versions say, and what is meant by it today.
 _OLD_VALUES = {("recipe.augment.color", "True"): "full", ("recipe.augment.color", "False"): "none"}
@@ -75,6 +79,8 @@ class Data:
     """Validation shards, written the same way."""
     dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
     """Which data set's mean and standard deviation normalise the pictures."""
+    label_column: str | None = field(default=None, metadata=_ADDED)
+    """The shards' column of labels; by default `label`, or the only one that can be it."""
     train_digest: str | None = None
     """Digest of the training shards' footers. Filled in when a run starts; given, it is insisted on."""
     validation_digest: str | None = None
@@ -85,6 +91,8 @@ class Data:
         for name in ("train", "validation"):
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty; give a glob or folder of Parquet shards: --data.{name} URI")
+        if self.label_column == "":
+            raise ValueError("data.label_column is empty; give the name of a column, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +263,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The recipe that `to_dict` wrote. Raises ValueError for unknown, missing or ill-typed entries."""
+        """The recipe that `to_dict` of this or an earlier version wrote.
+
+        Raises ValueError for unknown, missing or ill-typed entries.
+        """
         return _from_dict(cls, values, "recipe")
 
     def flat(self) -> dict[str, Any]:
@@ -263,12 +274,15 @@ class Recipe:
         return flatten(self.to_dict())
 
     def fingerprint(self) -> str:
-        """The name of the run's numbers: sha256 (hex) of the canonical JSON of every field but the locations."""
+        """The name of the run's numbers: sha256 (hex) of the canonical JSON of its fields.
+
+        The locations take no part, nor do fields that are newer than the first release while at their default.
+        """
         return hashlib.sha256(_canonical_json(self).encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
         """The fields that make the two fingerprints differ: dotted key -> (own value, other's value)."""
-        mine, theirs = flatten(_recipe_numbers(self)), flatten(_recipe_numbers(other))
+        mine, theirs = flatten(_numbers(self)), flatten(_numbers(other))
         return {key: (mine[key], theirs.get(key)) for key in mine if mine[key] != theirs.get(key)}
 
 
@@ -408,35 +422,55 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _numbers(config: Any) -> dict[str, Any]:
-    """A config's fields without the locations, as JSON values."""
-    values = {}
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if not entry.metadata.get("location"):
-            values[entry.name] = _numbers(value) if dataclasses.is_dataclass(value) else value
-    return json.loads(json.dumps(values))
-
-
-def _recipe_numbers(recipe: Recipe) -> dict[str, Any]:
-    # Read back once, so that an epoch count given as the integer 5 and as 5.0 are the same numbers.
-    return _numbers(Recipe.from_dict(recipe.to_dict()))
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields without the locations, as JSON values."""
+    return _without(_read_back(recipe), _is_location)
 
 
 def _canonical_json(recipe: Recipe) -> str:
-    return json.dumps(_recipe_numbers(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    numbers = _without(
+        _read_back(recipe), lambda entry, value: _is_location(entry, value) or _is_as_before(entry, value)
+    )
+    return json.dumps(numbers, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _read_back(recipe: Recipe) -> Recipe:
+    """The recipe as JSON gives it back, so that an epoch count of 5 and one of 5.0 are the same numbers."""
+    return type(recipe).from_dict(recipe.to_dict())
+
+
+def _without(config: Any, left_out: Callable[[dataclasses.Field, Any], bool]) -> dict[str, Any]:
+    """A config's fields but those left out, as JSON values."""
+    values = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if not left_out(entry, value):
+            values[entry.name] = _without(value, left_out) if dataclasses.is_dataclass(value) else value
+    return json.loads(json.dumps(values))
+
+
+def _is_location(entry: dataclasses.Field, _: Any) -> bool:
+    return bool(entry.metadata.get("location"))
+
+
+def _is_as_before(entry: dataclasses.Field, value: Any) -> bool:
+    """Whether a field says what held before there was such a field."""
+    if not entry.metadata.get("added"):
+        return False
+    return value == (entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory())
 
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, got {values!r}")
     hints = get_type_hints(cls)
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    if unknown := sorted(set(values) - set(names)):
-        raise ValueError(f"{where} has unknown entries {unknown}; allowed are {names}")
-    if missing := sorted(set(names) - set(values)):
-        raise ValueError(f"{where} lacks the entries {missing}")
-    return cls(**{name: _typed(hints[name], values[name], f"{where}.{name}") for name in names})
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{where} has unknown entries {unknown}; allowed are {list(fields)}")
+    missing = set(fields) - set(values)
+    if needed := sorted(name for name in missing if not fields[name].metadata.get("added")):
+        raise ValueError(f"{where} lacks the entries {needed}")
+    return cls(**{name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -35,9 +35,28 @@ def test_a_recipe_survives_json():
 def test_the_fingerprint_is_the_sha256_of_the_sorted_compact_json_without_locations():
     recipe = _recipe()
     values = recipe.to_dict()
-    del values["data"]["train"], values["data"]["validation"]
+    del values["data"]["train"], values["data"]["validation"], values["data"]["label_column"]  # newer
     expected = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     assert recipe.fingerprint() == expected
+
+
+def test_a_recipe_without_newer_fields_has_the_fingerprint_of_the_first_release():
+    # Recorded with the first release.
+    assert _recipe().fingerprint() == "501dccd95bb5b63be1fde53edfb7fafe1caf00707b3e76d9daaae5c096b3f2f8"
+
+
+def test_a_file_of_the_first_release_is_read_and_its_newer_fields_are_at_their_defaults():
+    values = _recipe().to_dict()
+    del values["data"]["label_column"]
+    assert Recipe.from_dict(values) == _recipe()
+
+
+def test_a_newer_field_counts_once_it_is_set():
+    chosen = _recipe(data=Data(train="a", validation="b", label_column="coarse_label"))
+    assert chosen.fingerprint() != _recipe().fingerprint()
+    assert Recipe.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+    assert chosen.differences(_recipe()) == {"data.label_column": ("coarse_label", None)}
+    assert _recipe().differences(chosen) == {"data.label_column": (None, "coarse_label")}
 
 
 def test_the_fingerprint_does_not_change_when_the_data_moves():
@@ -101,6 +120,7 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Model(depth=20, num_classes=2, shortcut="highway"), "shortcut must be one of identity, constant"),
         (lambda: Model(depth=20, num_classes=2, gate_bias=float("nan")), "model.gate_bias must be a finite number"),
         (lambda: Data(train="", validation="b"), "data.train is empty"),
+        (lambda: Data(train="a", validation="b", label_column=""), "data.label_column is empty"),
         (lambda: Augment(size=300), "augment.shorter_side starts at 256, below the crop of 300 pixels"),
         (lambda: Augment(area=(0.5, 0.2)), "augment.area must be a rising pair"),
         (lambda: Optimizer(momentum=0.0, nesterov=True), "optimizer.nesterov needs a momentum above 0"),
