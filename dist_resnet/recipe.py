@@ -20,6 +20,7 @@ Shortcut = Literal["identity", "constant_scaling", "exclusive_gating", "shortcut
 Placement = Literal[
     "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
 ]
+MatchClasses = Literal["names", "numbers"]
 
 # Marks a field that says where something lies, not what is computed: it takes no part in the fingerprint.
 _LOCATION = {"location": True}
@@ -81,6 +82,9 @@ class Data:
     """Which data set's mean and standard deviation normalise the pictures."""
     label_column: str | None = field(default=None, metadata=_ADDED)
     """The shards' column of labels; by default `label`, or the only one that can be it."""
+    match_classes: MatchClasses = field(default="names", metadata=_ADDED)
+    """What says which class of the training images a validation image has. names: the class names of both, whatever
+    their order. numbers: the label, whatever the names."""
     train_digest: str | None = None
     """Digest of the training shards' footers. Filled in when a run starts; given, it is insisted on."""
     validation_digest: str | None = None
@@ -333,6 +337,8 @@ class Execution:
     """Folder on each machine's own disk for what was read from s3:// or gs://, kept between runs."""
     cache_gigabytes: float = 50.0
     """What that folder may hold."""
+    spare_outputs: bool = False
+    """Whether the model may have more outputs (`--model.num-classes`) than its training images have classes."""
     damaged_share: float = 0.001
     """Share of the training pictures that may turn out to be damaged before the run stops with their list."""
     evaluation_batch: int = 128

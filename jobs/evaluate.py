@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from dist_resnet import cli, logs
-from dist_resnet.recipe import Evaluation, Execution
+from dist_resnet.recipe import Evaluation, Execution, MatchClasses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class Options:
     """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None
     """Pictures to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
+    match_classes: MatchClasses | None = None
+    """What says which class of the model a picture has. names: the class names of both, whatever their order. numbers:
+    the label, whatever the names. By default names, and for the run's own pictures what the run was told."""
     crops: tuple[int, ...] | None = None
     """Sides of the centre crop in pixels; by default the run's own."""
     shorter_sides: tuple[int, ...] | None = None
@@ -71,9 +74,21 @@ def main() -> None:
             # An alias may move meanwhile.
             version = f"models:/{pulled.version.name}/{pulled.version.version}"
             data = pulled.folder / package.DATA
-            trained = Trained.of_files(data / predictor.RECIPE, data / predictor.WEIGHTS)
-        found = evaluate(trained, execution, validation=options.validation, evaluation=evaluation)
-        print(json.dumps(found.metrics, indent=2))
+            trained = Trained.of_files(
+                data / predictor.RECIPE,
+                data / predictor.WEIGHTS,
+                data / predictor.CLASSES,
+                may_be_numbers=pulled.may_be_numbers,
+            )
+        found = evaluate(
+            trained,
+            execution,
+            validation=options.validation,
+            evaluation=evaluation,
+            match_classes=options.match_classes,
+        )
+        lacking = {"classes_without_images": found.lacking} if found.lacking else {}
+        print(json.dumps(found.metrics | lacking, indent=2))
         if version is not None:
             record_evaluation(
                 version,
@@ -81,6 +96,7 @@ def main() -> None:
                 digest=found.validation_digest,
                 evaluation=found.evaluation,
                 metrics=found.metrics,
+                classes=(found.num_classes - len(found.lacking), found.num_classes),
             )
 
 

@@ -132,7 +132,12 @@ def _trained(options: Options) -> tuple:
     with tempfile.TemporaryDirectory() as folder:
         pulled = download(options.model, Path(folder, "package"), tracking_uri=options.execution.tracking_uri)
         data = pulled.folder / package.DATA
-        trained = Trained.of_files(data / predictor.RECIPE, data / predictor.WEIGHTS)
+        trained = Trained.of_files(
+            data / predictor.RECIPE,
+            data / predictor.WEIGHTS,
+            data / predictor.CLASSES,
+            may_be_numbers=pulled.may_be_numbers,
+        )
         return trained.recipe, trained.read_weights()
 
 

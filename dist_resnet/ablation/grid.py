@@ -16,7 +16,7 @@ from dist_resnet import paper
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.model.depths import layout_of
-from dist_resnet.recipe import Data, Placement, Recipe, Shortcut
+from dist_resnet.recipe import Data, MatchClasses, Placement, Recipe, Shortcut
 
 Published = paper.Table1 | paper.Table2 | paper.Table3 | paper.Replication
 Dataset = Literal["cifar10", "cifar100"]
@@ -110,12 +110,16 @@ class Pictures:
     """CIFAR-100's training pictures; read only where --datasets names cifar100."""
     validation100: str = "cifar100/test-*.parquet"
     """CIFAR-100's test pictures."""
+    match_classes: MatchClasses = "names"
+    """What says which class of the training pictures a test picture has. names: the class names of both, whatever
+    their order. numbers: the label, whatever the names."""
 
     def data(self, dataset: str) -> Data:
         """The part of a recipe that says so."""
+        by = self.match_classes
         if dataset == "cifar100":
-            return Data(train=self.train100, validation=self.validation100, dataset="cifar100")
-        return Data(train=self.train, validation=self.validation, dataset="cifar10")
+            return Data(train=self.train100, validation=self.validation100, dataset="cifar100", match_classes=by)
+        return Data(train=self.train, validation=self.validation, dataset="cifar10", match_classes=by)
 
 
 def bases(

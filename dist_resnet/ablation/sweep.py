@@ -71,6 +71,8 @@ def prepare_sweep(
     directory.check_writable()
     execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
     trials, entries = _trials(cells, choice.seeds, directory, execution)
+    for note in dict.fromkeys(note for trial in trials for note in trial.plan.notes):
+        logger.info("%s", note)
     content = {
         "cells": entries,
         "iterations": choice.iterations,
@@ -188,18 +190,17 @@ def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Reci
 
 
 def _open(data: Data, dataset: str) -> Split:
-    """The training split. Raises ValueError where the pictures are not of so many classes."""
+    """The training split. Raises ValueError where the pictures are not of so many classes; validation may lack some."""
     expected = DATASETS[dataset].num_classes
-    splits = [open_split(absolute_uri(uri)) for uri in (data.train, data.validation)]
-    for split in splits:
-        names = split.class_names
-        found = len(names) if names is not None else split.label_range[1] + 1
-        if found != expected:
+    train, validation = (open_split(absolute_uri(uri)) for uri in (data.train, data.validation))
+    for split in (train, validation):
+        found = len(split.class_names) if split.class_names is not None else split.label_range[1] + 1
+        if found > expected or (split is train and found < expected):
             raise ValueError(
                 f"{dataset} was asked for, which has {expected} classes, but the shards at {split.uri} have {found}; "
                 "give others by --data, or choose by --datasets"
             )
-    return splits[0]
+    return train
 
 
 def _trials(

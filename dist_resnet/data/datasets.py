@@ -1,4 +1,4 @@
-"""What is known of each data set beforehand: its number of classes, its mean and deviation, its short class lists."""
+"""What is known of each data set beforehand: its number of classes, its mean and deviation."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,10 @@ class Dataset:
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    class_names: tuple[str, ...] | None = None
 
 
 DATASETS: dict[str, Dataset] = {
     "imagenet": Dataset(1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": Dataset(
-        10,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    ),
+    "cifar10": Dataset(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Dataset(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }

@@ -1,9 +1,10 @@
 """Finds out what a source is, and indexes it."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dist_resnet.data import folders, spool, tars
+from dist_resnet.data import classes, folders, spool, tars
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Source, check_no_split, join, read_index
@@ -68,7 +69,7 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
     opened = {split: one for split, one in opened.items() if not (split == "test" and _unlabelled(opened))}
     if not opened:
         raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
-    class_names = _common_names(opened)
+    class_names, opened = _match(opened, progress)
     (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
     found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
     check_space(filesystem, folder, 2 * sum(shard.size for of_split in found.values() for shard in of_split))
@@ -79,8 +80,8 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
                 shard=shard.path,
                 image_column=one.image_column,
                 target=target,
-                path=f"{folder}/{WORK}/{spool.file_name(split, len(class_names), shard, footer)}",
-                num_classes=len(class_names),
+                path=f"{folder}/{WORK}/{spool.file_name(split, len(one.class_names or class_names), shard, footer)}",
+                num_classes=len(one.class_names or class_names),
             )
             for shard, footer in zip(found[split], one.footers, strict=True)
         ]
@@ -91,10 +92,10 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
     progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
     for done in run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
         progress.advance(done)
-    indexes = {
-        split: join([read_index(filesystem, f"{task.path}.index", target) for task in of_split])
-        for split, of_split in tasks.items()
-    }
+    indexes = {}
+    for split, of_split in tasks.items():
+        index = join([read_index(filesystem, f"{task.path}.index", target) for task in of_split])
+        indexes[split] = dataclasses.replace(index, label=opened[split].classes(index.label))
     return Source("parquet", class_names, indexes, tuple(notes))
 
 
@@ -102,13 +103,23 @@ def _unlabelled(opened: dict[str, Split]) -> bool:
     return "test" in opened and opened["test"].label_range[0] < 0
 
 
-def _common_names(opened: dict[str, Split]) -> tuple[str, ...]:
-    """The class names of all splits, numbers where they have none. Raises ValueError where they differ."""
-    names = {split: one.class_names for split, one in opened.items()}
-    (first, expected), *others = names.items()
-    for split, found in others:
-        if found != expected:
-            raise ValueError(f"the shards of {first} and {split} have different class names; give shards of one set")
-    if expected is not None:
-        return expected
-    return tuple(str(number) for number in range(1 + max(one.label_range[1] for one in opened.values())))
+def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
+
+    The names are those of train. Raises ValueError for a split with other names, or without them beside one with them.
+    """
+    first = "train" if "train" in opened else next(iter(opened))
+    names = opened[first].class_names
+    count = 1 + max(one.label_range[1] for one in opened.values()) if names is None else len(names)
+    matched = {}
+    for split, one in opened.items():
+        if (one.class_names is None) != (names is None):
+            bare, named = (split, first) if one.class_names is None else (first, split)
+            raise ValueError(
+                f"the shards of {named} have class names and those of {bare} have none; give shards of one set"
+            )
+        found = classes.match(one, names, count, option=None, what=f"{split} images")
+        for note in found.notes:
+            progress.say(note)
+        matched[split] = found.split
+    return tuple(classes.numbers(count)) if names is None else names, matched

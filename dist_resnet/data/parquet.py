@@ -83,29 +83,42 @@ class Split:
         return int(self.group_first[np.searchsorted(self.group_shard, shard)])
 
     def mapped(self, label_map: np.ndarray | None) -> "Split":
-        """The split with its labels read as the model's classes; `label_map`: int64 [labels], as the field."""
-        return dataclasses.replace(self, label_map=label_map)
+        """The split with what are its labels so far read as the model's classes; `label_map`: int64, as the field."""
+        if label_map is not None and self.label_map is not None:
+            label_map = _look_up(label_map, self.label_map)
+        return self if label_map is None else dataclasses.replace(self, label_map=label_map)
 
     def classes(self, labels: np.ndarray) -> np.ndarray:
         """The model's classes of labels as the files have them, int64; -1 for a label that the map does not know."""
-        if self.label_map is None:
-            return labels
-        known = (labels >= 0) & (labels < len(self.label_map))
-        return np.where(known, self.label_map[np.where(known, labels, 0)], -1)
+        return labels if self.label_map is None else _look_up(self.label_map, labels)
 
-    def check_labels(self, num_classes: int) -> None:
-        """Raises ValueError, naming file and row, where a label's class is outside of 0 .. num_classes - 1."""
+    def classes_present(self) -> np.ndarray | None:
+        """The model's classes that images have, int64, rising; None where the shards' footers do not list labels."""
+        try:
+            known = [_picture_places(footer) for footer in self.footers]
+        except ValueError:
+            return None  # said where the shard is read
+        labels = [each[2] for each in known if each is not None]
+        return np.unique(self.classes(np.concatenate(labels))) if len(labels) == len(known) else None
+
+    def find_outside(self, num_classes: int) -> tuple[str, int, int] | None:
+        """(shard, row, label) of the first image whose class is outside of 0 .. num_classes - 1; None without one."""
         for shard, (least, greatest) in enumerate(self.shard_labels):
             if self._are_classes(least, greatest, num_classes):
                 continue
             filesystem, _ = filesystem_of(self.uri)
             labels = _read_labels(filesystem, self.shards[shard])
             rows = np.flatnonzero(_outside(self.classes(labels), num_classes))
-            if not len(rows):
-                continue  # the labels between the least and the greatest are not all there
-            row = int(rows[0])
+            if len(rows):  # else the labels between the least and the greatest are not all there
+                return self.shards[shard], int(rows[0]), int(labels[rows[0]])
+        return None
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises ValueError, naming file and row, where a label's class is outside of 0 .. num_classes - 1."""
+        if found := self.find_outside(num_classes):
+            shard, row, label = found
             raise ValueError(
-                f"label {labels[row]} in {self.shards[shard]} row {row} is outside of 0 .. {num_classes - 1}; "
+                f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
                 f"set --model.num-classes to the data's classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
             )
@@ -378,6 +391,14 @@ def _label_statistics(metadata: pq.FileMetaData) -> tuple[int, int] | None:
             return None
         bounds.append((statistics.min, statistics.max))
     return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else (0, 0)
+
+
+def _look_up(label_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What the map has for each label, int64; -1 for labels outside of it."""
+    known = (labels >= 0) & (labels < len(label_map))
+    found = np.full(len(labels), -1, np.int64)
+    found[known] = label_map[labels[known]]
+    return found
 
 
 def _outside(classes: np.ndarray, num_classes: int) -> np.ndarray:

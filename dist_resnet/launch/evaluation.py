@@ -12,10 +12,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from dist_resnet.data import classes
 from dist_resnet.data.loader import Damaged, open_loader
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.launch import local
-from dist_resnet.recipe import Evaluation, Execution, Recipe
+from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train import checkpoint
 from dist_resnet.train.distributed import Worker
@@ -29,10 +30,14 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A recipe and where its trained weights are read; each worker reads them for itself."""
+    """A recipe, where its trained weights are read, and the names of its classes; each worker reads the weights."""
 
     recipe: Recipe
     read_weights: Callable[[], Weights]
+    classes: tuple[str, ...] | None = None
+    """In the order of the outputs; None where nobody knows them."""
+    may_be_numbers: bool = False
+    """Whether the names may stand for none, where they count from 0."""
 
     @classmethod
     def of_run(cls, run: str) -> "Trained":
@@ -49,18 +54,28 @@ class Trained:
         found = checkpoint.latest(directory)
         if found is None:
             raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint yet; train it further first")
+        recipe = Recipe.from_dict(known["recipe"])
         return cls(
-            recipe=Recipe.from_dict(known["recipe"]),
+            recipe=recipe,
             read_weights=functools.partial(_weights_of_run, directory, found.folder),
+            classes=classes.recorded(known, recipe),
         )
 
     @classmethod
-    def of_files(cls, recipe: Path, weights: Path) -> "Trained":
-        """A recipe and weights as files, such as those of a package."""
+    def of_files(cls, recipe: Path, weights: Path, names: Path, *, may_be_numbers: bool = False) -> "Trained":
+        """A recipe, weights and the outputs' names as files, such as those of a package."""
         return cls(
             recipe=Recipe.from_dict(json.loads(recipe.read_text())),
             read_weights=functools.partial(safetensors.torch.load_file, weights),
+            classes=classes.of_outputs(json.loads(names.read_text())),
+            may_be_numbers=may_be_numbers,
         )
+
+    def classes_beside(self, others: Sequence[str] | None) -> tuple[str, ...] | None:
+        """The classes' names, to be compared with these others; None if they are numbers in the place of names."""
+        if self.classes is None or not self.may_be_numbers or set(self.classes) & set(others or ()):
+            return self.classes
+        return None if list(self.classes) == classes.numbers(len(self.classes)) else self.classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +86,24 @@ class Evaluated:
     """`val/top1_error` and the other keys of a run's journal."""
     validation_digest: str
     evaluation: Evaluation
+    num_classes: int
+    """Classes of the model."""
+    lacking: tuple[str, ...]
+    """Those of them that no image shows, as far as the shards tell without being read."""
 
 
 def evaluate(
-    trained: Trained, execution: Execution, *, validation: str | None = None, evaluation: Evaluation | None = None
+    trained: Trained,
+    execution: Execution,
+    *,
+    validation: str | None = None,
+    evaluation: Evaluation | None = None,
+    match_classes: MatchClasses | None = None,
 ) -> Evaluated:
     """The errors and losses of trained weights, every picture counted once on any number of workers.
 
-    `validation` and `evaluation` replace the recipe's own. Trains nothing and writes nothing. Raises ValueError or
+    `validation`, `evaluation` and `match_classes` replace the recipe's own; other images than its own are matched by
+    name unless that is given. Trains nothing and writes nothing. Raises ValueError or
     FileNotFoundError, before any worker starts, where the pictures are not there or do not fit the model.
     """
     recipe, execution = trained.recipe, local.settle(execution)
@@ -87,14 +112,24 @@ def evaluate(
     if evaluation is not None:
         recipe = dataclasses.replace(recipe, evaluation=evaluation)
     split = open_split(recipe.data.validation)
-    split.check_labels(recipe.model.num_classes)
+    names = trained.classes_beside(split.class_names)
+    by = match_classes or (recipe.data.match_classes if validation is None else "names")
+    matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")
+    for note in matched.notes:
+        logger.info("%s", note)
     with tempfile.TemporaryDirectory() as folder:
         outcome = Path(folder, "metrics.json")
         local.in_processes(
-            execution, functools.partial(_evaluate, recipe, trained.read_weights, execution, split, outcome)
+            execution, functools.partial(_evaluate, recipe, trained.read_weights, execution, matched.split, outcome)
         )
         metrics = json.loads(outcome.read_text())
-    return Evaluated(metrics=metrics, validation_digest=split.digest, evaluation=recipe.evaluation)
+    return Evaluated(
+        metrics=metrics,
+        validation_digest=split.digest,
+        evaluation=recipe.evaluation,
+        num_classes=recipe.model.num_classes if names is None else len(names),
+        lacking=matched.lacking,
+    )
 
 
 def _evaluate(

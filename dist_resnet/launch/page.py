@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dist_resnet.data import classes
 from dist_resnet.data.parquet import Split
 from dist_resnet.launch.preparation import Plan
 from dist_resnet.model import complexity
@@ -46,7 +47,7 @@ def run_card(plan: Plan) -> RunCard:
         multiply_adds=cost.multiply_adds / 1e9,
         size=size,
         directory=directory,
-    )
+    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
     return RunCard(
         experiment=plan.execution.experiment,
         name=plan.name,
@@ -68,7 +69,7 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
         context=context,
         source=provenance.without_credentials(split.uri),
         images=split.num_images,
-        classes=plan.recipe.model.num_classes,
+        classes=len(split.class_names) if split.class_names else plan.recipe.model.num_classes,
     )
 
 
@@ -98,9 +99,7 @@ def pictures(plan: Plan) -> dict[str, bytes]:
 
 def _confusion_files(plan: Plan) -> dict[str, bytes]:
     counts = np.load(io.BytesIO(plan.directory.read(CONFUSION)), allow_pickle=False)
-    names = plan.validation.class_names
-    if names is None or len(names) != len(counts):
-        names = [str(number) for number in range(len(counts))]
+    names = classes.for_outputs(plan.classes, len(counts)) if plan.classes else classes.numbers(len(counts))
     return {
         "confusion_matrix.png": confusion_matrix(counts, names, plan.name),
         "worst_classes.csv": _worst_classes(counts, names),

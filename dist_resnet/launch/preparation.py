@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from dist_resnet.data import classes
+from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
@@ -27,6 +29,10 @@ class Plan:
     train: Split
     validation: Split
     directory: RunDirectory
+    classes: tuple[str, ...] | None = None
+    """Names of the model's classes; None if the training images have none."""
+    notes: tuple[str, ...] = ()
+    """What to say of the run before it begins, a line each."""
 
     @property
     def name(self) -> str:
@@ -42,8 +48,18 @@ class Plan:
     def claim(self) -> None:
         """Makes the directory this run's, by its `recipe.json`."""
         if self.directory.read_json(RECIPE_FILE) is None:
-            recipe = self.recipe
-            self.directory.write_json(RECIPE_FILE, {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()})
+            recipe, label_map = self.recipe, self.validation.label_map
+            self.directory.write_json(
+                RECIPE_FILE,
+                {
+                    "fingerprint": recipe.fingerprint(),
+                    "recipe": recipe.to_dict(),
+                    "classes": {
+                        "names": self.classes,
+                        "validation_labels": None if label_map is None else label_map.tolist(),
+                    },
+                },
+            )
 
     def summary(self) -> dict[str, Any] | None:
         """What `summary.json` says if the run is finished, else None."""
@@ -69,8 +85,6 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
     )
     train, validation = (open_split(uri) for uri in (data.train, data.validation))
-    for split in (train, validation):
-        split.check_labels(recipe.model.num_classes)
     steps_per_epoch(train.num_images, recipe.global_batch)
     data = dataclasses.replace(
         data,
@@ -86,11 +100,44 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     storage = RunDirectory(execution.storage)
     storage.check_writable()
     directory = RunDirectory(storage.child(execution.name or ""))
-    is_new = _check_unused(directory, recipe, execution)
+    known = _check_unused(directory, recipe, execution)
+    names, matched = _match_classes(recipe, execution, train, validation, known)
     if execution.tracking_uri is not None:
         # A run that goes on shall not wait for a name server that is away.
-        address.check(execution.tracking_uri, resolve=is_new)
-    return Plan(recipe=recipe, execution=execution, train=train, validation=validation, directory=directory)
+        address.check(execution.tracking_uri, resolve=known is None)
+    return Plan(
+        recipe=recipe,
+        execution=execution,
+        train=train,
+        validation=matched.split,
+        directory=directory,
+        classes=names,
+        notes=matched.notes,
+    )
+
+
+def _match_classes(
+    recipe: Recipe, execution: Execution, train: Split, validation: Split, known: dict[str, Any] | None
+) -> tuple[tuple[str, ...] | None, Matched]:
+    """The names of the model's classes, and the validation images read as these.
+
+    A run that goes on keeps to what it began with. Raises ValueError where the classes of a new one do not fit.
+    """
+    outputs = recipe.model.num_classes
+    if known is not None and "classes" in known:
+        train.check_labels(outputs)
+        names = classes.recorded(known, recipe)
+        return names, classes.as_recorded(validation, known, outputs)
+    names = classes.of_training(train, outputs, spare_outputs=execution.spare_outputs or known is not None)
+    try:
+        return names, classes.match(validation, names, outputs, by=recipe.data.match_classes)
+    except ValueError as error:
+        if known is None:
+            raise
+        validation.check_labels(outputs)
+        # It began when nobody compared: refusing it now would cost what it has computed.
+        note = f"the run goes on with the validation images' labels as it began with them, though {error}"
+        return names, Matched(split=validation, notes=(note,))
 
 
 def _digest(split: str, insisted: str | None, found: Split) -> str:
@@ -102,8 +149,11 @@ def _digest(split: str, insisted: str | None, found: Split) -> str:
     return found.digest
 
 
-def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> bool:
-    """Whether the run is new. Raises ValueError where the run of another recipe lives in the directory."""
+def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> dict[str, Any] | None:
+    """What the run's `recipe.json` holds, None if it is new.
+
+    Raises ValueError where the run of another recipe lives in the directory.
+    """
     try:
         known = directory.read_json(RECIPE_FILE)
         earlier = None if known is None else Recipe.from_dict(known["recipe"])
@@ -120,7 +170,7 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
             f"the name {execution.name} under {execution.storage} is used by a run with another recipe: {fields}; "
             "use another --execution.name, or the same recipe to continue that run"
         )
-    return earlier is None
+    return known
 
 
 def _refuse_other_data(

@@ -40,6 +40,8 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
     stop.withdraw(plan.directory)
     uri = _tracking_uri(plan)
     sink = MlflowSink(uri, plan.directory, run_card(plan))
+    for note in plan.notes:
+        logger.info("%s", note)
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     over = threading.Event()

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mlflow
 import mlflow.pyfunc
@@ -25,12 +25,11 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data import classes
 from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
-from dist_resnet.registry.pull import find_version, first_line, open_client
+from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, first_line, open_client
 from dist_resnet.tracking import mlflow_sink
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.ledger import Ledger
@@ -94,10 +93,12 @@ def publish_run(
     recipe = Recipe.from_dict(known["recipe"])
     found = _checkpoint(directory, step)
     uri = store_of(directory, tracking_uri)
+    names, names_from = _class_names(known, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        made = package.write(Path(folder, "package"), recipe, found.weights, _class_names(recipe))
+        made = package.write(Path(folder, "package"), recipe, found.weights, names)
         _add_mlflow_files(made)
         tags = _evidence(directory, recipe, found) | {
+            CLASS_NAMES_TAG: names_from,
             "weights_sha256": made.weights_sha256,
             "manifest_sha256": package.seal(made.folder),
         }
@@ -124,18 +125,26 @@ def publish_once(run: str, *, tracking_uri: str | None = None) -> None:
 
 
 def record_evaluation(
-    model: str, *, tracking_uri: str | None, digest: str, evaluation: Evaluation, metrics: dict[str, float]
+    model: str,
+    *,
+    tracking_uri: str | None,
+    digest: str,
+    evaluation: Evaluation,
+    metrics: dict[str, float],
+    classes: tuple[int, int] | None = None,
 ) -> None:
     """Writes an evaluation on the pictures with that digest down as tags of a version.
 
-    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises ValueError where there is none, OSError
-    where the registry does not take it.
+    `classes`: how many classes the pictures show, of how many of the model's. `model` is `models:/NAME/VERSION` or
+    `models:/NAME@ALIAS`. Raises ValueError where there is none, OSError where the registry does not take it.
     """
     client = open_client(tracking_uri)
     version = find_version(client, model)
     crops = zip(evaluation.crops, evaluation.shorter_sides, strict=True)
     tags = {key.removeprefix("val/"): f"{value:.6f}" for key, value in metrics.items()}
     tags["evaluated_at"] = ", ".join(f"{crop} px of {side} px" for crop, side in crops)
+    if classes is not None:
+        tags["classes"] = "{} of {}".format(*classes)
     try:
         for key, value in tags.items():
             client.set_model_version_tag(version.name, version.version, f"evaluation.{digest[:12]}.{key}", value)
@@ -155,15 +164,18 @@ def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
     return found
 
 
-def _class_names(recipe: Recipe) -> list[str]:
-    """The class names, from the pictures where they can be reached, else as known of the data set, else numbers."""
-    try:
-        names = open_split(recipe.data.validation).class_names
-    except (OSError, ValueError):
-        names = DATASETS[recipe.data.dataset].class_names
-    if names is None or len(names) != recipe.model.num_classes:
-        names = tuple(str(number) for number in range(recipe.model.num_classes))
-    return list(names)
+def _class_names(record: dict[str, Any], recipe: Recipe) -> tuple[list[str], str]:
+    """A name for each output, and where the names come from: the training images, and numbers if these have none."""
+    outputs, names = recipe.model.num_classes, classes.recorded(record, recipe)
+    if names is not None:
+        return classes.for_outputs(names, outputs), FROM_IMAGES
+    logger.warning(
+        "the model's classes are registered as numbers, for %s",
+        "its training images have no class names"
+        if "classes" in record
+        else f"the run recorded no class names and the training images at {recipe.data.train} tell none",
+    )
+    return classes.numbers(outputs), "numbers"
 
 
 def _evidence(directory: RunDirectory, recipe: Recipe, found: Checkpoint) -> dict[str, str]:

@@ -18,6 +18,8 @@ from dist_resnet.registry import package, predictor
 from dist_resnet.tracking import address
 from dist_resnet.tracking.provenance import without_credentials
 
+CLASS_NAMES_TAG, FROM_IMAGES = "class_names", "of the training images"
+
 
 def pull(model: str, *, tracking_uri: str | None = None, device: str = "cpu") -> torch.nn.Module:
     """The network of a registered version: float32 [N, 3, H, W] -> logits, in evaluation mode and able to train.
@@ -45,6 +47,11 @@ class Pulled:
 
     folder: Path
     version: ModelVersion
+
+    @property
+    def may_be_numbers(self) -> bool:
+        """Whether its class names may be numbers in the place of names, as an older version's or by what it says."""
+        return self.version.tags.get(CLASS_NAMES_TAG) != FROM_IMAGES
 
 
 def download(model: str, target: Path, *, tracking_uri: str | None = None) -> Pulled:
