@@ -113,6 +113,9 @@ def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...
     count = 1 + max(one.label_range[1] for one in opened.values()) if names is None else len(names)
     matched = {}
     for split, one in opened.items():
+        if one.class_names == names:
+            matched[split] = one  # its labels are checked where they are unpacked
+            continue
         if (one.class_names is None) != (names is None):
             bare, named = (split, first) if one.class_names is None else (first, split)
             raise ValueError(

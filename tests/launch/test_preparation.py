@@ -9,8 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from jobs.inside import run_inside
+from oracle.sources import rename_classes
 
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data import classes
+from dist_resnet.data.parquet import Split, open_split, read_row_group
 from dist_resnet.launch.preparation import prepare
 from dist_resnet.recipe import Execution, Model, Recipe
 
@@ -149,3 +153,132 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(recipe: Recipe, ex
         with pytest.raises(ValueError, match="has a password in it, s3://\\*\\*\\*@bucket/runs") as caught:
             prepare(bad, where, job="test")
         assert "secret@" not in str(caught.value)
+
+
+def _labels(split: Split) -> list[int]:
+    return [label for n in range(split.num_row_groups) for label in read_row_group(split, n).labels.tolist()]
+
+
+def _with_validation(recipe: Recipe, uri: str, **changes) -> Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=uri, **changes))
+
+
+NAMES = ["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]
+TURNED = [3, 1, 0, 2]
+
+
+@pytest.fixture
+def turned(recipe: Recipe, tmp_path: Path) -> Recipe:
+    """The recipe with the same validation images, whose classes are numbered otherwise."""
+    names = [NAMES[TURNED.index(label)] for label in range(4)]
+    return _with_validation(recipe, rename_classes(recipe.data.validation, tmp_path / "turned", names, TURNED))
+
+
+def test_validation_images_numbered_otherwise_have_the_labels_of_the_training_images(recipe, turned, execution):
+    plan = prepare(turned, execution, job="test")
+    expected = _labels(open_split(recipe.data.validation))
+    assert _labels(plan.validation) == expected
+    assert _labels(open_split(turned.data.validation)) != expected
+    assert plan.classes == tuple(NAMES)
+    (note,) = plan.notes
+    assert "number their classes otherwise than the model; they are matched by name" in note
+
+
+def test_a_run_goes_on_with_the_labels_that_it_recorded(turned: Recipe, execution: Execution):
+    plan = prepare(turned, execution, job="test")
+    plan.claim()
+    again = prepare(turned, execution, job="test")
+    assert again.validation.label_map.tolist() == plan.validation.label_map.tolist() == [2, 1, 3, 0]
+    assert again.classes == plan.classes
+    # Whatever a later version would make of the names.
+    record = plan.directory.read_json("recipe.json")
+    record["classes"] = {"names": None, "validation_labels": [0, 2, 1, 3]}
+    plan.directory.write_json("recipe.json", record)
+    again = prepare(turned, execution, job="test")
+    assert (again.validation.label_map.tolist(), again.classes) == ([0, 2, 1, 3], None)
+
+
+def test_validation_images_of_fewer_classes_are_mapped_and_it_is_said(recipe, execution, tmp_path):
+    uri = rename_classes(
+        recipe.data.validation, tmp_path / "few", ["vertical stripes", "checkerboard"], [None, 0, None, 1]
+    )
+    plan = prepare(_with_validation(recipe, uri), execution, job="test")
+    assert _labels(plan.validation) == [
+        label for label in _labels(open_split(recipe.data.validation)) if label in (1, 3)
+    ]
+    assert plan.notes[-1].endswith("have 2 of the model's 4 classes, none of 'horizontal stripes', 'diagonal stripes'")
+
+
+def test_validation_images_of_unknown_classes_are_refused_and_nothing_is_written(recipe, execution, tmp_path):
+    uri = rename_classes(recipe.data.validation, tmp_path / "other", [*NAMES[:3], "chessboard"], [0, 1, 2, 3])
+    _refused(_with_validation(recipe, uri), execution, "class 'chessboard' of .* is none of the model's 4 classes")
+    assert not (Path(execution.storage) / "run").exists()
+    plan = prepare(_with_validation(recipe, uri, match_classes="numbers"), execution, job="test")
+    assert plan.validation.label_map is None
+    assert "equal labels are taken for equal classes" in plan.notes[0]
+
+
+def test_more_outputs_than_classes_are_refused_unless_asked_for(recipe: Recipe, execution: Execution):
+    many = dataclasses.replace(recipe, model=Model(depth=8, num_classes=1000))
+    _refused(many, execution, "1000 outputs, .* 4 classes; give --model.num-classes 4, .* --execution.spare-outputs")
+    assert not (Path(execution.storage) / "run").exists()
+    plan = prepare(many, dataclasses.replace(execution, spare_outputs=True), job="test")
+    assert plan.classes == tuple(NAMES)
+
+
+def _begun_before(recipe: Recipe, execution: Execution) -> None:
+    """Claims a run as it was done before classes were compared."""
+    plan = prepare(
+        _with_validation(recipe, recipe.data.validation, match_classes="numbers"),
+        dataclasses.replace(execution, spare_outputs=True),
+        job="test",
+    )
+    recipe = _with_validation(plan.recipe, plan.recipe.data.validation, match_classes="names")
+    values = recipe.to_dict()
+    del values["data"]["match_classes"]
+    plan.directory.write_json("recipe.json", {"fingerprint": recipe.fingerprint(), "recipe": values})
+
+
+def test_a_run_begun_before_classes_were_compared_goes_on_with_images_matched_by_name(turned, execution):
+    _begun_before(turned, execution)
+    plan = prepare(turned, execution, job="test")
+    assert plan.validation.label_map.tolist() == [2, 1, 3, 0]
+    assert len(plan.notes) == 1
+
+
+def test_a_run_begun_before_classes_were_compared_is_not_lost_to_names_or_outputs(recipe, execution, tmp_path):
+    uri = rename_classes(recipe.data.validation, tmp_path / "other", ["e", "f", "g", "h"], [0, 1, 2, 3])
+    old = dataclasses.replace(_with_validation(recipe, uri), model=Model(depth=8, num_classes=7))
+    _begun_before(old, execution)
+    plan = prepare(old, execution, job="test")
+    assert plan.validation.label_map is None
+    (note,) = plan.notes
+    assert note.startswith("the run goes on with the validation images' labels as it began with them, though class '")
+
+
+def test_a_refused_validation_set_ends_a_job_with_one_line_before_ray_starts(recipe, execution, tmp_path):
+    uri = rename_classes(recipe.data.validation, tmp_path / "other", ["a", "b", "c", "d"], [0, 1, 2, 3])
+    data = ["--data.train", recipe.data.train, "--data.validation", uri, "--execution.storage", execution.storage]
+    done = run_inside(
+        "cifar_preact164", *data, "--model.num-classes", "4", "--global-batch", "32", "--ghost-batch", "8"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cifar_preact164.py: class '")
+    assert done.stderr.count("\n") == 1
+    assert not ray.is_initialized()
+    assert not [path for path in Path(execution.storage).iterdir() if path.is_dir()]
+
+
+def test_an_old_runs_names_are_its_training_shards_while_these_are_the_same(recipe, execution, tmp_path):
+    shutil.copytree(recipe.data.train, tmp_path / "train")
+    plan = prepare(_with_train(recipe, str(tmp_path / "train")), execution, job="test")
+    record = {"recipe": plan.recipe.to_dict()}
+    assert classes.recorded(record, plan.recipe) == tuple(NAMES)
+    (shard,) = (tmp_path / "train").iterdir()
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(0, len(table) - 1), shard)
+    assert classes.recorded(record, plan.recipe) is None
+    shutil.rmtree(tmp_path / "train")
+    assert classes.recorded(record, plan.recipe) is None
+    plan.claim()
+    assert classes.recorded(plan.directory.read_json("recipe.json"), plan.recipe) == tuple(NAMES)

@@ -1,6 +1,7 @@
 """Image sets in the forms that people have them, written with the standard library, SciPy and pyarrow."""
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,8 +151,6 @@ def write_devkit(file: Path, ids: dict[str, int], truth: list[int]) -> None:
 
 def write_parquet(file: Path, rows: Sequence[tuple[str | None, bytes | None, int]], class_names: Sequence[str]) -> None:
     """A shard as downloaded: compressed, dictionary-encoded, other row groups; rows are (name, encoded, label)."""
-    import json
-
     file.parent.mkdir(parents=True, exist_ok=True)
     label = {"names": list(class_names), "_type": "ClassLabel"}
     features = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
@@ -164,6 +163,19 @@ def write_parquet(file: Path, rows: Sequence[tuple[str | None, bytes | None, int
         schema=pa.schema({"image": picture, "label": pa.int64()}, {"huggingface": json.dumps(features)}),
     )
     pq.write_table(table, file, row_group_size=7, compression="snappy", use_dictionary=True)
+
+
+def rename_classes(source: str, target: Path, names: Sequence[str], labels: Sequence[int | None]) -> str:
+    """A copy of a split with other class names, in which label l has become labels[l], or is left out; its folder."""
+    target.mkdir()
+    for shard in Path(source).iterdir():
+        table = pq.read_table(shard)
+        table = table.filter(pa.array([labels[label] is not None for label in table["label"].to_pylist()], pa.bool_()))
+        column = pa.array([labels[label] for label in table["label"].to_pylist()], pa.int64())
+        features = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": list(names)}}}}
+        table = table.set_column(table.schema.get_field_index("label"), "label", column)
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), target / shard.name)
+    return str(target)
 
 
 def write_downloaded(root: Path, pictures: Pictures, *, shards: int = 3) -> Path:
