@@ -40,12 +40,15 @@ MakeRun = Callable[..., str]
 def make_run(tmp_path: Path, execution: Execution) -> MakeRun:
     """Writes a finished run and returns its directory."""
 
-    def make(recipe: Recipe, *, top1_error: float = 0.3, name: str = "run", seed: int = 0) -> str:
+    def make(
+        recipe: Recipe, *, top1_error: float = 0.3, name: str = "run", seed: int = 0, classes: dict | None = None
+    ) -> str:
         directory = RunDirectory(str(tmp_path / "runs" / name))
         recipe = dataclasses.replace(
             recipe, data=dataclasses.replace(recipe.data, train_digest="a" * 64, validation_digest="b" * 64)
         )
-        directory.write_json("recipe.json", {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()})
+        record = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()}
+        directory.write_json("recipe.json", record | ({"classes": classes} if classes is not None else {}))
         journal = Journal(directory)
         journal.append("session", start_step=0)
         journal.append("metrics", step=6, values={"val/top1_error": top1_error, "val/top5_error": 0.0, "val/loss": 1.0})

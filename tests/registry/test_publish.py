@@ -1,7 +1,9 @@
 """Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
 
 import dataclasses
+import json
 import marshal
+import re
 import sys
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
+from jobs.inside import run_inside
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from oracle.sources import rename_classes
 from registry.conftest import MakeRun
 
+from dist_resnet.data.parquet import open_split
 from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import publish, pull, read
 from dist_resnet.registry.publish import publish_run, record_evaluation
@@ -31,6 +36,89 @@ def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store
     assert len(tags["fingerprint"]) == 64
     assert "licence" in tags
     assert tags["evaluated_at"] == "32 px of 32 px"
+
+
+def _names(uri: str, store: str, target: Path) -> tuple[list[str], str]:
+    """The class names in a version's package, and what its tag says of them."""
+    pulled = download(uri, target, tracking_uri=store)
+    return json.loads((pulled.folder / "data" / "classes.json").read_text()), pulled.version.tags["class_names"]
+
+
+def test_the_names_are_those_that_the_run_recorded_of_its_training_images(recipe, make_run, store, tmp_path, caplog):
+    run = make_run(recipe, classes={"names": ["ant", "bee", "cat", "dog"], "validation_labels": [3, 2, 1, 0]})
+    published = publish_run(run, tracking_uri=store, name="named")
+    assert _names(published.uri, store, tmp_path / "p") == (["ant", "bee", "cat", "dog"], "of the training images")
+    assert not [line for line in caplog.messages if "numbers" in line]
+
+
+def test_outputs_that_no_class_has_are_named_so(recipe, make_run, store, tmp_path):
+    wide = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=6))
+    run = make_run(wide, classes={"names": ["0", "1", "10", "5"], "validation_labels": None})
+    names, _ = _names(publish_run(run, tracking_uri=store, name="wide").uri, store, tmp_path / "package")
+    assert names == ["0", "1", "10", "5", "unnamed 4", "unnamed 5"]
+
+
+def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, store, tmp_path):
+    run = make_run(recipe)
+    record = json.loads(Path(run, "recipe.json").read_text())
+    record["recipe"]["data"]["train_digest"] = open_split(recipe.data.train).digest
+    Path(run, "recipe.json").write_text(json.dumps(record))
+    names, _ = _names(publish_run(run, tracking_uri=store, name="older").uri, store, tmp_path / "package")
+    assert names == ["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "reason"),
+    [
+        ({"names": None, "validation_labels": None}, "its training images have no class names"),
+        (None, "the run recorded no class names and the training images at .* tell none"),
+    ],
+)
+def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
+    recorded, reason, recipe, make_run, store, tmp_path, caplog
+):
+    # The pictures are normalised as CIFAR-10's are, which does not make them airplanes.
+    assert recipe.data.dataset == "cifar10"
+    published = publish_run(make_run(recipe, classes=recorded), tracking_uri=store, name="numbered")
+    assert _names(published.uri, store, tmp_path / "package") == (["0", "1", "2", "3"], "numbers")
+    (line,) = [line for line in caplog.messages if "registered as numbers" in line]
+    assert re.fullmatch(f"the model's classes are registered as numbers, for {reason}", line)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
+def test_a_registered_model_is_evaluated_by_name(order, recipe, make_run, store, tmp_path):
+    names = ["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]
+    run = make_run(recipe, classes={"names": names, "validation_labels": None})
+    model = publish_run(run, tracking_uri=store, name=f"by-name-{order[0]}").uri
+    uri = rename_classes(
+        recipe.data.validation, tmp_path / "other", [names[order.index(label)] for label in range(4)], order
+    )
+    options = ["--device", "cpu", "--precision", "fp32", "--tracking-uri", store]
+    own = run_inside("evaluate", "--model", model, *options)
+    other = run_inside("evaluate", "--model", model, "--validation", uri, *options)
+    assert own.returncode == other.returncode == 0
+    assert json.loads(own.stdout) == json.loads(other.stdout)
+    assert ("number their classes otherwise" in other.stderr) == (order != sorted(order))
+    few = rename_classes(recipe.data.validation, tmp_path / "few", [names[2]], [None, None, 0, None])
+    assert run_inside("evaluate", "--model", model, "--validation", few, *options).returncode == 0
+    tags = MlflowClient(store).get_model_version(*model.removeprefix("models:/").split("/")).tags
+    assert tags[f"evaluation.{open_split(few).digest[:12]}.classes"] == "1 of 4"
+    assert tags[f"evaluation.{open_split(uri).digest[:12]}.classes"] == "4 of 4"
+    strange = rename_classes(recipe.data.validation, tmp_path / "strange", ["a", "b", "c", "d"], [0, 1, 2, 3])
+    assert run_inside("evaluate", "--model", model, "--validation", strange, *options).returncode == 2
+
+
+def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe, make_run, store):
+    published = publish_run(make_run(recipe), tracking_uri=store, name="numbers")
+    client = MlflowClient(store)
+    client.delete_model_version_tag("numbers", published.version, "class_names")
+    options = ["--validation", recipe.data.validation, "--device", "cpu", "--precision", "fp32"]
+    done = run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options)
+    assert done.returncode == 0
+    assert "cannot be compared with the model's, for the model's classes have no names" in done.stderr
+    # A version that says so was trained on classes called 0, 1, 2, 3.
+    client.set_model_version_tag("numbers", published.version, "class_names", "of the training images")
+    assert run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options).returncode == 2
 
 
 def test_the_name_is_that_of_the_depth(recipe: Recipe, make_run: MakeRun, store: str):
