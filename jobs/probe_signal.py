@@ -108,26 +108,26 @@ def subjects_of(options: Options) -> list:
             Subject(label=f"{model.shortcut}_{model.depth}", recipe=replace(options.recipe, model=model))
             for model in models
         ]
-    recipe, weights = _trained(options)
+    recipe, weights, classes = _trained(options)
     if options.recipe.data.train != RECIPE.data.train:
         data = replace(recipe.data, train=options.recipe.data.train, train_digest=None)
         recipe = replace(recipe, data=data)
     label = f"{recipe.model.shortcut}_{recipe.model.depth}"
     return [
         Subject(label=f"{label}_fresh", recipe=recipe),
-        Subject(label=f"{label}_trained", recipe=recipe, weights=weights),
+        Subject(label=f"{label}_trained", recipe=recipe, weights=weights, classes=classes),
     ]
 
 
 def _trained(options: Options) -> tuple:
-    """The recipe and the weights of a run or of a registered model."""
+    """The recipe, the weights and the class names of a run or of a registered model."""
     from dist_resnet.launch.evaluation import Trained
     from dist_resnet.registry import package, predictor
     from dist_resnet.registry.pull import download
 
     if options.run is not None:
         trained = Trained.of_run(options.run)
-        return trained.recipe, trained.read_weights()
+        return trained.recipe, trained.read_weights(), trained.classes_beside(None)
     assert options.model is not None
     with tempfile.TemporaryDirectory() as folder:
         pulled = download(options.model, Path(folder, "package"), tracking_uri=options.execution.tracking_uri)
@@ -138,7 +138,7 @@ def _trained(options: Options) -> tuple:
             data / predictor.CLASSES,
             may_be_numbers=pulled.may_be_numbers,
         )
-        return trained.recipe, trained.read_weights()
+        return trained.recipe, trained.read_weights(), trained.classes_beside(None)
 
 
 if __name__ == "__main__":

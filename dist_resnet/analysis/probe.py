@@ -21,6 +21,7 @@ import torch
 
 from dist_resnet.analysis import plots
 from dist_resnet.analysis.propagation import Batch, Propagation, Span, initial_scale, measure, scale_products
+from dist_resnet.data import classes
 from dist_resnet.data.loader import open_loader
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
@@ -52,6 +53,8 @@ class Subject:
     recipe: Recipe
     weights: dict[str, torch.Tensor] | None = None
     """Trained weights and BN statistics by name; None for fresh weights, drawn from the recipe's seed."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes that the weights were trained on; None for fresh weights, and if nobody knows them."""
 
     @property
     def scale(self) -> float | None:
@@ -106,8 +109,7 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
     for subject in subjects:
         with torch.device("meta"):
             build_model(subject.recipe.model)
-    train = open_split(absolute_uri(recipe.data.train))
-    train.check_labels(recipe.model.num_classes)
+    train = _open(subjects)
     known = recipe.data.train_digest
     if known is not None and known != train.digest:
         raise ValueError(
@@ -340,6 +342,22 @@ def _digest(identity: dict[str, Any]) -> str:
 
 def _weights_digest(weights: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+
+
+def _open(subjects: Sequence[Subject]) -> Split:
+    """The training images, with the labels that trained weights among the subjects were trained on."""
+    recipe = subjects[0].recipe
+    train = open_split(absolute_uri(recipe.data.train))
+    if all(subject.weights is None for subject in subjects):
+        train.check_labels(recipe.model.num_classes)
+        return train
+    names = next((subject.classes for subject in subjects if subject.classes is not None), None)
+    matched = classes.match(
+        train, names, recipe.model.num_classes, by=recipe.data.match_classes, option=None, what="training images"
+    )
+    for note in matched.notes:
+        logger.info("%s", note)
+    return matched.split
 
 
 def _with_pictures(subject: Subject, train: Split) -> Subject:

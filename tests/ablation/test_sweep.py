@@ -11,10 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from oracle.sources import rename_classes
 
 from dist_resnet.ablation import sweep
 from dist_resnet.ablation.grid import Choice, Pictures
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.demo import CLASS_NAMES, write_demo
+from dist_resnet.data.parquet import read_row_group
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 
@@ -204,6 +206,45 @@ def test_cifar_100_asked_of_shards_with_ten_classes_is_refused(base, ten_classes
     choice = Choice(tables=("3",), datasets=("cifar100",), depths=(8,))
     with pytest.raises(ValueError, match="cifar100 was asked for, which has 100 classes, but the shards at .* have 10"):
         sweep.prepare_sweep(base, choice, ten_classes, quick, job="test")
+
+
+def _validated_on(pictures: Pictures, tmp_path: Path, labels: list[int]) -> Pictures:
+    names = [CLASS_NAMES[label] for label in labels]
+    places = [labels.index(label) if label in labels else None for label in range(10)]
+    return dataclasses.replace(
+        pictures, validation=rename_classes(pictures.validation, tmp_path / "validation", names, places)
+    )
+
+
+def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
+    base, ten_classes, quick, monkeypatch, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    few = _validated_on(ten_classes, tmp_path, [7, 2])
+    both = dataclasses.replace(TABLE_1, placements=("original", "full_preactivation"))
+    planned = sweep.prepare_sweep(base, both, few, quick, job="test")
+    assert len(planned.trials) == 4
+    for trial in planned.trials:
+        plan = trial.plan
+        assert set(read_row_group(plan.validation, 0).labels.tolist()) == {2, 7}
+        plan.claim()
+        assert plan.directory.read_json("recipe.json")["classes"]["validation_labels"] == [7, 2]
+    assert sum("number their classes otherwise" in line for line in caplog.messages) == 1
+    assert sum("have 2 of the model's 10 classes" in line for line in caplog.messages) == 1
+
+
+def test_validation_images_of_unknown_classes_are_refused_unless_matched_by_number(
+    base, ten_classes, quick, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    names = [*CLASS_NAMES[:9], "plate"]
+    uri = rename_classes(ten_classes.validation, tmp_path / "validation", names, list(range(10)))
+    other = dataclasses.replace(ten_classes, validation=uri)
+    with pytest.raises(ValueError, match="class 'plate' of .*--data.match-classes numbers"):
+        sweep.prepare_sweep(base, TABLE_1, other, quick, job="test")
+    by_number = dataclasses.replace(other, match_classes="numbers")
+    assert sweep.prepare_sweep(base, TABLE_1, by_number, quick, job="test").trials
 
 
 def test_relative_paths_are_made_absolute(base, ten_classes, quick, monkeypatch, tmp_path):

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from oracle.sources import rename_classes
 from PIL import Image
+from registry.conftest import trained
 
 from dist_resnet.analysis import plots, probe
 from dist_resnet.analysis.probe import Probe, Subject, prepare_probe
 from dist_resnet.analysis.propagation import Propagation, Span
+from dist_resnet.data.parquet import Split, open_split, read_row_group
 from dist_resnet.launch import local
 from dist_resnet.launch.evaluation import Trained
 from dist_resnet.recipe import Execution, Recipe, Shortcut
@@ -112,6 +115,27 @@ def test_trained_weights_are_measured_as_they_are_and_have_no_formula_where_scal
     assert after["loss"] < fresh["loss"]
     assert fresh["spans"][0]["shortcut_product_squared_by_formula"] == pytest.approx((1 / (1 + math.exp(-6))) ** 2)
     assert after["spans"][0]["shortcut_product_squared_by_formula"] is None
+
+
+def test_trained_weights_see_the_labels_that_they_were_trained_on(recipe: Recipe, execution: Execution, tmp_path: Path):
+    names, order = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"), [3, 1, 0, 2]
+    turned = rename_classes(
+        recipe.data.train, tmp_path / "turned", [names[order.index(label)] for label in range(4)], order
+    )
+    other = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=turned))
+    weights = trained(recipe, execution).weights()
+
+    def first(split: Split) -> list[int]:
+        return read_row_group(split, 0).labels.tolist()[:32]
+
+    def labels(classes: tuple[str, ...] | None) -> list[int]:
+        subject = dataclasses.replace(subject_of(other, weights=weights), classes=classes)
+        return first(prepared([subject], execution).train)
+
+    assert labels(names) == first(open_split(recipe.data.train))
+    assert labels(None) == first(open_split(turned)) != labels(names)
+    with pytest.raises(ValueError, match=r"of the training images .* is none of the model's 4 classes"):
+        labels(("a", "b", "c", "d"))
 
 
 def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execution):

@@ -70,7 +70,7 @@ def test_a_subset_of_the_classes_is_evaluated_over_what_it_has(run, recipe, exec
 
 def test_a_subset_is_reported_by_the_job(run, recipe, tmp_path):
     uri = rename_classes(recipe.data.validation, tmp_path / "few", [NAMES[3]], [None, None, None, 0])
-    done = run_inside("evaluate", "--run", run, "--validation", uri, "--device", "cpu", "--precision", "fp32")
+    done = run_inside("evaluate", "--run", run, "--validation", uri, "--device", "cpu")
     assert done.returncode == 0
     assert json.loads(done.stdout)["classes_without_images"] == NAMES[:3]
     assert "have 1 of the model's 4 classes, none of 'horizontal stripes'" in done.stderr
@@ -78,7 +78,7 @@ def test_a_subset_is_reported_by_the_job(run, recipe, tmp_path):
 
 def test_images_of_unknown_classes_end_the_job_with_one_line(run, recipe, tmp_path):
     uri = rename_classes(recipe.data.validation, tmp_path / "other", ["a", "b", "c", "d"], [0, 1, 2, 3])
-    options = ["--run", run, "--validation", uri, "--device", "cpu", "--precision", "fp32"]
+    options = ["--run", run, "--validation", uri, "--device", "cpu"]
     done = run_inside("evaluate", *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1

@@ -93,7 +93,7 @@ def test_a_registered_model_is_evaluated_by_name(order, recipe, make_run, store,
     uri = rename_classes(
         recipe.data.validation, tmp_path / "other", [names[order.index(label)] for label in range(4)], order
     )
-    options = ["--device", "cpu", "--precision", "fp32", "--tracking-uri", store]
+    options = ["--device", "cpu", "--tracking-uri", store]
     own = run_inside("evaluate", "--model", model, *options)
     other = run_inside("evaluate", "--model", model, "--validation", uri, *options)
     assert own.returncode == other.returncode == 0
@@ -112,7 +112,7 @@ def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe,
     published = publish_run(make_run(recipe), tracking_uri=store, name="numbers")
     client = MlflowClient(store)
     client.delete_model_version_tag("numbers", published.version, "class_names")
-    options = ["--validation", recipe.data.validation, "--device", "cpu", "--precision", "fp32"]
+    options = ["--validation", recipe.data.validation, "--device", "cpu"]
     done = run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options)
     assert done.returncode == 0
     assert "cannot be compared with the model's, for the model's classes have no names" in done.stderr
