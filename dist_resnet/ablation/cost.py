@@ -1,5 +1,10 @@
 """What the cells of a sweep cost, before anything runs."""
 
+import heapq
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 
 from dist_resnet.ablation.board import clock
@@ -16,8 +21,9 @@ def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execu
     """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
     cells = choose(choice, bases(recipe, choice, pictures))
     device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
-    if device.type == "cpu" and execution.cpus_per_worker:
-        torch.set_num_threads(execution.cpus_per_worker)
+    room = _room(execution, device)
+    if device.type == "cpu":
+        torch.set_num_threads(room.cpus)
     macs = [measure(cell.recipe.model, cell.recipe.augment.size).multiply_adds for cell in cells]
     per_step = [_TRAINING_OVER_FORWARD * recipe.global_batch * each for each in macs]
     probe = min(range(len(cells)), key=lambda place: per_step[place])
@@ -33,11 +39,47 @@ def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execu
         numbers = f"{error:>6}  {forward / 1e6:>23.1f} M  {cost / 1e15:>7.2f} P  {clock(cost / rate):>12}"
         lines.append(f"{cell.key:<{width}}  {numbers}")
     total = sum(costs.values()) * choice.seeds
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    runs = [cost / rate for cost in costs.values() for _ in range(choice.seeds)]
+    at_once = min(room.at_once, len(runs))
     lines += [
         f"{len(cells)} cells, {len(costs)} of them different, {choice.seeds} seeds, {choice.iterations} iterations of "
-        f"{recipe.global_batch} pictures: {total / 1e15:.1f} P multiply-adds, {clock(total / rate)} one after another",
-        f"a run counts {_TRAINING_OVER_FORWARD} forward passes for each picture; times follow from steps of "
-        f"{cells[probe].key} measured just now at {rate / 1e9:.1f} G multiply-adds/s ({device.type}{threads})",
+        f"{recipe.global_batch} pictures: {total / 1e15:.1f} P multiply-adds; the whole sweep takes "
+        f"{clock(wall_seconds(runs, at_once))} with {at_once} runs at once, {clock(total / rate)} one after another",
+        f"assumed: {room.assumption}; a run counts {_TRAINING_OVER_FORWARD} forward passes for each picture, and no "
+        f"evaluations or restarts; times follow from steps of {cells[probe].key} measured just now "
+        f"at {rate / 1e9:.1f} G multiply-adds/s ({room.measured_on})",
     ]
     return "\n".join(lines) + "\n"
+
+
+def wall_seconds(runs: Iterable[float], at_once: int) -> float:
+    """The seconds until all runs are done, where each begins as soon as one of `at_once` places is free, in order.
+
+    >>> wall_seconds([3.0, 2.0, 2.0, 1.0], 2)
+    4.0
+    """
+    free = [0.0] * at_once
+    for seconds in runs:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """How many runs this machine takes at once, as `launch.ray_tune` would without a cluster."""
+
+    at_once: int
+    cpus: int
+    assumption: str
+    measured_on: str
+
+
+def _room(execution: Execution, device: torch.device) -> _Room:
+    cpus, cores = execution.cpus_per_worker or 1, os.cpu_count() or 1
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        assumption = f"this machine's {gpus} GPUs, of which runs that share one have as much together as one alone"
+        return _Room(at_once=gpus, cpus=cpus, assumption=assumption, measured_on="cuda")
+    each = "1 core" if cpus == 1 else f"{cpus} cores"
+    assumption = f"this machine's {cores} cores with nothing else on them, {each} for each run, as fast as alone"
+    return _Room(at_once=max(1, cores // cpus), cpus=cpus, assumption=assumption, measured_on=f"cpu, {cpus} threads")

@@ -80,11 +80,12 @@ def published_orders(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
 def _places(names: Sequence[str], cells: Sequence[Cell], *, fixed: tuple[str, str], ranked: str) -> dict[str, float]:
     """Places in a ranking, for the cells with the usual scales, gate biases and dropout rates."""
     field, value = fixed
-    usual = [cell for cell in cells if cell.model[field] == value and _is_usual(cell)]
+    usual = [cell for cell in cells if cell.model[field] == value and is_usual(cell)]
     return {cell.key: float(names.index(cell.model[ranked])) for cell in usual if cell.model[ranked] in names}
 
 
-def _is_usual(cell: Cell) -> bool:
+def is_usual(cell: Cell) -> bool:
+    """Whether a cell has the usual scales, gate biases and dropout rates."""
     fields = Model.__dataclass_fields__
     names = ("shortcut_scale", "residual_scale", "gate_bias", "dropout_rate")
     return all(cell.model.get(name, fields[name].default) == fields[name].default for name in names)

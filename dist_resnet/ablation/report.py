@@ -73,8 +73,9 @@ def _notices(sweep: Sweep) -> Iterable[str]:
     if counts["unfinished"] or counts["not started"]:
         done = sum(trial.is_over for trial in trials)
         yield (
-            f"Not complete: {done} of {len(trials)} trials are over, {counts['unfinished']} are half-way, "
-            f"{counts['not started']} have not started. Medians, ranks and counts are over what is there."
+            f"Not complete: {done} of {len(trials)} trials are over, {counts['unfinished']} have begun, "
+            f"{counts['not started']} have not started. Medians, ranks and counts are over what is there: a row's rank, "
+            "the published one too, is among the rows with a result, and changes with the next ones."
         )
     if stopped := sum(trial.state == "stopped early" for trial in trials):
         yield f"{stopped} trials that were behind were stopped early: they have no result, and medians leave them out."
@@ -106,12 +107,19 @@ def _facts(sweep: Sweep) -> Table:
         rows.append((f"{_dataset(dataset)} shards, digest", "; ".join(told) or NONE))
     devices = sorted({trial.device for trial in trials if trial.device})
     rows += [
+        ("precision", "; ".join(sorted({trial.precision for trial in trials if trial.precision})) or NONE),
         ("hardware", _text(facts.get("hardware"))),
         ("trained on", "; ".join(devices) or NONE),
-        ("commit", _text(facts.get("commit"))),
+        ("commit", "; ".join(_commits(sweep)) or NONE),
         ("started", _text(facts.get("created"))),
     ]
     return Table(("", ""), rows, numbers_from=2)
+
+
+def _commits(sweep: Sweep) -> list[str]:
+    """The commit that began the sweep, and others that trials ran."""
+    ran = [trial.commit for trial in sweep.trials if trial.commit and "unknown" not in trial.commit]
+    return list(dict.fromkeys([commit for commit in (sweep.facts.get("commit"), *ran) if commit]))
 
 
 def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[Block]:
@@ -138,6 +146,8 @@ def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[B
         title = f"{_title(table)}, {_network(group[0])}{short}"
         picture = plots.training_curves(group, title, iterations=sweep.iterations)
         caption = f"{title}. Dashed: training loss (left axis). Solid: test error (right axis). Cross: diverged."
+        if any(trial.state in ("unfinished", "stopped early") for cell in group for trial in cell.trials):
+            caption += " Curves that end before the axis does are of trials that are not finished or were stopped early."
         yield Picture(f"curves_{slug}_{group[0].dataset}_{group[0].depth}.png", picture, caption)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dist_resnet import paper
+from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
 
@@ -35,11 +36,28 @@ class Trial:
     data: tuple[str | None, str | None]
     """Digests of the training and of the test shards, once the trial has started."""
     device: str | None
-    images_per_second: float | None
+    precision: str | None
+    """What steps were computed in, as far as the journal says so."""
+    commit: str | None
+    """The code that ran, as far as the journal says so."""
+    outcome: dict[str, Any]
+    """The journal's `finished` record; empty before the end, and where the trial diverged."""
+    sessions: Sessions
+    evaluations: list[Evaluation]
     training_loss: Curve
     """(step, mean cross-entropy of the steps since the point before)."""
     test_error: Curve
     """(step, test error)."""
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of the steps of the last session, once the trial is finished."""
+        return self.outcome.get("images_per_second")
+
+    @property
+    def final_loss(self) -> float | None:
+        """Mean training loss of the steps since the last evaluation but one: about an epoch."""
+        return self.evaluations[-1].training_loss if self.evaluations else None
 
     @property
     def is_over(self) -> bool:
@@ -174,8 +192,12 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
         newest_error=100 * outcome["top1_error"] if outcome else (errors[-1][1] if errors else None),
         fingerprint=known.get("fingerprint", entry["fingerprint"]),
         data=(data.get("train_digest"), data.get("validation_digest")),
-        device=session.get("device"),
-        images_per_second=outcome.get("images_per_second"),
+        device=told(records, "device"),
+        precision=told(records, "precision"),
+        commit=told(records, "commit"),
+        outcome=outcome,
+        sessions=count_sessions(records),
+        evaluations=evaluations(points),
         training_loss=_means(losses, _POINTS),
         test_error=errors,
     )

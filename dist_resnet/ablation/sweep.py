@@ -20,7 +20,7 @@ from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, tri
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.parquet import Split, open_split
-from dist_resnet.launch import ray_tune
+from dist_resnet.launch import ray_tune, rungs
 from dist_resnet.launch.cluster import disconnect, own_cluster
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.submitted import take_over
@@ -150,8 +150,9 @@ def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
             watcher.tell(trial.name, "started")
     if not unfinished:
         return False
-    plans, early_stop = [trial.plan for trial in unfinished], sweep.content["early_stop"]
-    return ray_tune.fit(plans, sweep.shares, sweep.directory, tell=watcher.tell, early_stop=early_stop)
+    found = rungs.rebuild([trial.plan for trial in sweep.trials]) if sweep.content["early_stop"] else None
+    plans = [trial.plan for trial in unfinished]
+    return ray_tune.fit(plans, sweep.shares, sweep.directory, tell=watcher.tell, rungs=found)
 
 
 def _stop(directory: RunDirectory) -> NoReturn:

@@ -25,10 +25,11 @@ import ray
 import torch
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.schedulers import ASHAScheduler
 
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.preparation import Plan
+from dist_resnet.launch.rung_scheduler import RungScheduler
+from dist_resnet.launch.rungs import Rungs
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.launch.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
@@ -144,13 +145,13 @@ def fit(
     directory: RunDirectory,
     *,
     tell: Callable[[str, str], None],
-    early_stop: bool = False,
+    rungs: Rungs | None = None,
 ) -> bool:
     """Runs every plan as a trial and returns once all have ended, one way or another, or been stopped: whether it was
     asked to stop.
 
-    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. With `early_stop`, trials that
-    trail behind the others are stopped (ASHA). The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's
+    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. Trials that `rungs` say trail behind
+    the others are stopped. The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's
     directory, has the trials that run save checkpoints and no other be begun. A second signal stops Ray at once and
     raises KeyboardInterrupt.
     """
@@ -162,12 +163,12 @@ def fit(
         share = share_of[config["trial"]]
         return tune.PlacementGroupFactory([{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})])
 
-    trainable = tune.with_parameters(_run_trial, sweep=directory, plans=by_name, early_stop=early_stop)
+    trainable = tune.with_parameters(_run_trial, sweep=directory, plans=by_name, early_stop=rungs is not None)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"trial": tune.grid_search(list(by_name))},
         tune_config=tune.TuneConfig(
-            **(_asha(plans) if early_stop else {}),
+            scheduler=RungScheduler(rungs) if rungs else None,
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
             # On the CPU a process goes on to the next trial, for starting one takes long; on a GPU its end is what
@@ -216,13 +217,6 @@ def label(plan: Plan) -> str:
 
 def _report(step: int, metrics: dict[str, float]) -> None:
     tune.report({"step": step, "top1_error": metrics["val/top1_error"]})
-
-
-def _asha(plans: Sequence[Plan]) -> dict[str, Any]:
-    longest = max(plan.num_steps for plan in plans)
-    # One step past the end, for a trial that has come to its end shall write it down.
-    scheduler = ASHAScheduler(time_attr="step", max_t=longest + 1, grace_period=max(1, longest // 8))
-    return {"metric": "top1_error", "mode": "min", "scheduler": scheduler}
 
 
 def _name_of(trial: Any) -> str:

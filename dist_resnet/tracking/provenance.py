@@ -14,11 +14,10 @@ PACKAGES = ("torch", "torchvision", "ray", "nvidia-dali-cuda130", "pyarrow", "ml
 def collect() -> dict[str, str]:
     """Tags that say what ran: commit, Python, the packages of `PACKAGES` that are installed, machine.
 
-    The commit is that of the checkout this file lies in; where there is none, as in an image or a working directory
-    shipped to a cluster, the environment variable DIST_RESNET_COMMIT, else `unknown`.
+    See `commit` for what stands where there is no checkout.
     """
     tags = {
-        "commit": os.environ.get("DIST_RESNET_COMMIT") or _commit(),
+        "commit": commit(),
         "command": without_credentials(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "version.python": platform.python_version(),
         "hardware.machine": platform.machine(),
@@ -30,6 +29,15 @@ def collect() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return tags
+
+
+def commit() -> str:
+    """The commit of the checkout that this file is in, with `-dirty` if files differ from it.
+
+    Without a checkout, as in an image or a working directory shipped to a cluster, the environment variable
+    DIST_RESNET_COMMIT, else `unknown`.
+    """
+    return os.environ.get("DIST_RESNET_COMMIT") or _commit()
 
 
 def environment() -> str:

@@ -15,6 +15,7 @@ from dist_resnet.data.loader import Loader
 from dist_resnet.model import build_model
 from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking import provenance
 from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.run import Run
@@ -258,7 +259,7 @@ class Session:
         )
 
     def _facts(self) -> dict[str, Any]:
-        """What the journal says of this session: its length, workers and hardware."""
+        """What the journal says of this session: its length, workers and hardware, precision and commit."""
         device = self._worker.device
         cuda = device.type == "cuda"
         return {
@@ -267,6 +268,8 @@ class Session:
             "global_batch": self._recipe.global_batch,
             "world_size": self._worker.world_size,
             "begun": self._begun,
+            "precision": self._execution.precision,
+            "commit": provenance.commit(),
             "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
         }
 

@@ -111,7 +111,7 @@ def test_a_sweep_half_way_says_so_and_counts_only_what_is_over(directory: RunDir
     write_trial(directory, "done", {64_000: 6.5}, end="finished")
     write_trial(directory, "running", {1000: 60.0, 2000: 50.0})
     text = write_report(directory)["report.md"].decode()
-    assert "Not complete: 1 of 3 trials are over, 1 are half-way, 1 have not started." in text
+    assert "Not complete: 1 of 3 trials are over, 1 have begun, 1 have not started." in text
     assert "at step 2,000 of 64,000" in text
     assert _row(directory, "identity")[3:5] == ["6.50", "6.50"]
     assert _row(directory, "identity")[8] == "1 of 3"

@@ -152,6 +152,28 @@ def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_killed_sweep_that_is_continued_stops_the_same_trials_early(tmp_path):
+    options = ("--early-stop", "--shortcuts", "identity", "constant_scaling", "--iterations", "64")
+    _finish(_start(tmp_path, "whole", *options))
+    whole = _ends(tmp_path / "whole")
+    assert set(whole.values()) == {"stopped", "finished"}
+    driver = _start(tmp_path, "broken", *options)
+    _wait_until(lambda: "stopped" in _ends(tmp_path / "broken").values(), driver)
+    driver.kill()
+    driver.communicate()
+    assert len(_ends(tmp_path / "broken")) < len(whole)
+    _finish(_start(tmp_path, "broken", *options))
+    assert _ends(tmp_path / "broken") == whole
+
+
+def _ends(sweep: Path) -> dict[str, str]:
+    """How each trial that is over has ended."""
+    return {path.parent.name: json.loads(path.read_text())["status"] for path in sweep.glob("*-seed0/summary.json")}
+
+
 # A shell has what it starts in the background ignore Ctrl-C, and its children inherit that.
 _HEARING_CTRL_C = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
