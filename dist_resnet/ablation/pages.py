@@ -149,7 +149,15 @@ def _error_table(cells: Sequence[Cell], *, is_full: bool) -> Table:
         published = (_percent(cell.paper_error), _difference(cell)) if is_full else ()
         rows.append((*row, *published, _loss(cell), f"{len(cell.results)} of {len(cell.trials)}"))
     told = ("published", "difference") if is_full else ()
-    head = ("network", "error in %", f"mean {PLUS_MINUS} std", "lowest on the way", *told, "training loss", "seeds done")
+    head = (
+        "network",
+        "error in %",
+        f"mean {PLUS_MINUS} std",
+        "lowest on the way",
+        *told,
+        "training loss",
+        "seeds done",
+    )
     return Table(head, rows)
 
 

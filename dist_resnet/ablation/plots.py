@@ -132,10 +132,10 @@ def _draw(left: Axes, right: Axes, cell: Cell, color: str, *, marked: bool) -> N
 
 
 def _error_limit(cells: Sequence[Cell]) -> float:
-    """The paper's 20 %, or more where runs end above it; the first errors of unfinished runs always are."""
+    """The paper's 20 %, or more where finished runs are above it; the first errors of all runs are."""
     with_curve = [trial for cell in cells for trial in cell.trials if trial.test_error]
-    over = [trial for trial in with_curve if trial.is_over] or with_curve
-    ends = [trial.test_error[-1][1] for trial in over]
+    finished = [trial for trial in with_curve if trial.state == "finished"]
+    ends = [trial.test_error[-1][1] for trial in finished or with_curve]
     reached = max(ends, default=FAIL_ABOVE)
     return FAIL_ABOVE if reached <= FAIL_ABOVE else min(100.0, 10.0 * math.ceil(reached / 10 + 0.5))
 

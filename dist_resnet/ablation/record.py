@@ -68,8 +68,10 @@ class Record:
 
 
 def read_record(directories: Sequence[RunDirectory]) -> Record:
-    """Reads sweeps. Raises FileNotFoundError where a folder holds none, and ValueError where two sweeps have the same
-    name, or the same cell for as many iterations and with the same seed."""
+    """Reads sweeps. Raises FileNotFoundError where a folder holds none, and ValueError where none is given and where
+    two sweeps have the same name, or the same cell for as many iterations and with the same seed."""
+    if not directories:
+        raise ValueError("no sweep was given; name at least one by its folder or URI, STORAGE/NAME")
     sweeps: dict[str, Sweep] = {}
     for directory in directories:
         name = directory.uri.rpartition("/")[2]

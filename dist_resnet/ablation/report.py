@@ -74,8 +74,8 @@ def _notices(sweep: Sweep) -> Iterable[str]:
         done = sum(trial.is_over for trial in trials)
         yield (
             f"Not complete: {done} of {len(trials)} trials are over, {counts['unfinished']} have begun, "
-            f"{counts['not started']} have not started. Medians, ranks and counts are over what is there: a row's rank, "
-            "the published one too, is among the rows with a result, and changes with the next ones."
+            f"{counts['not started']} have not started. Medians, ranks and counts are over what is there: a row's "
+            "rank, the published one too, is among the rows with a result, and changes with the next ones."
         )
     if stopped := sum(trial.state == "stopped early" for trial in trials):
         yield f"{stopped} trials that were behind were stopped early: they have no result, and medians leave them out."
@@ -147,7 +147,9 @@ def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[B
         picture = plots.training_curves(group, title, iterations=sweep.iterations)
         caption = f"{title}. Dashed: training loss (left axis). Solid: test error (right axis). Cross: diverged."
         if any(trial.state in ("unfinished", "stopped early") for cell in group for trial in cell.trials):
-            caption += " Curves that end before the axis does are of trials that are not finished or were stopped early."
+            caption += (
+                " Curves that end before the axis does are of trials that are not finished or were stopped early."
+            )
         yield Picture(f"curves_{slug}_{group[0].dataset}_{group[0].depth}.png", picture, caption)
 
 

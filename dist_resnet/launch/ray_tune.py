@@ -150,10 +150,9 @@ def fit(
     """Runs every plan as a trial and returns once all have ended, one way or another, or been stopped: whether it was
     asked to stop.
 
-    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. Trials that `rungs` say trail behind
-    the others are stopped. The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's
-    directory, has the trials that run save checkpoints and no other be begun. A second signal stops Ray at once and
-    raises KeyboardInterrupt.
+    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. Trials that trail behind, as
+    `rungs` say, are stopped. The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's directory, has the trials
+    that run save checkpoints and no other be begun. A second signal stops Ray at once and raises KeyboardInterrupt.
     """
     by_name = {plan.name: plan for plan in plans}
     watch = stop.StopWatch(directory)

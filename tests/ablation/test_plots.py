@@ -68,3 +68,11 @@ def test_curves_of_the_row_are_drawn_beside_those_of_the_original(cells: list[Ce
 
 def test_a_baseline_alone_has_a_panel_too(cells: list[Cell]):
     assert _image(plots.training_curves(cells[:1], "Table 2", iterations=64_000)).size[0] > 400
+
+
+@pytest.mark.parametrize(("end", "top"), [("finished", 50.0), (None, 20.0)])
+def test_the_axis_of_errors_fits_results_and_not_the_first_errors_of_unfinished_trials(
+    directory: RunDirectory, end, top
+):
+    write_trial(directory, "relu_before_addition", {1000: 42.0}, end=end)
+    assert plots._error_limit(read_sweep(directory).cells) == top

@@ -15,6 +15,7 @@ from dist_resnet.ablation import plots
 from dist_resnet.ablation.ranking import agreement, published_orders
 from dist_resnet.ablation.report import write_report
 from dist_resnet.ablation.results import read_sweep
+from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RunDirectory
 
 PREACTIVATION = MODEL | {"placement": "full_preactivation"}
@@ -115,6 +116,35 @@ def test_a_sweep_half_way_says_so_and_counts_only_what_is_over(directory: RunDir
     assert "at step 2,000 of 64,000" in text
     assert _row(directory, "identity")[3:5] == ["6.50", "6.50"]
     assert _row(directory, "identity")[8] == "1 of 3"
+
+
+def test_curves_that_end_early_are_told_to_be_of_unfinished_or_stopped_trials(directory: RunDirectory):
+    write_sweep(directory, [cell("identity", "a"), cell("other", "b")])
+    write_trial(directory, "a", {64_000: 6.5}, end="finished")
+    write_trial(directory, "b", {64_000: 6.5}, end="finished")
+    told = "Curves that end before the axis does are of trials that are not finished or were stopped early."
+    assert told not in write_report(directory)["report.md"].decode()
+    write_trial(directory, "b", {1000: 60.0})
+    assert told in write_report(directory)["report.md"].decode()
+
+
+def test_every_commit_and_precision_that_ran_is_told(directory: RunDirectory):
+    write_sweep(directory, [cell("identity", "a"), cell("identity", "b", seed=1)])
+    for name, commit, precision in (("a", "c0ffee", "bf16"), ("b", "facade", "fp32")):
+        write_trial(directory, name, {1000: 60.0})
+        journal = Journal(RunDirectory(directory.child(name)))
+        journal.append("session", start_step=1000, total_steps=64_000, commit=commit, precision=precision)
+        journal.commit()
+    rows = dict(
+        [column.strip() for column in line.strip("|").split("|")]
+        for line in write_report(directory)["report.md"]
+        .decode()
+        .split("## What was run")[1]
+        .split("##")[0]
+        .splitlines()
+        if line.startswith("|")
+    )
+    assert (rows["commit"], rows["precision"]) == ("c0ffee; facade", "bf16; fp32")
 
 
 def test_trials_that_were_stopped_early_are_told_and_left_out(directory: RunDirectory):

@@ -14,7 +14,7 @@ from dist_resnet.launch import local
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
-from dist_resnet.tracking import stop
+from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import train
@@ -68,7 +68,10 @@ def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
     run_worker(broken, WORKER)
     assert _last(whole)["kind"] == "finished"
     assert _last(broken)["weights_sha256"] == _last(whole)["weights_sha256"]
-    assert [record["start_step"] for record in read_journal(broken.directory) if record["kind"] == "session"] == [0, 4]
+    sessions = [record for record in read_journal(broken.directory) if record["kind"] == "session"]
+    assert [session["start_step"] for session in sessions] == [0, 4]
+    told = {(session["precision"], session["commit"]) for session in sessions}
+    assert told == {(execution.precision, provenance.commit())}
     losses = [
         [(step, value) for step, _, value in history(read_journal(plan.directory))["train/loss"]]
         for plan in (whole, broken)
