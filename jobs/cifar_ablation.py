@@ -8,7 +8,8 @@
     python jobs/cifar_ablation.py --grid full --depths 20 --shortcuts identity conv1x1
     python jobs/cifar_ablation.py --execution.name NAME --report-only
 
-The same command again continues a sweep, whatever stopped it. The report lies under STORAGE/NAME/report/.
+The same command again continues a sweep, whatever stopped it. The report lies under STORAGE/NAME/report/;
+jobs/ablation_results.py writes down what one or several sweeps gave.
 Expected after 64k steps, medians of 5 runs: Table 1 from 6.61 % (original) to 12.86 % and "fail"; Table 2 from 5.46 %
 (full pre-activation, ResNet-164) to 8.17 %; Table 3 4.92 % for ResNet-1001. The row "ResNet-110 (1-layer skip)" of
 Table 3 is left out: no recipe describes it.
