@@ -1,4 +1,4 @@
-"""What encoded pictures say of themselves without being decoded: height and width, and whether they are cut short.
+"""What encoded pictures say of themselves without being decoded: size, whether they are cut short, and their kind.
 
 Heights and widths are those stored: EXIF orientation is ignored.
 """
@@ -49,6 +49,66 @@ def check_whole(encoded: np.ndarray) -> None:
             raise ValueError("the JPEG is cut short: it has no end")
     elif encoded[:8].tobytes() == _PNG and _PNG_END not in tail:
         raise ValueError("the PNG is cut short: it has no end")
+
+
+def oddity(encoded: np.ndarray) -> str | None:
+    """Why the decoder that trains would not give the pixels of `pixels.decode`, or None where it does.
+
+    `encoded`: uint8 [num_bytes], of an image that `picture_size` knows.
+    """
+    head = encoded.data
+    if head[:2] == _JPEG_START:
+        return _jpeg_oddity(head)
+    if head[:8] == _PNG:
+        return _png_oddity(head)
+    if head[:2] == b"BM":
+        return "16-bit or compressed BMP" if _is_odd_bmp(head) else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _webp_oddity(head)
+    return "neither JPEG, PNG, BMP nor WebP"
+
+
+def _jpeg_oddity(head: memoryview) -> str | None:
+    frame = _find_segment(head, _FRAMES)
+    if frame is None or head[frame + 9 : frame + 10] != b"\4":
+        return None
+    marker = _find_segment(head, frozenset({0xEE}))
+    marked = marker is not None and head[marker + 4 : marker + 9] == b"Adobe"
+    # Pillow takes the values for inverted all the same.
+    return None if marked else "CMYK JPEG without Adobe's marker"
+
+
+def _png_oddity(head: memoryview) -> str | None:
+    if head[24:25] == b"\x10":
+        return "16-bit PNG"
+    has_alpha = head[25:26] in (b"\4", b"\6")
+    return "PNG with transparency" if has_alpha or _has_transparent_color(head) else None
+
+
+def _has_transparent_color(head: memoryview) -> bool:
+    """Whether a PNG has a chunk tRNS, which comes before the pixels."""
+    place = 8
+    while place + 8 <= len(head) and head[place + 4 : place + 8] != b"IDAT":
+        if head[place + 4 : place + 8] == b"tRNS":
+            return True
+        place += 12 + int.from_bytes(head[place : place + 4], "big")
+    return False
+
+
+def _is_odd_bmp(head: memoryview) -> bool:
+    """Whether a BMP has 16 bits per pixel, is run-length encoded, or has bit fields of its own."""
+    if head[14:18] == b"\x0c\0\0\0":  # the oldest header, which knows no compression
+        return head[24:25] == b"\x10"
+    return head[28:29] == b"\x10" or head[30:34] != bytes(4)
+
+
+def _webp_oddity(head: memoryview) -> str | None:
+    extended, lossless = head[12:16] == b"VP8X", head[12:16] == b"VP8L"
+    if extended and head[20] & 0x02:
+        return "animated WEBP"
+    if (extended and head[20] & 0x10) or (lossless and head[24] & 0x10):
+        return "WEBP with transparency"
+    return None
 
 
 def _has_jpeg_end(content: bytes) -> bool:

@@ -1,29 +1,26 @@
 """What becomes of one encoded picture on its way into a set: decoded once, kept, converted, shrunk or refused.
 
 A picture's bytes are kept as they are wherever the decoder that trains reads them as Pillow does, whatever the file
-is called: JPEG of nearly any colour space, PNG of 8 bits, plain BMP, WebP. EXIF rotation stays in the bytes and is
-ignored when they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not at all, PNG of 16
-bits, CMYK JPEG without a marker of its kind, GIF, TIFF and others, becomes an 8-bit PNG of the same pixels.
+is called: JPEG of nearly any colour space, PNG of 8 bits without transparency, plain BMP, WebP. EXIF rotation stays in
+the bytes and is ignored when they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not
+at all, PNG of 16 bits or with transparency, CMYK JPEG without a marker of its kind, GIF, TIFF and others, becomes an
+8-bit PNG of the pixels that `pixels.decode` has.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels, check_whole, picture_size
+from dist_resnet.data.headers import check_whole, oddity, picture_size
+from dist_resnet.data.pixels import DamagedError, decode, flatten, load, told
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+# As small as they come, and read alike.
+_PNG_MODES = ("1", "P")
 # libjpeg's JPEG_MAX_DIMENSION.
 _LONGEST_JPEG_SIDE = 65_500
-
-
-class DamagedError(ValueError):
-    """The bytes are no picture that can be trained on; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Ingested:
 
 def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
     """Decodes a picture fully and settles which bytes enter the set. Raises DamagedError."""
-    picture = decode(encoded)
+    picture = load(encoded)
     try:
         return _settled(encoded, picture, shrink)
     except (DamagedError, MemoryError):
@@ -60,7 +57,7 @@ def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
     except Exception as error:  # as many kinds as Pillow has encoders
         raise DamagedError(
             f"a picture of {picture.width} x {picture.height} in {picture.mode} that cannot be encoded again "
-            f"({_told(error)})"
+            f"({told(error)})"
         ) from error
 
 
@@ -68,77 +65,30 @@ def _settled(encoded: bytes, picture: Image.Image, shrink: Shrink | None) -> Ing
     smaller = None if shrink is None else _shrunk(picture, shrink)
     if smaller is not None and len(smaller) < len(encoded):
         return Ingested(encoded=smaller, shrunk=True)
-    if reason := _unlike_pillow(encoded, picture):
+    if reason := _why_converted(encoded, picture):
         return Ingested(encoded=_png(picture), converted=reason)
     return Ingested(encoded=encoded)
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """The picture with all its pixels, 16-bit ones brought to 8 bits. Raises DamagedError."""
-    if not encoded:
-        raise DamagedError("no bytes")
+def _why_converted(encoded: bytes, picture: Image.Image) -> str | None:
+    """Why the decoder that trains would not give the same pixels, or None where it does."""
+    if picture.format not in _KEPT_FORMATS:
+        return picture.format
+    content = np.frombuffer(encoded, np.uint8)
+    if reason := oddity(content):
+        return reason
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
-            picture = Image.open(io.BytesIO(encoded))
-            check_megapixels(picture.height, picture.width)
-            picture.load()
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DamagedError(f"more than {MOST_MEGAPIXELS} megapixels") from error
-    except Image.UnidentifiedImageError as error:
-        raise DamagedError(f"no picture: {len(encoded)} bytes that begin with {encoded[:8].hex()}") from error
-    except Exception as error:  # damaged bytes can make Pillow raise nearly anything
-        raise DamagedError(_told(error)) from error
-    if picture.mode == "F":
-        raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
-    return _eight_bits(picture) if picture.mode in _SIXTEEN_BIT_MODES else picture
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise DamagedError(f"values of {values.min()} to {values.max()}, which are neither 8 nor 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _unlike_pillow(encoded: bytes, picture: Image.Image) -> str | None:
-    """Why the decoder that trains would not give Pillow's pixels, or None where it does."""
-    # Pillow forgets the format of what it has converted.
-    kind = picture.format or ("PNG" if encoded[:4] == b"\x89PNG" else "16-bit picture")
-    if kind not in _KEPT_FORMATS:
-        return kind
-    if encoded[:4] == b"\x89PNG" and encoded[24] == 16:
-        return "16-bit PNG"
-    if kind == "WEBP" and getattr(picture, "n_frames", 1) > 1:
-        return "animated WEBP"
-    if picture.mode == "CMYK" and "adobe_transform" not in picture.info:
-        return "CMYK JPEG without Adobe's marker"  # Pillow takes its values for inverted all the same
-    if kind == "BMP" and _is_odd_bmp(encoded):
-        return "16-bit or compressed BMP"
-    try:
-        seen = picture_size(np.frombuffer(encoded, np.uint8))
-        check_whole(np.frombuffer(encoded, np.uint8))  # Pillow does not miss a PNG's last chunk
+        seen = picture_size(content)
+        check_whole(content)  # Pillow does not miss a PNG's last chunk
     except ValueError:
         seen = None
-    return None if seen == (picture.height, picture.width) else f"{kind} with an odd header"
-
-
-def _is_odd_bmp(encoded: bytes) -> bool:
-    """Whether a BMP has 16 bits per pixel, is run-length encoded, or has bit fields of its own."""
-    if encoded[14:18] == b"\x0c\0\0\0":  # the oldest header, which knows no compression
-        return encoded[24] == 16
-    return encoded[28] == 16 or encoded[30:34] != bytes(4)
+    return None if seen == (picture.height, picture.width) else f"{picture.format} with an odd header"
 
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(buffer, "PNG")
+    plain = picture.mode in _PNG_MODES and not picture.has_transparency_data
+    (picture if plain else flatten(picture)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -149,12 +99,8 @@ def _shrunk(picture: Image.Image, shrink: Shrink) -> bytes | None:
     if factor >= 1 or max(size) > _LONGEST_JPEG_SIDE:
         return None
     buffer = io.BytesIO()
-    _plain(picture).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=shrink.quality)
+    flatten(picture).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=shrink.quality)
     return buffer.getvalue()
-
-
-def _plain(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
 
 
 def difference(encoded: bytes, shrunk: bytes, shorter_side: int) -> float:
@@ -173,5 +119,5 @@ def _centre(picture: Image.Image, side: int) -> np.ndarray:
     size = (round(picture.width * factor), round(picture.height * factor))
     crop = side * 7 // 8
     left, top = (size[0] - crop) // 2, (size[1] - crop) // 2
-    resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    resized = picture.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(resized.crop((left, top, left + crop, top + crop)), np.int16)

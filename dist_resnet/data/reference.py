@@ -1,27 +1,24 @@
 """The pipeline in PIL: slow, plain, and the oracle that DALI's pixels are compared with."""
 
-import io
-
 import numpy as np
 from PIL import Image
 
 from dist_resnet.data.augment import evaluation_windows
+from dist_resnet.data.pixels import decode
 
 
 def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *, flip: bool = False) -> np.ndarray:
     """Decodes a picture, cuts a window (top, left, height, width) and resizes it: uint8 [size, size, 3].
 
-    Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does.
+    Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does. Raises DamagedError.
     """
-    with Image.open(io.BytesIO(bytes(encoded))) as picture:
-        pixels = _cut(picture.convert("RGB"), window, size)
+    pixels = _cut(decode(bytes(encoded)), window, size)
     return pixels[:, ::-1] if flip else pixels
 
 
 def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
     """The centre crop of evaluation: uint8 [crop, crop, 3]."""
-    with Image.open(io.BytesIO(bytes(encoded))) as picture:
-        return centre(picture.convert("RGB"), crop, shorter_side)
+    return centre(decode(bytes(encoded)), crop, shorter_side)
 
 
 def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:

@@ -7,6 +7,8 @@ their pictures lie are the kernel's page cache.
 """
 
 import contextlib
+import functools
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +17,13 @@ import numpy as np
 
 from dist_resnet.data import augment as augmentation
 from dist_resnet.data.dali import Request
-from dist_resnet.data.headers import check_megapixels, check_whole, picture_size
+from dist_resnet.data.headers import check_megapixels, check_whole, oddity, picture_size
+from dist_resnet.data.ingest import ingest
 from dist_resnet.data.order import WindowedOrder
 from dist_resnet.data.parquet import RowGroup, ShardReader
 from dist_resnet.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 _READERS = 8
 _EVALUATION_AHEAD = 4
@@ -146,6 +151,7 @@ def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dic
     """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture.
 
     A picture too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
+    What the decoder would read otherwise than preparing does is replaced in `images` by what preparing makes of it.
     """
     sizes = np.ones((len(images), 2), np.int64)
     damaged = {}
@@ -154,10 +160,28 @@ def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dic
             size = picture_size(image)
             check_megapixels(*size)
             check_whole(image)
+            if reason := oddity(image):
+                images[place] = _converted(image, reason)
+                size = picture_size(images[place])
             sizes[place] = size
         except ValueError as error:
             damaged[place] = str(error)
     return sizes[:, 0], sizes[:, 1], damaged
+
+
+def _converted(image: np.ndarray, reason: str) -> np.ndarray:
+    _tell_of(reason)
+    return np.frombuffer(ingest(image.tobytes()).encoded, np.uint8)
+
+
+@functools.cache
+def _tell_of(reason: str) -> None:
+    """Says it once, and not for every picture."""
+    logger.warning(
+        "the shards have pictures that have to be converted each time they are read (%s); preparing the set by "
+        "jobs/prepare_imagenet.py converts them once",
+        reason,
+    )
 
 
 def _batches(reader: ShardReader, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:

@@ -40,7 +40,9 @@ _MODULES = (
     "recipe.py",
     "data/augment.py",
     "data/datasets.py",
+    "data/headers.py",
     "data/normalize.py",
+    "data/pixels.py",
     "data/reference.py",
     "model/__init__.py",
     "model/depths.py",
@@ -51,6 +53,7 @@ _MODULES = (
     "model/shortcuts.py",
     "model/stem.py",
     "model/units.py",
+    "registry/inputs.py",
     "registry/predictor.py",
     "registry/serve.py",
 )
@@ -137,7 +140,7 @@ def _preprocessing(recipe: Recipe) -> dict[str, Any]:
         "crop": recipe.evaluation.crops[0],
         "shorter_side": recipe.evaluation.shorter_sides[0],
         "resampling": "bilinear, antialiased",
-        "color": "RGB, divided by 255",
+        "color": "RGB, divided by 255; of 16 bits the high byte, transparency on white",
         "mean": constants.mean,
         "std": constants.std,
     }

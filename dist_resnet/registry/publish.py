@@ -222,7 +222,12 @@ def _add_mlflow_files(made: Package) -> None:
     described.signature = ModelSignature(
         # Any: bytes, base64 text and pixels; what a picture is, the predictor says.
         inputs=Schema([ColSpec(AnyType(), "image")]),
-        params=ParamSchema([ParamSpec("top_k", DataType.long, predictor.TOP_K)]),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.long, predictor.TOP_K),
+                ParamSpec("exif_rotation", DataType.boolean, predictor.EXIF_ROTATION),
+            ]
+        ),
     )
     mlflow.pyfunc.add_to_model(
         described,

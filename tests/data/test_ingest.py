@@ -121,7 +121,16 @@ def test_a_bmp_with_the_oldest_header_is_kept() -> None:
 def test_a_png_is_kept_whatever_it_is_called() -> None:
     assert_kept(jpeg(PIXELS, format="PNG"))
     assert_kept(jpeg(PIXELS, format="PNG", mode="P"))
-    assert_kept(jpeg(PIXELS, format="PNG", mode="RGBA"))
+    assert_kept(jpeg(PIXELS, format="PNG", mode="L"))
+    assert_kept(jpeg(PIXELS, format="PNG", mode="1"))
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG", "mode": "RGBA"}, {"format": "PNG", "mode": "LA"}])
+def test_an_alpha_channel_goes_with_no_pixel_changed_where_it_hides_none(options: dict) -> None:
+    encoded = jpeg(PIXELS, **options)
+    made = ingest(encoded)
+    assert made.converted == "PNG with transparency"
+    np.testing.assert_array_equal(dali(made.encoded), pillow(encoded))
 
 
 def test_a_greyscale_jpeg_is_kept() -> None:

@@ -165,6 +165,23 @@ def test_a_served_model_answers_pictures_and_refuses_what_is_none(served: str):
     _, by_pixels = _post(served, {"inputs": {"image": [pixels.tolist()]}, "params": {"top_k": 2}})
     assert by_pixels["predictions"][0]["classes"] == first["classes"]
 
+    url_safe = base64.urlsafe_b64encode(jpeg(pixels, format="PNG")).decode()
+    wrapped = [
+        picture,
+        f"data:image/png;base64,{picture}",
+        base64.encodebytes(jpeg(pixels, format="PNG")).decode(),
+        url_safe.rstrip("="),
+        f"  {picture}\r\n",
+        "nothing!",
+    ]
+    status, answer = _post(served, {"inputs": wrapped, "params": {"top_k": 2}})
+    assert status == 200
+    *good, bad = answer["predictions"]
+    assert [row["classes"] for row in good] == [first["classes"]] * 5
+    assert "text must be base64, got 'nothing!'" in bad["error"]
+    status, answer = _post(served, {"inputs": [picture], "params": {"top_k": 2, "exif_rotation": False}})
+    assert answer["predictions"][0]["classes"] == first["classes"]
+
     record = {"image": picture}
     for body, reason in (
         ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer from 1 on"),
