@@ -3,37 +3,71 @@
 import logging
 import os
 import threading
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 # Ray reads it when it is imported. Otherwise workers would each resolve the environment again under `uv run`.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# What still runs in a thread while Ray is left would start another.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 
+from dist_resnet.launch import ray_address, ray_internals, surroundings
+from dist_resnet.launch.lifeline import Lifeline, in_a_thread
 from dist_resnet.recipe import Execution
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
+
 _own = threading.Event()
+_lifelines: list[Lifeline] = []
 
 
 def connect(execution: Execution) -> None:
-    """Connects to a cluster, or starts one here with a core for each worker."""
+    """Connects to the cluster at hand, or starts a Ray here with a core for each worker, and says which.
+
+    If that Ray ends, this process ends soon after, with a line that says so. Raises ValueError, with what to set, if
+    the cluster that was named cannot be used or no Ray could work here.
+    """
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
-        try:
-            ray.init(address="auto", **quiet)
-            logger.info("using the Ray cluster at %s", ray.get_runtime_context().gcs_address)
-            return
-        except ConnectionError as error:
-            if os.environ.get("RAY_ADDRESS"):
-                raise ValueError(
-                    f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']} ({first_line(error)}); "
-                    "start one with `ray start --head`, or unset it to run Ray in this process"
-                ) from error
+    address = ray_address.choose()
+    if address is None:
+        surroundings.check()
+        _start(execution)
+    else:
+        _join(address)
+    _lifelines.append(Lifeline(ray.get_runtime_context().gcs_address))
+
+
+def disconnect() -> None:
+    """Leaves the cluster, or ends the Ray of our own; what this process has running there ends."""
+    while _lifelines:
+        _lifelines.pop().close()
+    ray.shutdown()
+
+
+def hold(call: Callable[[], T]) -> T:
+    """What `call` returns, called in a thread while this one hears signals. Raises SystemExit if Ray ends before."""
+    return _lifelines[-1].hold(call) if _lifelines else in_a_thread(call).result()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, **_QUIET)
+    except Exception as error:
+        raise ValueError(
+            f"the Ray cluster at {address} answers but cannot be used ({first_line(error)}); "
+            "RAY_ADDRESS=local runs Ray in this process"
+        ) from error
+    logger.info("using the Ray cluster at %s", address)
+
+
+def _start(execution: Execution) -> None:
     cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
     # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -42,14 +76,17 @@ def connect(execution: Execution) -> None:
     # Ray Train's processes have an environment of their own and would leave those that Ray starts in advance idle.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.preload")
-    # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    folder = ray_internals.temporary_folder()
+    logger.info("starting a Ray of its own with %d CPU cores, in %s", cores, folder)
+    try:
+        # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
+        with ray_internals.free_ports():
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET)
+    except Exception as error:
+        raise ValueError(
+            f"Ray does not start here ({first_line(error)}); {folder}/session_latest/logs may say why"
+        ) from error
     _own.set()
-
-
-def disconnect() -> None:
-    """Leaves the cluster, or ends the Ray of our own; what this process has running there ends."""
-    ray.shutdown()
 
 
 def own_cluster() -> bool:

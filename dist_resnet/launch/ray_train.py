@@ -9,12 +9,16 @@ are what counts.
 import dataclasses
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from dist_resnet.launch.cluster import connect, first_line, own_cluster  # first: it sets what Ray reads
+from dist_resnet.launch.cluster import (
+    connect,
+    disconnect,
+    first_line,
+    hold,
+    own_cluster,
+)  # first: it sets what Ray reads
 
 # How often the controller looks whether its workers live.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -114,7 +118,7 @@ def _fit(plan: Plan) -> None:
         if not own_cluster():
             _patiently(plan, "written", lambda trainer=trainer: take_over(plan.directory, trainer.run_id))
         try:
-            _in_a_thread(trainer.fit)
+            hold(trainer.fit)
             return
         except (TrainingFailedError, RayActorError) as error:
             reached = _committed(plan)
@@ -127,8 +131,16 @@ def _fit(plan: Plan) -> None:
             logger.warning("the workers or their controller failed (%s); going on", _reason(error))
             if isinstance(error, RayActorError) and own_cluster():
                 # A dead controller's workers and what they hold end with our Ray.
-                ray.shutdown()
-                connect(plan.execution)
+                disconnect()
+                _connect_again(plan.execution)
+
+
+def _connect_again(execution: Execution) -> None:
+    """As `connect`. Raises RuntimeError if what was there at the beginning no longer is."""
+    try:
+        connect(execution)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _committed(plan: Plan) -> int | None:
@@ -185,17 +197,3 @@ def _trainer(plan: Plan) -> LeanTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def _in_a_thread(call: Callable[[], Any]) -> Any:
-    """What `call` returns. In a thread of its own, Ray Train leaves Ctrl-C to the main thread."""
-    outcome: Future = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, name="ray-train", daemon=True).start()
-    return outcome.result()

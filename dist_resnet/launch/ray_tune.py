@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_resnet.launch.cluster import connect, disconnect  # first: it sets what Ray reads when it is imported
+from dist_resnet.launch.cluster import connect, disconnect, hold  # first: it sets what Ray reads when it is imported
 
 # Tune's CSV, JSON and TensorBoard files would repeat the journals, its table ours; Ctrl-C is the driver's own affair.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -184,7 +184,7 @@ def fit(
     )
     try:
         with stopping_on_signals(directory):
-            tuner.fit()
+            hold(tuner.fit)
     except _AllStoppedError:
         return True
     except KeyboardInterrupt:

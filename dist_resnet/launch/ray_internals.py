@@ -1,0 +1,158 @@
+"""What is used of Ray that Ray does not publish, each with what it buys. Checked against Ray 2.60.
+
+`spares`, `trainer` and `network` have their own of the kind.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+import ray
+from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
+from ray._private import parameter, services, worker
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import AuthenticationTokenLoader
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetAllNodeInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+# Ray starts these on fixed ports whoever starts it, and reads the variables in the processes themselves.
+_METRIC_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+_HEAD_PORT = "RAY_GCS_SERVER_PORT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the head of a cluster says of it."""
+
+    ray_version: str
+    node_ids: frozenset[str]
+    """Of the nodes that are alive, in hexadecimal."""
+
+
+def temporary_folder() -> str:
+    """Where a Ray that starts here keeps its sessions: of RAY_TMPDIR, TMPDIR and /tmp the first that is set, and `ray`.
+
+    Buys the folder that `ray start` in the same environment uses, whatever rule Ray has for it.
+    """
+    return get_default_ray_temp_dir()
+
+
+def record_of_started_cluster() -> Path:
+    """The file in which `ray start` leaves its cluster's address. Buys where Ray itself looks for it."""
+    return Path(get_ray_address_file(None))
+
+
+def with_machine_address(address: str) -> str:
+    """HOST:PORT with this machine's own IP in place of localhost. Buys what a head by `ray start` listens on."""
+    return services.canonicalize_bootstrap_address(address)
+
+
+def ask_head(address: str, seconds: float) -> Head:
+    """What answers as a cluster's head at HOST:PORT, with the token that Ray knows here.
+
+    Buys an answer within `seconds` and the reason where there is none; `ray.init` tries for minutes and says neither.
+    Raises grpc.RpcError, and ray.exceptions.AuthenticationError if a token is asked for by RAY_AUTH_MODE and not found.
+    """
+    alive = GetAllNodeInfoRequest(state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
+    with init_grpc_channel(address) as channel:
+        head = NodeInfoGcsServiceStub(channel)
+        version = head.CheckAlive(CheckAliveRequest(), timeout=seconds).ray_version
+        nodes = head.GetAllNodeInfo(alive, timeout=seconds).node_info_list
+    return Head(ray_version=version, node_ids=frozenset(node.node_id.hex() for node in nodes))
+
+
+def head_answers(address: str, seconds: float) -> bool:
+    """Whether a cluster's head answers at HOST:PORT within `seconds`. Buys that it is known to be away while Ray still
+    waits for it."""
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=seconds)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def node_ids_here() -> frozenset[str]:
+    """The ids of all nodes of any Ray on this machine. Buys whether a cluster has one here, before `ray.init` waits
+    for a minute for one."""
+    return frozenset(services.find_node_ids())
+
+
+def has_token() -> bool:
+    """Whether Ray finds a token. Buys Ray's own order of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
+
+    Raises ray.exceptions.AuthenticationError if RAY_AUTH_TOKEN_PATH names no readable file.
+    """
+    return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+
+
+def sends_token() -> bool:
+    """Whether this process identifies itself by a token. Buys the advice that fits a refusal."""
+    return is_token_auth_enabled()
+
+
+def send_known_token() -> bool:
+    """Has this process send the token that Ray finds, if RAY_AUTH_MODE does not say otherwise; returns whether it does.
+
+    Buys for every address what Ray does for a cluster that it has found by itself.
+    """
+    return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+@contextlib.contextmanager
+def free_ports() -> Iterator[None]:
+    """Within the block `ray.init(address="local")` starts a Ray that takes free ports only.
+
+    Buys that it leaves those of `ray start` and of other runs alone: `ray.init` has no argument for the dashboard
+    agent's, 52365, and whichever Ray comes second has no agent, and takes no jobs.
+    """
+    fixed, earlier = parameter.RayParams, {name: os.environ.pop(name, None) for name in (*_METRIC_PORTS, _HEAD_PORT)}
+    parameter.RayParams = functools.partial(fixed, dashboard_agent_listen_port=0)
+    os.environ.update(dict.fromkeys(_METRIC_PORTS, "0"))
+    try:
+        yield
+    finally:
+        parameter.RayParams = fixed
+        for name, value in earlier.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def essential_processes() -> list[psutil.Process]:
+    """This machine's processes whose end is that of the Ray to which this process is connected: the node's raylet, and
+    the head's server where that is here and has no store of its own to come back from.
+
+    Buys that their end is noticed at once; Ray notices it after up to a minute, and then ends this process in silence.
+    """
+    node = worker._global_node
+    raylet, head = f"--raylet_socket_name={node.raylet_socket_name}", f"--session-name={node.session_name}"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if raylet in command or (head in command and _is_final(process, command)):
+                found.append(process)
+    return found
+
+
+def _is_final(process: psutil.Process, command: Sequence[str]) -> bool:
+    """Whether a process is a head's server that keeps all it knows in its memory."""
+    if Path(command[0]).name != "gcs_server":
+        return False
+    kept = any(argument.startswith("--redis_address=") for argument in command)
+    return not kept and process.environ().get("RAY_gcs_storage", "memory") == "memory"
+
+
+def head_patience_seconds() -> float:
+    """For how long Ray's own processes wait for a head that went away. Buys the setting of clusters whose head comes
+    back."""
+    return ray._config.gcs_rpc_server_reconnect_timeout_s()
