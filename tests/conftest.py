@@ -90,7 +90,14 @@ def ray_cluster() -> Iterator[str]:
     """One Ray of 4 cores for the whole session: starting one takes half a minute. Its job server's address."""
     import ray
 
-    context = ray.init(address="local", num_cpus=4, logging_level="WARNING")
+    from dist_resnet.launch.ray_internals import free_ports
+
+    # Beside whatever else runs on this machine: `ray start` wants 8265 and the others for itself.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with free_ports():
+        context = ray.init(address="local", num_cpus=4, logging_level="WARNING", dashboard_port=port)
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
 

@@ -51,7 +51,7 @@ def choose() -> str | None:
                 f"{_VARIABLE} is auto and {record} names no cluster; start one with `ray start --head`, or {_ALONE}"
             )
         return _insisted_on(check_address(address), f"{address}, as {record} says")
-    return address and _if_alive(address, record)
+    return _if_alive(address, record) if address else None
 
 
 def check_address(named: str) -> str:
