@@ -54,6 +54,23 @@ def choose() -> str | None:
     return _if_alive(address, record) if address else None
 
 
+def check_head_of_job_server() -> None:
+    """Raises ValueError within seconds if the head at which Ray would ask for its job server is not there, or refuses.
+
+    RAY_API_SERVER_ADDRESS, or a RAY_ADDRESS such as http://HOST:8265, names the job server itself.
+    """
+    named, record = os.environ.get(_VARIABLE, "").strip(), ray_internals.record_of_started_cluster()
+    if os.environ.get("RAY_API_SERVER_ADDRESS") or "://" in named:
+        return
+    recorded = "" if named not in ("", "auto") else _recorded(record)
+    if recorded or named not in ("", "auto"):
+        try:
+            _ask_with_token(ray_internals.with_machine_address(check_address(recorded or named)))
+        except _NoClusterError as error:
+            shown = f"{recorded}, as {record} says" if recorded else f"{_VARIABLE} {named}"
+            raise ValueError(f"no Ray cluster answers at {shown}: {error.reason}") from error
+
+
 def check_address(named: str) -> str:
     """An address of RAY_ADDRESS. Raises ValueError if it is no HOST:PORT, with what it is taken for."""
     scheme, separator, rest = named.partition("://")

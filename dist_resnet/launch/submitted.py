@@ -13,6 +13,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from dist_resnet.launch.cluster import first_line
+from dist_resnet.launch.ray_address import check_head_of_job_server
 from dist_resnet.launch.trainer import release
 from dist_resnet.tracking.storage import RunDirectory
 
@@ -41,6 +42,7 @@ class JobServer:
     """The jobs submitted to a cluster. Raises ValueError, here and later, where it does not answer or refuses."""
 
     def __init__(self) -> None:
+        check_head_of_job_server()
         self._client: JobSubmissionClient = _asked(JobSubmissionClient)
 
     def jobs(self) -> list[JobDetails]:

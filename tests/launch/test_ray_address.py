@@ -18,11 +18,12 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetAllNodeInfoRe
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from dist_resnet.launch import ray_address
+from dist_resnet.launch.submitted import JobServer
 
 
 @pytest.fixture(autouse=True)
 def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "TMPDIR"):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -226,6 +227,25 @@ def test_the_record_is_looked_for_where_ray_start_leaves_it(monkeypatch, tmp_pat
     _record(tmp_path / used, f"127.0.0.1:{_free_port()}".encode())
     assert ray_address.choose() is None
     assert str(tmp_path / used / "ray") in caplog.text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_jobs_of_a_cluster_that_is_gone_are_not_waited_for(monkeypatch, tmp_path: Path, named: bool):
+    address = f"127.0.0.1:{_free_port()}"
+    if named:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:
+        _record(tmp_path, address.encode())
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at .*{address}.*: Connection refused"):
+        JobServer()
+
+
+def test_a_job_server_that_is_named_is_asked_whatever_is_recorded(monkeypatch, tmp_path: Path):
+    _record(tmp_path, f"127.0.0.1:{_free_port()}".encode())
+    with _http() as port:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
+        with pytest.raises(ValueError, match="Ray's job server cannot be asked"):
+            JobServer()
 
 
 @pytest.mark.ray
