@@ -1,8 +1,13 @@
 """The typed command line of every training job: a recipe's and an execution's own fields, and --demo."""
 
+from dist_resnet import terminal  # first: from here on Ctrl-C ends in a line, and the rest takes a second
+
+# isort: split
 import contextlib
 import io
 import logging
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +23,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_NAME = 4096
+
 # As a shell says it of a command that Ctrl-C ended.
-_STOPPED = 130
+_STOPPED = 128 + signal.SIGINT
 
 FLAT = tyro.conf.arg(name="")
 """Annotates a field of an options class whose own fields are options without a prefix."""
@@ -45,6 +52,28 @@ def run_job(
     Exits with 0 where the run is finished, now or from before; 1 where it failed or diverged; 2 on bad input, which
     is named in one line on standard error before any worker starts; 130 where it was stopped and can go on.
     """
+    run(
+        lambda: _train(recipe, execution, doc, arguments),
+        advice="the same command goes on from the newest checkpoint",
+    )
+
+
+def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
+    """Calls what a job does and exits: with what it exits with, else 0, whatever becomes of what it prints.
+
+    Interrupted by Ctrl-C it exits with 130, by SIGTERM with 143, after one line that ends in the advice.
+    """
+    terminal.open_streams()
+    with terminal.ending_in_a_line(advice):
+        try:
+            main()
+        finally:
+            if loss := terminal.lost_output():
+                sys.stderr.write(f"{Path(sys.argv[0]).name}: {loss}\n")
+    sys.exit(0)
+
+
+def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Sequence[str] | None) -> NoReturn:
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
@@ -62,9 +91,6 @@ def run_job(
         summary = ray_train.run(plan)
     except RuntimeError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{job}: interrupted; the same command goes on from the newest checkpoint\n")
-        sys.exit(_STOPPED)
     if summary["status"] == "finished" and execution.register:
         _register(plan.directory.uri, plan.execution.tracking_uri)
     sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
@@ -79,12 +105,11 @@ def _register(run: str, tracking_uri: str | None) -> None:
         publish_once(run, tracking_uri=tracking_uri)
     except Exception as error:
         # Whatever a registry or its storage raises: the run is finished.
-        where = f" --tracking-uri {without_credentials(tracking_uri)}" if tracking_uri else ""
+        where = ["--tracking-uri", without_credentials(tracking_uri)] if tracking_uri else []
         logger.warning(
-            "the model is not registered (%s); later: python jobs/register_model.py --run %s%s",
+            "the model is not registered (%s); later: %s",
             without_credentials(" ".join(str(error).split())),
-            run,
-            where,
+            shlex.join(["python", "jobs/register_model.py", "--run", run, *where]),
         )
 
 
@@ -130,10 +155,23 @@ def bad_input_exits() -> Iterator[None]:
     """Turns a ValueError or an OSError within the block into one line on standard error and exit code 2."""
     try:
         yield
+    except UnicodeError as error:
+        _refuse(_not_text(error))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
-        sys.stderr.flush()
-        sys.exit(2)
+        _refuse(str(error))
+
+
+def _refuse(reason: str) -> NoReturn:
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(reason.split())}\n")
+    sys.stderr.flush()
+    sys.exit(2)
+
+
+def _not_text(error: UnicodeError) -> str:
+    """What to say of a name whose bytes are no UTF-8, which Arrow and Parquet need."""
+    if not isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) or len(error.object) > _LONGEST_NAME:
+        return str(error)
+    return f"the name {terminal.escaped(error.object)} is no UTF-8; rename it, as convmv does for whole folders"
 
 
 def _one_line(complaint: str) -> str:

@@ -102,11 +102,7 @@ def main() -> None:
             drawn = write_pictures(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
             data = dataclasses.replace(data, train=drawn.train, validation=drawn.validation)
         planned = sweep.prepare_sweep(recipe, options.choice, data, execution, job=job, early_stop=options.early_stop)
-    try:
-        sys.exit(1 if sweep.run(planned) else 0)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues the sweep", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(1 if sweep.run(planned) else 0)
 
 
 def recipe_of(options: Options) -> Recipe:
@@ -122,4 +118,4 @@ def recipe_of(options: Options) -> Recipe:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, advice="the same command continues the sweep")

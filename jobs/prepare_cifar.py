@@ -10,7 +10,7 @@ The target is a local path, s3:// or gs:// URI and gets `train-00000-of-00001.pa
 import argparse
 from pathlib import Path
 
-from dist_resnet.data.convert import convert_cifar
+from dist_resnet import cli
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,13 +19,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", required=True, type=Path, help="folder of the published files")
     parser.add_argument("--target", required=True, help="local path, s3:// or gs:// URI of the folder to write")
     options = parser.parse_args(arguments)
-    try:
+    # Imported late, so that --help need not wait for Arrow.
+    from dist_resnet.data.convert import convert_cifar
+
+    with cli.bad_input_exits():
         counts = convert_cifar(options.source.expanduser(), options.target)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
     for split, count in counts.items():
         print(f"{options.target}/{split}-00000-of-00001.parquet: {count} pictures")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

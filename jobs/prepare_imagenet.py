@@ -39,11 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     with cli.bad_input_exits():
         if options.check is not None:
             sys.exit(_check(options.check))
-        try:
-            _prepare(options)
-        except KeyboardInterrupt:
-            sys.stderr.write("prepare_imagenet: interrupted; the same command goes on with the shards that are left\n")
-            sys.exit(130)
+        _prepare(options)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -146,4 +142,4 @@ def describe(manifest: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, advice="the same command goes on with the shards that are left")

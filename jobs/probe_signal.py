@@ -142,4 +142,4 @@ def _trained(options: Options) -> tuple:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -5,6 +5,7 @@
 Refuses a package that is not the recorded one, and leaves nothing of it behind.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +35,19 @@ def main() -> None:
     print(f"{pulled.version.name} version {pulled.version.version} is in {pulled.folder}, every file as recorded.")
     print(f"top-1 error {tags.get('top1_error', 'unknown')} at {tags.get('evaluated_at', 'an unknown crop')}")
     print(f"weights sha256 {tags.get('weights_sha256')}")
-    print(USE.format(folder=pulled.folder))
+    folder = str(pulled.folder)
+    print(USE.format(text=repr(folder), word=shlex.quote(folder)))
 
 
 USE = """
 To classify pictures (needs mlflow, torch, safetensors, pillow):
-    model = mlflow.pyfunc.load_model("{folder}")
+    model = mlflow.pyfunc.load_model({text})
     model.predict({{"image": [open("picture.jpg", "rb").read()]}}, params={{"top_k": 3}})
 To serve it over HTTP, on this machine only:
-    mlflow models serve --model-uri {folder} --env-manager local --host 127.0.0.1 --port 5001
+    mlflow models serve --model-uri {word} --env-manager local --host 127.0.0.1 --port 5001
 To go on training it:
-    model = dist_resnet.registry.read("{folder}")"""
+    model = dist_resnet.registry.read({text})"""
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dist_resnet import cli, logs
+from dist_resnet import cli, logs, terminal
 from dist_resnet.recipe import Execution
 
 if TYPE_CHECKING:
@@ -104,7 +104,14 @@ def _follow(options: Options, directory: "RunDirectory") -> None:
     from dist_resnet.launch.submitted import JobServer
 
     server = JobServer()
-    status = server.follow_log(_job(directory, server.jobs()), lambda text: print(text, end="", flush=True))
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+        # As `runs.py logs NAME | head` leaves it; nobody would end the following.
+        if terminal.output_loss():
+            sys.exit()
+
+    status = server.follow_log(_job(directory, server.jobs()), write)
     print(f"the job is {status.value}", file=sys.stderr)
 
 
@@ -198,4 +205,4 @@ def _facts(job: "JobDetails | None") -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import json
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def run(sweep: Sweep) -> int:
     if not lost:
         ended = {"status": "finished", "trials": dict(counts), "mlflow_run_id": parent.run_id}
         sweep.directory.write_json(SUMMARY_FILE, ended)
-    logger.info("look at it: mlflow ui --backend-store-uri %s", provenance.without_credentials(uri))
+    logger.info("look at it: mlflow ui --backend-store-uri %s", shlex.quote(provenance.without_credentials(uri)))
     return lost
 
 

@@ -127,7 +127,10 @@ def _find(source: Path) -> tuple[_Format, Path]:
 
 def _class_names(form: _Format, folder: Path) -> tuple[str, ...]:
     if form.label_bytes is not None:
-        return tuple((folder / form.names).read_text().split())
+        try:
+            return tuple((folder / form.names).read_text("utf-8").split())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder / form.names} is no UTF-8 text ({error}); unpack the archive again") from error
     entries = _unpickle(folder / form.names)
     names = entries.get("label_names") or entries.get("fine_label_names")
     if not names:

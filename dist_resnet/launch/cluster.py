@@ -16,6 +16,7 @@ import ray
 from dist_resnet.launch import ray_address, ray_internals, surroundings
 from dist_resnet.launch.lifeline import Lifeline, in_a_thread
 from dist_resnet.recipe import Execution
+from dist_resnet.terminal import keeping_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ _own = threading.Event()
 _lifelines: list[Lifeline] = []
 
 
+@keeping_handlers()
 def connect(execution: Execution) -> None:
     """Connects to the cluster at hand, or starts a Ray here with a core for each worker, and says which.
 

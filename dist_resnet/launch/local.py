@@ -1,12 +1,13 @@
 """Runs without Ray: in this process, or in a few processes of this machine."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,19 @@ def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = Path(folder, "rendezvous").as_uri()
-        torch.multiprocessing.spawn(_run, args=(execution, act, rendezvous), nprocs=execution.most_workers)
+        with _deaf_to_ctrl_c():
+            workers = torch.multiprocessing.spawn(
+                _run, args=(execution, act, rendezvous), nprocs=execution.most_workers, join=False
+            )
+        assert workers is not None
+        try:
+            while not workers.join():
+                pass
+        except BaseException:
+            # This process would wait for them at its end.
+            for process in workers.processes:
+                process.terminate()
+            raise
 
 
 def settle(execution: Execution) -> Execution:
@@ -66,6 +79,7 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
     world_size = execution.most_workers
     logs.configure(rank)
     signal.signal(signal.SIGINT, _end_with(os.getppid()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     device = _torch_device(execution, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=execution.hang_minutes)
@@ -74,6 +88,16 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
         act(Worker(rank=rank, world_size=world_size, device=device))
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started within the block do not hear SIGINT before they unblock it; this one does at its end."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def _end_with(driver: int) -> Callable[[int, object], None]:

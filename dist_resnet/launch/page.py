@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -27,8 +28,8 @@ picture of {size} x {size}.
 
 * Everything of this run, the journal with every point included: `{directory}`
 * Its checkpoints: `{directory}/checkpoints`
-* To evaluate the newest: `python jobs/evaluate.py --run {directory}`
-* To register it: `python jobs/register_model.py --run {directory}`
+* To evaluate the newest: `python jobs/evaluate.py --run {quoted}`
+* To register it: `python jobs/register_model.py --run {quoted}`
 """
 
 
@@ -47,7 +48,9 @@ def run_card(plan: Plan) -> RunCard:
         multiply_adds=cost.multiply_adds / 1e9,
         size=size,
         directory=directory,
-    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
+        quoted=shlex.quote(directory),
+    ) + "".join(f"* {provenance.without_credentials(line)}
+" for line in plan.notes)
     return RunCard(
         experiment=plan.execution.experiment,
         name=plan.name,

@@ -1,6 +1,7 @@
 """The driver's part while workers train: progress in the terminal, delivery to MLflow, the summary at the end."""
 
 import logging
+import shlex
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +80,8 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
     )
     logger.info("%s: %s", summary["status"], _result(summary))
     shown = provenance.without_credentials(uri)
-    logger.info("look at it: %s", shown if shown.startswith("http") else f"mlflow ui --backend-store-uri {shown}")
+    look = shown if shown.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", shown])
+    logger.info("look at it: %s", look)
     return summary
 
 

@@ -8,6 +8,7 @@ MLflow drops points equal in key, step, value and time, and times are the journa
 import json
 import logging
 import os
+import shlex
 import tempfile
 import threading
 import time
@@ -106,8 +107,8 @@ class MlflowSink:
             without_credentials(self._uri),
             self.waiting_points,
             self.directory.child("journal"),
-            self.directory.uri,
-            without_credentials(self._uri),
+            shlex.quote(self.directory.uri),
+            shlex.quote(without_credentials(self._uri)),
         )
 
     def _work(self) -> None:

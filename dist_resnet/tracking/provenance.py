@@ -4,9 +4,12 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from dist_resnet.terminal import escaped
 
 PACKAGES = ("torch", "torchvision", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy", "safetensors")
 
@@ -18,7 +21,7 @@ def collect() -> dict[str, str]:
     """
     tags = {
         "commit": commit(),
-        "command": without_credentials(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": without_credentials(escaped(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))),
         "version.python": platform.python_version(),
         "hardware.machine": platform.machine(),
         "hardware.cpu_cores": str(os.cpu_count()),

@@ -89,7 +89,7 @@ def test_ctrl_c_saves_checkpoints_ends_with_130_leaves_no_process_and_says_so_in
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert "stopped; the same command continues the sweep" in said
+    assert "interrupted; the same command continues the sweep" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(started, timeout=30)[1] == []
     begun = [path.parent for path in (tmp_path / "sweep").glob("*-seed0/journal")]

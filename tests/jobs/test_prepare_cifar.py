@@ -28,7 +28,7 @@ def test_a_binary_archive_becomes_two_splits(tmp_path: Path) -> None:
 def test_an_empty_source_exits_2_with_one_line(tmp_path: Path) -> None:
     ended = run("--source", str(tmp_path), "--target", str(tmp_path / "target"))
     assert ended.returncode == 2
-    assert ended.stderr.startswith("prepare_cifar.py: error: ")
+    assert ended.stderr.startswith("prepare_cifar.py: ")
     assert "holds none of cifar-10-batches-py" in ended.stderr
     assert ended.stderr.count("\n") == 1
 

@@ -138,7 +138,7 @@ def test_a_submitted_sweep_is_shown_measured_and_stopped_as_a_whole(ray_cluster:
     trials = shown()["begun"].values()
     assert {trial["status"] for trial in trials} == {"stopped"}
     assert all(trial["checkpoint_step"] == trial["step"] >= 1 for trial in trials)
-    assert "stopped; the same command continues" in _runs("logs", "grid", *storage, server=ray_cluster).stdout
+    assert "interrupted; the same command continues" in _runs("logs", "grid", *storage, server=ray_cluster).stdout
 
     again = _runs("resume", "grid", *storage, server=ray_cluster).stdout.strip()
     assert again != submitted

@@ -1,0 +1,212 @@
+"""A command and whoever started it: what is printed never decides how the command ends, and Ctrl-C ends it in a line.
+
+Standard streams may be closed, broken, full or of an encoding that lacks most characters, and a file name may be of
+bytes that are no text; a signal may come at any moment, in the middle of an import too.
+"""
+
+import codecs
+import errno
+import io
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ERRORS = "dist_resnet.escaped"
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, `number`, has come."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def escaped(text: str | bytes) -> str:
+    r"""A name as it can be printed: bytes that are no UTF-8 as backslash, x and two digits.
+
+    >>> print(escaped(b"caf\xe9"), escaped("caf\udce9"), escaped("café"))
+    caf\xe9 caf\xe9 café
+    """
+    encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    return encoded.decode("utf-8", "backslashreplace")
+
+
+def open_streams() -> None:
+    """Makes standard output and standard error take any text and lose what nobody can read, without an error.
+
+    Characters that the stream's encoding lacks are escaped. A stream that was closed before is replaced by none, so
+    that no file comes to have its descriptor. Streams that are not the process's own, such as a test's, stay.
+    """
+    codecs.register_error(_ERRORS, _escape)
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        for descriptor in range(3):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                os.dup2(nothing.fileno(), descriptor)
+    sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
+
+
+def output_loss() -> OSError | None:
+    """Why what was printed on standard output did not arrive; None if it did."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.loss if isinstance(raw, _Tolerant) else None
+
+
+@contextmanager
+def ending_in_a_line(advice: str = "") -> Iterator[None]:
+    """Within the block and after it, SIGINT and SIGTERM end the command in one line that ends in the advice.
+
+    The first raises `Interrupted`, and at the block's end exits with 128 and the signal's number, 130 for SIGINT; one
+    that comes during an import, which may swallow it, and every further one ends the process at once. Elsewhere than
+    in the main thread, which alone hears signals, it only does so for a KeyboardInterrupt.
+    """
+    signals = _Signals(interruption(advice))
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            # One that is ignored, as after `nohup` or in the background of a script, stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signals.receive)
+    try:
+        yield
+    except BaseException as error:
+        # Ray exits with 15 on a SIGTERM that comes while it starts.
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            signals.received = signal.SIGTERM
+        # Libraries turn the exception into others; that a signal came decides.
+        if signals.received is None and not isinstance(error, KeyboardInterrupt):
+            raise
+        number = signals.received or signal.SIGINT
+        signals.received = number
+        _write_error(signals.line)
+        raise SystemExit(128 + number) from None
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Undoes at the block's end what a library set as handlers of SIGINT and SIGTERM within it; also a decorator."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def interruption(advice: str = "") -> str:
+    """The line that a command ends in when it is interrupted."""
+    return f"{Path(sys.argv[0]).stem}: interrupted{advice and '; '}{advice}\n"
+
+
+def _end_quietly_before_main() -> None:
+    """Until `ending_in_a_line`, has Ctrl-C end the process in one line instead of a traceback."""
+    earlier = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> Any:
+        if not issubclass(kind, KeyboardInterrupt):
+            return earlier(kind, error, traceback)
+        _write_error(interruption())
+        os._exit(128 + signal.SIGINT)
+
+    sys.excepthook = hook
+
+
+class _Signals:
+    """What has come, and what to do about it."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+        self.received: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.received is None and not _is_importing(frame):
+            self.received = number
+            raise Interrupted(number)
+        if self.received is None:
+            _write_error(self.line)
+        os._exit(128 + number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _write_error(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, line.encode("ascii", "backslashreplace"))
+
+
+class _Tolerant(io.FileIO):
+    """A standard stream to which writing always succeeds."""
+
+    loss: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes, or forgets where that fails."""
+        try:
+            # None: a terminal that some program before has set not to wait.
+            while (written := super().write(data)) is None:
+                select.select((), (self,), ())
+            return written
+        except OSError as error:
+            self.loss = error
+            return len(data)
+
+
+def _tolerant(stream: TextIO | Any, descriptor: int) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8", errors=_ERRORS)
+    try:
+        if stream.fileno() != descriptor:
+            return stream
+    except (OSError, ValueError, AttributeError):
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Tolerant(descriptor, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=_ERRORS,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = escaped(error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def lost_output() -> str | None:
+    """In words, what became of standard output where it broke otherwise than by its reader's end; else None."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return None
+    loss = output_loss()
+    if loss is None or loss.errno in (errno.EPIPE, errno.EIO):
+        return None
+    return f"what it printed is lost ({loss.strerror})"
+
+
+# A command imports this first; everything else that it needs takes seconds.
+_end_quietly_before_main()
