@@ -168,10 +168,10 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _not_text(error: UnicodeError) -> str:
-    """What to say of a name whose bytes are no UTF-8, which Arrow and Parquet need."""
+    """What to say of what is no text, which is a file's name but for what is too long for one."""
     if not isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) or len(error.object) > _LONGEST_NAME:
         return str(error)
-    return f"the name {terminal.escaped(error.object)} is no UTF-8; rename it, as convmv does for whole folders"
+    return terminal.not_text(error.object)
 
 
 def _one_line(complaint: str) -> str:

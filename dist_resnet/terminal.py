@@ -40,6 +40,11 @@ def escaped(text: str | bytes) -> str:
     return encoded.decode("utf-8", "backslashreplace")
 
 
+def not_text(name: str | bytes) -> str:
+    """What to say of a file's name whose bytes are no UTF-8, as Arrow and Parquet need."""
+    return f"the name {escaped(name)} is no UTF-8; rename it, as convmv does for whole folders"
+
+
 def open_streams() -> None:
     """Makes standard output and standard error take any text and lose what nobody can read, without an error.
 
@@ -102,7 +107,8 @@ def keeping_handlers() -> Iterator[None]:
         yield
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def interruption(advice: str = "") -> str:
@@ -170,13 +176,10 @@ class _Tolerant(io.FileIO):
             return len(data)
 
 
-def _tolerant(stream: TextIO | Any, descriptor: int) -> TextIO:
+def _tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8", errors=_ERRORS)
-    try:
-        if stream.fileno() != descriptor:
-            return stream
-    except (OSError, ValueError, AttributeError):
+    if not isinstance(stream, io.TextIOWrapper) or _descriptor(stream) != descriptor:
         return stream
     with suppress(OSError):
         stream.flush()
@@ -187,6 +190,14 @@ def _tolerant(stream: TextIO | Any, descriptor: int) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+def _descriptor(stream: io.TextIOWrapper) -> int | None:
+    """The stream's descriptor; None where it has none, as in memory, or is closed."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

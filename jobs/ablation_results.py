@@ -78,4 +78,4 @@ def _date(text: str | None) -> datetime.date:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

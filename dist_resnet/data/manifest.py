@@ -64,8 +64,8 @@ def read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | 
     return manifest
 
 
-def check_opened(filesystem: pafs.FileSystem, pattern: str, shards: Sequence[Found]) -> None:
-    """Compares shards that were opened as a split, by a glob or a folder's *.parquet, with their folders' manifests.
+def check_opened(filesystem: pafs.FileSystem, names: str, shards: Sequence[Found]) -> None:
+    """Compares the shards of a split, those in their folders whose names match the glob `names`, with the manifests there.
 
     Folders without a manifest pass. Raises ValueError for a set whose preparation has not ended, a shard that differs
     from the manifest, is not in it or is missing, and for shards of several splits.
@@ -74,7 +74,7 @@ def check_opened(filesystem: pafs.FileSystem, pattern: str, shards: Sequence[Fou
     for folder in sorted(folders):
         _check_ended(filesystem, folder)
         if manifest := read_manifest(filesystem, folder):
-            _compare(folder, pattern, manifest, [one for one in shards if one.path.rpartition("/")[0] == folder])
+            _compare(folder, names, manifest, [one for one in shards if one.path.rpartition("/")[0] == folder])
 
 
 def _check_ended(filesystem: pafs.FileSystem, folder: str) -> None:
@@ -85,7 +85,7 @@ def _check_ended(filesystem: pafs.FileSystem, folder: str) -> None:
         )
 
 
-def _compare(folder: str, pattern: str, manifest: dict[str, Any], shards: list[Found]) -> None:
+def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Found]) -> None:
     split_of = {shard["file"]: name for name, split in manifest["splits"].items() for shard in split["shards"]}
     known = {shard["file"]: shard for split in manifest["splits"].values() for shard in split["shards"]}
     found = {shard.path.rpartition("/")[2]: shard for shard in shards}
@@ -99,7 +99,7 @@ def _compare(folder: str, pattern: str, manifest: dict[str, Any], shards: list[F
                     f"{shard.path} is not the shard that {MANIFEST} tells of: {key} {_short(value)} instead of "
                     f"{_short(known[name][key])}; restore it, or prepare the set again into an empty folder"
                 )
-    wanted = {name for name in known if fnmatch.fnmatchcase(f"{folder}/{name}", pattern)}
+    wanted = {name for name in known if fnmatch.fnmatchcase(name, names)}
     if missing := sorted(wanted - found.keys()):
         raise ValueError(
             f"{folder} lacks {missing[0]}{_more(missing)} of its {MANIFEST}; restore what is missing, or prepare the "

@@ -5,7 +5,6 @@ are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 
 """
 
 import dataclasses
-import fnmatch
 import functools
 import hashlib
 import io
@@ -21,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dist_resnet.data import places
+from dist_resnet.data.globs import find_shards
 from dist_resnet.data.manifest import Found, check_opened
 from dist_resnet.data.ranges import Access, RangeReader, filesystem_of, one_line
 
@@ -162,11 +162,11 @@ def open_split(uri: str) -> Split:
     class names, where a prepared set is not as its manifest says, and where the split holds no picture.
     """
     filesystem, path = filesystem_of(uri)
-    shards = _list_shards(filesystem, path, uri)
+    shards, names = find_shards(filesystem, path, uri)
     with ThreadPoolExecutor(min(32, len(shards))) as pool:
         heads = list(pool.map(functools.partial(_read_head, filesystem), shards))
     _check_alike(shards, heads)
-    _check_manifest(filesystem, path, shards, heads)
+    _check_manifest(filesystem, names, shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
     if not places:
         raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
@@ -264,28 +264,6 @@ def read_row_group(split: Split, number: int) -> RowGroup:
     return ShardReader(split).read(number)
 
 
-def _list_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> list[str]:
-    marks = [path.find(mark) for mark in "*?[" if mark in path]
-    pattern = path if marks else f"{path}/*.parquet"
-    base = path[: min(marks)].rpartition("/")[0] if marks else path
-    try:
-        if not marks and filesystem.get_file_info(path).type == pafs.FileType.File:
-            return [path]
-        selector = pafs.FileSelector(base or "/", allow_not_found=True, recursive="/" in pattern[len(base) + 1 :])
-        entries = filesystem.get_file_info(selector)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
-    files = [entry.path for entry in entries if entry.type == pafs.FileType.File]
-    # A wildcard stays within its folder, unlike fnmatch's.
-    deep = {file for file in files if "**" in pattern or file.count("/") == pattern.count("/")}
-    shards = sorted(file for file in deep if fnmatch.fnmatchcase(file, pattern))
-    if not shards:
-        raise FileNotFoundError(
-            f"no Parquet shards match {uri}; run jobs/prepare_imagenet.py or give --data.train and --data.validation"
-        )
-    return shards
-
-
 def _check_alike(shards: list[str], heads: list[_Shard]) -> None:
     """Raises ValueError where a shard has another image column or other class names than the first."""
     for shard, head in zip(shards, heads, strict=True):
@@ -312,7 +290,7 @@ def _differing(*both: tuple[str, ...] | None) -> list[str]:
     return [f"the name {one[label]!r} for label {label}", repr(other[label])]
 
 
-def _check_manifest(filesystem: pafs.FileSystem, path: str, shards: list[str], heads: list[_Shard]) -> None:
+def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], heads: list[_Shard]) -> None:
     found = [
         Found(
             path=shard,
@@ -322,9 +300,8 @@ def _check_manifest(filesystem: pafs.FileSystem, path: str, shards: list[str], h
         )
         for shard, head in zip(shards, heads, strict=True)
     ]
-    pattern = path if any(mark in path for mark in "*?[") or [path] == shards else f"{path}/*.parquet"
     try:
-        check_opened(filesystem, pattern, found)
+        check_opened(filesystem, names, found)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"the folder of {shards[0]} cannot be read ({one_line(error)}); check the access") from error
 

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.terminal import not_text
+
 _SCHEMA = pa.schema(
     {
         "container": pa.int32(),
@@ -108,7 +110,7 @@ class IndexBuilder:
         offsets = np.zeros(len(sizes), np.int64) if offsets is None else np.asarray(offsets, np.int64)
         labels = np.broadcast_to(np.asarray(labels, np.int64), sizes.shape)
         self._containers.append(container)
-        self._parts.append((number, offsets, sizes, labels, pa.array(names, pa.string())))
+        self._parts.append((number, offsets, sizes, labels, _texts(names, container)))
 
     def build(self) -> Index:
         """The index of all that was added."""
@@ -122,6 +124,16 @@ class IndexBuilder:
             label=_concatenate(label),
             name=pa.concat_arrays([pa.array([], pa.string()), *name]),
         )
+
+
+def _texts(names: Sequence[str], container: Container) -> pa.Array:
+    """The names of pictures. Raises ValueError, naming one, where it is no UTF-8."""
+    try:
+        return pa.array(names, pa.string())
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            not_text(f"{container.path}{'' if container.path.endswith('/') else ': '}{error.object}")
+        ) from error
 
 
 def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:

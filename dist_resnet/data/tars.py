@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from dist_resnet.data.sources import Container, Index, IndexBuilder, Source
 from dist_resnet.data.store import is_local
+from dist_resnet.terminal import escaped
 
 _TRAIN, _VALIDATION, _DEVKIT = "_img_train.tar", "_img_val.tar", "_devkit_t12.tar.gz"
 _THREADS, _THREADS_REMOTE = 2, 64
@@ -144,12 +145,13 @@ def _walk(file: Any, what: str, start: int, size: int) -> Iterator[tuple[str, in
     window = io.BufferedReader(_Window(file, start, size), _READ_BYTES)
     end = start + size
     try:
-        with tarfile.open(fileobj=window, mode="r:") as archive:
+        with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
                 if start + member.offset_data + member.size > end or start + member.offset_data > file.size():
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
                 if member.isreg():
-                    yield member.name.removeprefix("./"), start + member.offset_data, member.size
+                    # Names of another encoding are carried on with their bytes escaped, for they only tell pictures apart.
+                    yield escaped(member.name.removeprefix("./")), start + member.offset_data, member.size
             # The reader takes any end for the end; a whole archive ends in blocks of zeros.
             window.seek(archive.offset)
             if window.read(_BLOCK) != bytes(_BLOCK):

@@ -49,8 +49,7 @@ def run_card(plan: Plan) -> RunCard:
         size=size,
         directory=directory,
         quoted=shlex.quote(directory),
-    ) + "".join(f"* {provenance.without_credentials(line)}
-" for line in plan.notes)
+    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
     return RunCard(
         experiment=plan.execution.experiment,
         name=plan.name,
