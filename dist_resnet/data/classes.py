@@ -102,7 +102,7 @@ def as_recorded(validation: Split, record: dict[str, Any], num_classes: int) -> 
     """
     labels = record["classes"]["validation_labels"]
     split = dataclasses.replace(validation, label_map=None if labels is None else np.array(labels, np.int64))
-    split.check_labels(num_classes)
+    _check_labels(split, num_classes)
     return Matched(split=split)
 
 
@@ -147,6 +147,15 @@ def _check_named(split: Split) -> None:
     )
 
 
+def _check_labels(split: Split, num_classes: int) -> None:
+    if found := split.find_outside(num_classes):
+        shard, row, label = found
+        raise ValueError(
+            f"label {label} in {shard} row {row} is none of the model's {num_classes} classes, 0 .. {num_classes - 1}; "
+            "give images of the model's classes"
+        )
+
+
 def _check_count(split: Split, names: Sequence[str] | None, num_classes: int, what: str, option: str | None) -> None:
     """Raises ValueError if a set that names its classes has another number of them than a model without names."""
     if names is None and split.class_names is not None and len(split.class_names) != num_classes:
@@ -157,7 +166,7 @@ def _check_count(split: Split, names: Sequence[str] | None, num_classes: int, wh
 
 
 def _by_number(split: Split, names: Sequence[str] | None, num_classes: int, what: str, notes: list[str]) -> Matched:
-    split.check_labels(num_classes if names is None else len(names))
+    _check_labels(split, num_classes if names is None else len(names))
     present = split.classes_present()
     if present is None:
         return Matched(split=split, notes=tuple(notes))
@@ -216,7 +225,7 @@ def _refuse_unknown(split: Split, mapped: Split, names: Sequence[str], what: str
     shard, row, label = found
     place = int(split.classes(np.array([label]))[0])
     if place < 0:
-        split.check_labels(len(names))
+        _check_labels(mapped, len(names))
     name = split.class_names[place]
     escape = _escape(option)
     if (times := Counter(map(_key, names))[_key(name)]) or split.class_names.count(name) > 1:

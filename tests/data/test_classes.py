@@ -175,10 +175,12 @@ def test_names_on_one_side_alone_cannot_be_compared_and_that_is_said(tmp_path: P
 
 
 def test_numbers_have_to_fit_where_names_cannot_be_compared(tmp_path: Path) -> None:
-    refused("label 3 in .*row 1 is outside of 0 .. 2", shards(tmp_path / "a", [0, 3], None), ["a", "b", "c"], 3)
-    refused("label -1 in .*row 0 is outside of 0 .. 2", shards(tmp_path / "b", [-1, 0], None), None, 3)
+    refused(
+        "label 3 in .*row 1 is none of .* 3 classes, 0 .. 2", shards(tmp_path / "a", [0, 3], None), ["a", "b", "c"], 3
+    )
+    refused("label -1 in .*row 0 is none of .* 3 classes, 0 .. 2", shards(tmp_path / "b", [-1, 0], None), None, 3)
     # Outputs that the training images have no class for are no classes.
-    refused("label 3 in .* is outside of 0 .. 2", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
+    refused("label 3 in .* is none of .* 3 classes", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
     refused(
         "name 2 classes, the model has 3 without names, so nothing tells which is which; .*match-classes numbers",
         shards(tmp_path / "c", [0, 1], ["b", "c"]),
@@ -208,7 +210,7 @@ def test_equal_numbers_are_equal_classes_where_that_is_asked_for(tmp_path: Path)
     assert read(found.split) == [0, 1]
     assert len(found.notes) == 1
     assert "are not the model's; equal labels are taken for equal classes, as --data.match-classes" in found.notes[0]
-    refused("label 1 in .* is outside of 0 .. 0", split, ["tench"], 2, by="numbers")
+    refused("label 1 in .* is none of the model's 1 classes", split, ["tench"], 2, by="numbers")
 
 
 def test_the_models_names_are_those_of_its_training_images(tmp_path: Path) -> None:
