@@ -184,7 +184,7 @@ def _is_left_behind(name: str, recorded: Container[str]) -> bool:
     """Whether a file is byte code, whole or half written, that Python makes of a recorded module, or a desktop's."""
     path = PurePosixPath(name)
     module = path.parent.parent / f"{path.name.partition('.')[0]}.py"
-    byte_code = re.fullmatch(r"\w+\.\w+-\d+(\.opt-\w+)?\.pyc(\.\d+)?", path.name, flags=re.ASCII)
+    byte_code = re.fullmatch(r"\w+\.[\w-]+(\.opt-\w+)?\.pyc(\.\d+)?", path.name, flags=re.ASCII)
     if path.parent.name == _BYTE_CODE and byte_code:
         return str(module) in recorded
     return _LEFT_BEHIND.fullmatch(path.name) is not None

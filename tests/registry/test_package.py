@@ -172,6 +172,7 @@ def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, exe
         "{code}/__pycache__/__init__.cpython-312.opt-2.pyc",
         "{code}/model/__pycache__/resnet.cpython-311.opt-1.pyc",
         "{code}/registry/__pycache__/serve.pypy311-73.pyc",
+        "{code}/registry/__pycache__/serve.cpython-314t.pyc",
         "{code}/registry/__pycache__/serve.cpython-311.pyc.140221905",
         ".DS_Store",
         "data/._classes.json",
