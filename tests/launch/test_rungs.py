@@ -5,14 +5,17 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.rung_scheduler import RungScheduler
 from dist_resnet.launch.rungs import Rungs, rebuild
+from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import Journal
+from dist_resnet.tracking.outbox import Journal, history, read_journal
+from dist_resnet.train.distributed import Worker
 
 STEPS = 40
 Errors = dict[str, list[float]]
@@ -230,3 +233,69 @@ def test_evaluations_that_a_continued_trial_makes_again_are_waited_for(recipe: R
     assert rungs.stopped() == set()
     rungs.record("a", 6, 0.3)
     assert rungs.stopped() == {"b"}
+
+
+class _KilledError(Exception):
+    """Ends the sweep where an evaluation is in the journal and nothing is decided yet."""
+
+
+class _StoppedEarlyError(Exception):
+    pass
+
+
+def _train(plans: list[Plan], killed_at: tuple[int, ...] = ()) -> dict[str, str]:
+    """Trains the trials of a sweep, one after the other, killed at the evaluations of those numbers; how each ended."""
+    worker, evaluations, ends = Worker(rank=0, world_size=1, device=torch.device("cpu")), iter(range(1000)), {}
+    while len(ends) < len(plans):
+        scheduler = RungScheduler(rebuild(plans))
+        try:
+            for plan in plans:
+                if plan.name not in ends:
+                    ends[plan.name] = _train_one(plan, worker, scheduler, evaluations, killed_at)
+        except _KilledError:
+            continue
+    return ends
+
+
+def _train_one(plan: Plan, worker: Worker, scheduler: RungScheduler, evaluations, killed_at: tuple[int, ...]) -> str:
+    trial = SimpleNamespace(config={"trial": plan.name})
+
+    def evaluated(step: int, metrics: dict[str, float]) -> None:
+        if next(evaluations) in killed_at:
+            raise _KilledError
+        result = {"step": step, "top1_error": metrics["val/top1_error"]}
+        if scheduler.on_trial_result(None, trial, result) == "STOP":  # pyrefly: ignore
+            raise _StoppedEarlyError
+
+    plan.claim()
+    try:
+        run_worker(plan, worker, evaluated=evaluated)
+    except _StoppedEarlyError:
+        plan.directory.write_json("summary.json", {"status": "stopped"})
+        return "stopped"
+    return "finished"
+
+
+def test_a_sweep_that_was_really_trained_and_killed_stops_the_same_trials(recipe: Recipe, execution: Execution):
+    def plans(sweep: str) -> list[Plan]:
+        each = dataclasses.replace(execution, storage=f"{execution.storage}/{sweep}")
+        recipes = [dataclasses.replace(recipe, epochs=4, seed=seed) for seed in (0, 1, 2, 3)]
+        return [
+            prepare(each_recipe, dataclasses.replace(each, name=f"seed{each_recipe.seed}"), job="test")
+            for each_recipe in recipes
+        ]
+
+    whole, broken = plans("whole"), plans("broken")
+    ends = _train(whole)
+    assert set(ends.values()) == {"finished", "stopped"}
+    # In the first trial, and at the first evaluation of each of the others.
+    firsts = [4]
+    for plan in whole[1:-1]:
+        firsts.append(firsts[-1] + len(history(read_journal(plan.directory))["val/top1_error"]))
+    killed_at = (1, *(first + place + 1 for place, first in enumerate(firsts)))
+    assert _train(broken, killed_at) == ends
+    for one, other in zip(whole, broken, strict=True):
+        sessions = [record["kind"] for record in read_journal(other.directory)].count("session")
+        assert sessions == 2
+        errors = [history(read_journal(plan.directory))["val/top1_error"] for plan in (one, other)]
+        assert [(step, error) for step, _, error in errors[0]] == [(step, error) for step, _, error in errors[1]]
