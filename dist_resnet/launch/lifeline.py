@@ -26,7 +26,7 @@ _SECONDS_TO_ANSWER = 5.0
 # Of the time that Ray's own processes wait for the head, after which they end this process too.
 _SHARE_OF_PATIENCE = 0.5
 # In which an error that Ray's end has brought about is taken for what it is.
-_SECONDS_TO_NOTICE = 2.0
+_SECONDS_TO_NOTICE = 3.0
 # For journals and MLflow; whatever Ray still does then is cut off.
 _SECONDS_TO_END = 20.0
 
@@ -36,12 +36,16 @@ class RayEndedError(SystemExit):
 
 
 class Lifeline:
-    """Watches, in a thread, the processes that Ray lives by here and the head of its cluster, until it is closed."""
+    """Watches, in a thread, the processes that Ray lives by here and the head of its cluster, until it is closed.
+
+    Ray is needed from the beginning on, except between a call that was held to its end and the next.
+    """
 
     def __init__(self, head: str) -> None:
         """`head`: HOST:PORT. This process is connected to Ray."""
         self._head, self._closed = head, threading.Event()
         self._ended: Future = Future()
+        self._needed, self._holding = True, False
         self._processes = _Processes(ray_internals.essential_processes())
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
         # Before Ray's own, which ends a Ray of this process's own, or waits for one that is no more.
@@ -53,16 +57,22 @@ class Lifeline:
 
     def hold(self, call: Callable[[], T]) -> T:
         """What `call` returns, called in a thread. Raises RayEndedError, of exit code 1, if Ray ends before."""
+        self._needed = self._holding = True
         outcome = in_a_thread(call)
         wait((outcome, self._ended), return_when=FIRST_COMPLETED)
         if outcome.done() and outcome.exception() is not None:
             wait((self._ended,), timeout=_SECONDS_TO_NOTICE)
         if self._ended.done():
             raise RayEndedError(1)
-        return outcome.result()
+        result = outcome.result()
+        self._needed = False
+        return result
 
     def _watch(self) -> None:
         reason = self._reason()
+        while not self._needed:
+            if self._closed.wait(_SECONDS_BETWEEN_LOOKS):
+                return
         if self._closed.is_set():
             return
         # Nobody needs what Ray has to say of it.
@@ -73,7 +83,8 @@ class Lifeline:
             *(Path(sys.argv[0]).name, reason),
         )
         self._ended.set_result(None)
-        time.sleep(_SECONDS_TO_END)
+        if self._holding:
+            time.sleep(_SECONDS_TO_END)
         self._at_exit()
 
     def _reason(self) -> str:

@@ -205,3 +205,18 @@ def test_bad_input_to_the_registry_jobs_exits_with_2_and_one_line(name, argument
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_address_that_no_job_can_use_is_refused_before_a_run_is_begun(
+    monkeypatch, pictures: tuple[str, str], tmp_path: Path
+):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the session's may be there
+    done = run_inside(
+        *("cifar_preact164", "--data.train", pictures[0], "--data.validation", pictures[1], "--model.num-classes", "4"),
+        *("--execution.storage", str(tmp_path / "runs"), "--execution.name", "run"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("cifar_preact164.py: RAY_ADDRESS ray://127.0.0.1:10001 is for Ray Client")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs" / "run").exists()

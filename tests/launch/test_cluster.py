@@ -1,4 +1,4 @@
-"""Jobs beside other Rays on a machine, and under one that ends. Oracle: `ray start`, `ray job submit`, and a SIGKILL."""
+"""Jobs beside other Rays on one machine, and as one ends. Oracle: `ray start`, `ray job submit`, and a SIGKILL."""
 
 import contextlib
 import os

@@ -33,8 +33,13 @@ if "closed" in sys.argv:
     print(line.hold(lambda: 42), flush=True)
 elif "returns" in sys.argv:
     print(line.hold(lambda: 42), flush=True)
-    line.close()
     other.kill()
+    time.sleep(1)
+elif "again" in sys.argv:
+    line.hold(lambda: 42)
+    other.kill()
+    time.sleep(1)
+    line.hold(lambda: time.sleep(60))
 elif "raises" in sys.argv:
     line.hold(end)
 else:
@@ -51,6 +56,7 @@ else:
     [
         ("with held", "its sleep, process "),
         ("with raises", "its sleep, process "),
+        ("with again", "its sleep, process "),
         ("held", "head at 127.0.0.1:1 has not"),
     ],
 )
@@ -62,10 +68,10 @@ def test_a_process_ends_in_order_and_with_one_line(how: str, what_went: str):
     (line,) = told.stderr.splitlines()
     assert what_went in line
     assert "the same command continues" in line
-    assert told.stdout == ("" if "raises" in how else "in order\n")
+    assert told.stdout == ("in order\n" if how.endswith("held") else "")
 
 
-def test_a_process_that_does_not_end_by_itself_is_ended():
+def test_a_process_that_holds_nothing_is_ended_at_once():
     told = _run("with")
     assert told.returncode == 1
     assert told.stdout == ""
