@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from dist_resnet.launch import ray_internals
+from dist_resnet.launch.surroundings import check_executable
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def _if_alive(address: str, record: Path) -> str | None:
 def _reach(address: str) -> str:
     """The address as Ray wants it, of a cluster with a living node on this machine that takes this process in.
 
-    Raises ValueError if it refuses or is of another version; _NoClusterError if it is not there.
+    Raises ValueError if it refuses, is of another version or has no Python that starts; _NoClusterError if it is not
+    there.
     """
     address = ray_internals.with_machine_address(address)
     head = _ask_with_token(address)
@@ -145,7 +147,10 @@ def _reach(address: str) -> str:
             f"the Ray cluster at {address} runs Ray {head.ray_version} and this is {ray.__version__}; use the same "
             f"version, or {_VARIABLE}=local to run Ray in this process"
         )
-    if not head.node_ids & ray_internals.node_ids_here():
+    pythons = [python for node, python in ray_internals.nodes_here().items() if node in head.node_ids]
+    for python in pythons:
+        check_executable(python)
+    if not pythons:
         raise _NoClusterError(
             reason=f"its head answers, but this machine is none of its {len(head.node_ids)} living nodes; use "
             f"`ray job submit`, or join here by `ray start --address={address}`"

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 # Ray starts these on fixed ports whoever starts it, and reads the variables in the processes themselves.
 _METRIC_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _HEAD_PORT = "RAY_GCS_SERVER_PORT"
+_FIRST_WORD = re.compile(r'"([^"]*)"|(\S*)')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,20 @@ def head_answers(address: str, seconds: float) -> bool:
     return True
 
 
-def node_ids_here() -> frozenset[str]:
-    """The ids of all nodes of any Ray on this machine. Buys whether a cluster has one here, before `ray.init` waits
-    for a minute for one."""
-    return frozenset(services.find_node_ids())
+def nodes_here() -> dict[str, str]:
+    """The ids of all nodes of any Ray on this machine, each with the Python that it starts workers with.
+
+    Buys whether a cluster has a node here that can work: `ray.init` waits for a minute for one, workers for ever.
+    """
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if command and Path(command[0]).name == "raylet":
+                options = {key: value for key, _, value in (argument.partition("=") for argument in command)}
+                (quoted, plain), *_ = _FIRST_WORD.findall(options.get("--python_worker_command", ""))
+                found[options.get("--node_id", "")] = quoted or plain
+    return found
 
 
 def has_token() -> bool:

@@ -214,6 +214,7 @@ def test_an_address_that_no_job_can_use_is_refused_before_a_run_is_begun(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the session's may be there
     done = run_inside(
         *("cifar_preact164", "--data.train", pictures[0], "--data.validation", pictures[1], "--model.num-classes", "4"),
+        *("--global-batch", "32", "--ghost-batch", "8"),
         *("--execution.storage", str(tmp_path / "runs"), "--execution.name", "run"),
     )
     assert done.returncode == 2, done.stderr
