@@ -55,6 +55,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--on-damaged", choices=["skip", "error"], default="skip", help="leave damaged pictures out, or stop (skip)"
     )
     parser.add_argument(
+        "--on-damaged-class",
+        choices=["refuse", "keep"],
+        default="refuse",
+        help="if every image of a class is damaged: write no set, or one with that class empty (refuse)",
+    )
+    parser.add_argument(
         "--shorter-side", type=int, help="shrink pictures whose shorter side is longer to so many pixels, as JPEG"
     )
     parser.add_argument("--quality", type=int, help="JPEG quality of shrunk pictures, 1 to 100 (90)")
@@ -90,6 +96,7 @@ def _prepare(options: argparse.Namespace) -> None:
             seed=options.seed,
             shard_megabytes=options.shard_megabytes,
             on_damaged=options.on_damaged,
+            on_damaged_class=options.on_damaged_class,
             shrink=shrink,
         ),
         workers=options.workers,
@@ -122,11 +129,13 @@ def _check(folder: str) -> int:
 
 def describe(manifest: dict) -> list[str]:
     """What a manifest tells, in lines."""
+    from dist_resnet.data.store import size_text
+
     lines = [f"from {manifest['source']} ({manifest['source_kind']}), seed {manifest['seed']}"]
     for name, split in manifest["splits"].items():
         lines.append(
             f"{name}: {split['pictures']} pictures of {sum(map(bool, split['class_counts']))} classes in "
-            f"{len(split['shards'])} shards, {split['bytes'] / 1e6:.1f} MB"
+            f"{len(split['shards'])} shards, {size_text(split['bytes'])}"
         )
         if split["shrunk"]:
             share = split["picture_bytes"] / split["source_picture_bytes"]

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dist_resnet.data import classes, folders, spool, tars
+import pyarrow.fs as pafs
+
+from dist_resnet.data import classes, conversions, folders, spool, tars
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Source, check_no_split, join, read_index
@@ -41,6 +43,7 @@ def index_source(uri: str, split: str | None, target: str, *, run: Run, progress
     filesystem, root = filesystem_of(uri)
     if not exists(filesystem, root):
         raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
+    conversions.refuse_file(filesystem, root)
     archives = tars.find_archives(filesystem, root)
     if named := archives.keys() - {"devkit"}:
         check_no_split(split, archives[min(named)], min(named))
@@ -48,11 +51,7 @@ def index_source(uri: str, split: str | None, target: str, *, run: Run, progress
         return tars.index_archives(filesystem, uri, archives, progress.advance)
     if globs := spool.find_splits(filesystem, root, uri, split):
         return _spool(uri, globs, target, run, progress)
-    splits = folders.find_splits(filesystem, root)
-    for name, folder in splits.items():
-        check_no_split(split, folder, name)
-    if not splits and split and folders.has_class_folders(filesystem, root):
-        splits = {split: root}
+    splits = _find_folders(filesystem, root, split)
     if not splits:
         raise ValueError(
             f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
@@ -60,6 +59,20 @@ def index_source(uri: str, split: str | None, target: str, *, run: Run, progress
         )
     progress.begin("finding pictures", None)
     return folders.index_folders(filesystem, uri, splits, progress.advance)
+
+
+def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
+    """The folder of each split's class folders. Raises ValueError for layouts that are not read, with what to do."""
+    conversions.refuse_kaggle(filesystem, root)
+    splits = folders.find_splits(filesystem, root, split)
+    conversions.refuse_archives(filesystem, root, list(splits.values()))
+    for name, folder in splits.items():
+        check_no_split(split, folder, name)
+    if not splits and split and folders.has_folders(filesystem, root):
+        return {split: root}
+    if not splits:
+        conversions.refuse_deeper(filesystem, root)
+    return splits
 
 
 def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Progress) -> Source:

@@ -13,9 +13,8 @@ import contextlib
 import errno
 import fcntl
 import os
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -23,21 +22,33 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.fs as pafs
 
+from dist_resnet.data.damaged_classes import DamagedClass, find_damaged_classes, refusal
 from dist_resnet.data.indexing import WORK, Progress, Run, index_source
 from dist_resnet.data.ingest import DamagedError, Shrink, difference, ingest
 from dist_resnet.data.manifest import FORMAT, PREPARING, check_sizes, read_manifest, write_manifest
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.shards import ShardRecord, ShardTask, read_blocks, write_shard
 from dist_resnet.data.sources import Index, Source, check_index, read_index, write_index
-from dist_resnet.data.store import PARTIAL, check_space, exists, is_local, read_json, whole_file, write_json
+from dist_resnet.data.splits import split_of
+from dist_resnet.data.store import (
+    PARTIAL,
+    check_space,
+    exists,
+    is_local,
+    is_partial_of_here,
+    now_at,
+    read_json,
+    whole_file,
+    write_json,
+)
 
 _PLAN = f"{WORK}/plan.json"
 _SAMPLE = 200
 _READERS = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_SEED = (1 << 64) - 1
-# Another machine's preparation writes to its partial files more often.
-_ABANDONED_SECONDS = 60
+# Another machine's preparation writes to its partial files much more often, whatever its file system holds back.
+_ABANDONED_SECONDS = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,8 @@ class Options:
     seed: int = 0
     shard_megabytes: float = 500
     on_damaged: Literal["skip", "error"] = "skip"
+    on_damaged_class: Literal["refuse", "keep"] = "refuse"
+    """What to make of a set in which every image of a class is damaged: nothing, or a set with that class empty."""
     shrink: Shrink | None = None
 
     def __post_init__(self) -> None:
@@ -58,10 +71,16 @@ class Options:
             raise ValueError(f"the seed must lie in 0 .. {_MAX_SEED}, got {self.seed}")
         if not self.shard_megabytes > 0:
             raise ValueError(f"shards must have more than 0 megabytes, got {self.shard_megabytes:g}")
-        if self.split is not None and not (self.split.isascii() and self.split.islower() and self.split.isalpha()):
+        name = self.split_name
+        if name is not None and not (name.isascii() and name.islower() and name.isalpha()):
             raise ValueError(f"the split's name must be of the letters a .. z, got {self.split!r}")
         if self.source.rstrip("/") == self.target.rstrip("/"):
             raise ValueError(f"source and target are both {self.source}; give another --target")
+
+    @property
+    def split_name(self) -> str | None:
+        """The split's name in the set: train, validation or test for whatever form of these was given."""
+        return None if self.split is None else split_of(self.split) or self.split
 
     def identity(self) -> dict[str, Any]:
         """What the shards depend on."""
@@ -96,7 +115,7 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
     filesystem, folder = filesystem_of(options.target)
     with _alone(filesystem, folder, options.target) as alone:
         if alone:
-            _remove_partials(filesystem, folder, 0)
+            _remove_partials(filesystem, folder, lambda entry: is_partial_of_here(entry.base_name))
         return _claim(filesystem, folder, options) or _prepare(filesystem, folder, options, run, progress)
 
 
@@ -159,7 +178,7 @@ def _claim(filesystem: pafs.FileSystem, folder: str, options: Options) -> dict[s
         _check_finished(filesystem, folder, options, manifest)
         return manifest
     if under_way is not None:
-        _remove_partials(filesystem, folder, _ABANDONED_SECONDS)
+        _remove_partials(filesystem, folder, _abandoned_at(filesystem, folder))
         return None
     entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     if others := sorted(one.base_name for one in entries if one.base_name.endswith(".parquet")):
@@ -173,7 +192,7 @@ def _clean_up(filesystem: pafs.FileSystem, folder: str) -> None:
     if exists(filesystem, f"{folder}/{WORK}"):
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(f"{folder}/{WORK}")
-    _remove_partials(filesystem, folder, 0)
+    _remove_partials(filesystem, folder, lambda entry: True)
     with contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(f"{folder}/{PREPARING}")
 
@@ -204,13 +223,20 @@ def _check_same(what: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None
         raise ValueError(f"{what} with other options: {', '.join(others)}; give those, or another --target")
 
 
-def _remove_partials(filesystem: pafs.FileSystem, folder: str, idle_seconds: float) -> None:
-    """Removes what a killed process was writing: what nothing has been written to for so long."""
+def _remove_partials(filesystem: pafs.FileSystem, folder: str, chosen: Callable[[pafs.FileInfo], bool]) -> None:
+    """Removes what a killed process was writing: those files that are not whole and are chosen."""
     for place in (folder, f"{folder}/{WORK}"):
         for entry in filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True)):
-            if entry.base_name.endswith(PARTIAL) and entry.mtime_ns / 1e9 <= time.time() - idle_seconds:
+            if entry.base_name.endswith(PARTIAL) and chosen(entry):
                 with contextlib.suppress(FileNotFoundError):
                     filesystem.delete_file(entry.path)
+
+
+def _abandoned_at(filesystem: pafs.FileSystem, folder: str) -> Callable[[pafs.FileInfo], bool]:
+    """Tells what nothing has been written to for so long that no machine still writes it, by the files' own clock."""
+    # The clock of this machine may differ from the file server's by more than any such time.
+    moment = now_at(filesystem, folder) if is_local(filesystem) else 0
+    return lambda entry: entry.mtime_ns <= moment - _ABANDONED_SECONDS * 10**9
 
 
 def _plan(
@@ -222,10 +248,13 @@ def _plan(
         plan = _Plan(**kept | {key: tuple(kept[key]) for key in ("class_names", "notes")})
         uri = options.target if plan.kind == "parquet" else options.source
         return plan, {split: read_index(filesystem, _index_path(folder, split), uri) for split in plan.shards}
-    source = index_source(options.source, options.split, options.target, run=run, progress=progress)
+    source = index_source(options.source, options.split_name, options.target, run=run, progress=progress)
     for split, index in source.splits.items():
         # Class names of Parquet are only names; a folder or archive of a class that holds nothing is a mistake.
-        check_index(index, split, source.class_names, every_class=source.kind != "parquet")
+        check_index(index, split, source.class_names, every_class=source.kind != "parquet" and split != "test")
+    damaged = find_damaged_classes(source, progress)
+    if damaged:
+        _judge_damaged_classes(damaged, options, progress)
     shrinking = None if options.shrink is None else _measure(source, options, progress)
     scale = 1.0 if shrinking is None else shrinking["bytes_after"] / max(1, shrinking["bytes_before"])
     plan = _Plan(
@@ -244,6 +273,15 @@ def _plan(
             write_index(stream, index)
     write_json(filesystem, f"{folder}/{_PLAN}", asdict(plan))
     return plan, source.splits
+
+
+def _judge_damaged_classes(damaged: list[DamagedClass], options: Options, progress: Progress) -> None:
+    """Raises ValueError for classes without an intact image, unless such are to be kept; then it is said."""
+    if options.on_damaged_class == "refuse":
+        raise ValueError(
+            f"{refusal(damaged)}; repair the source, or have a set without them with --on-damaged-class keep"
+        )
+    progress.say(f"{refusal(damaged)}; the set will be without them")
 
 
 def _index_path(folder: str, split: str) -> str:
@@ -366,7 +404,13 @@ def _order(length: int, seed: int, split: str) -> np.ndarray:
 
 def _manifest(options: Options, plan: _Plan, records: dict[str, list[ShardRecord]]) -> dict[str, Any]:
     """What the set says of itself. Raises ValueError where damaged pictures leave a split or class with none."""
-    splits = {split: _split_entry(split, plan, of_split) for split, of_split in records.items()}
+    splits = {split: _split_entry(of_split) for split, of_split in records.items()}
+    empty = [one for split, entry in splits.items() for one in _damaged_classes(split, entry)]
+    if empty and options.on_damaged_class == "refuse":
+        raise ValueError(
+            f"{refusal(empty)}; the finished shards are kept: give the same command with --on-damaged-class keep to "
+            "have the set without them, or repair the source and prepare it into another --target"
+        )
     return {
         "format": FORMAT,
         "source": options.source,
@@ -374,22 +418,34 @@ def _manifest(options: Options, plan: _Plan, records: dict[str, list[ShardRecord
         "seed": options.seed,
         "options": options.identity(),
         "on_damaged": options.on_damaged,
-        "left_out": list(plan.notes),
+        "left_out": [*plan.notes, *(f"every {one.split} image of class {one.name}, damaged" for one in empty)],
         "shrinking_of_a_sample": plan.shrinking,
         "class_names": list(plan.class_names),
         "splits": splits,
     }
 
 
-def _split_entry(split: str, plan: _Plan, records: list[ShardRecord]) -> dict[str, Any]:
+def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass]:
+    """The classes of a split that damaged pictures leave with none. Raises ValueError where that is the whole split."""
+    if not entry["pictures"]:
+        one = entry["damaged"][0]
+        raise ValueError(
+            f"every {split} image is damaged, one of them {one['picture']} ({one['reason']}); repair the source and "
+            "prepare it into another --target"
+        )
+    found: dict[int, DamagedClass] = {}
+    for one in entry["damaged"]:
+        if not entry["class_counts"][one["label"]]:
+            found.setdefault(
+                one["label"],
+                DamagedClass(split=split, name=one["class"], picture=one["picture"], reason=one["reason"]),
+            )
+    yield from found.values()
+
+
+def _split_entry(records: list[ShardRecord]) -> dict[str, Any]:
     counts = np.sum([record.class_counts for record in records], axis=0)
     damaged = [one for record in records for one in record.damaged]
-    for one in damaged:
-        if not counts[one["label"]]:
-            raise ValueError(
-                f"every {split} picture of class {one['class']} is damaged, one of them {one['picture']} "
-                f"({one['reason']}); repair the source and prepare it into another --target"
-            )
     keys = ("file", "pictures", "bytes", "sha256", "footer_sha256", "class_counts")
     return {
         "pictures": sum(record.pictures for record in records),

@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.ranges import filesystem_of, one_line
 from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
+from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import child_uri, exists, whole_file
+from dist_resnet.data.tree import list_folder
 
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _ROWS_AT_ONCE = 64
 _BEGIN = "spool-"
@@ -54,32 +56,33 @@ def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
     if not shards:
         folder, uri = f"{root}/data", child_uri(uri, "data")
         shards = _list_shards(filesystem, folder)
-    splits: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for shard in shards:
-        begin = shard[: len(shard) - len(shard.lstrip(string.ascii_lowercase))]
-        if begin in _SPLITS:
-            check_no_split(split, f"{folder}/{shard}", _SPLITS[begin])
+        begin = shard[: len(shard) - len(shard.lstrip(string.ascii_letters))]
+        if found := split_of(begin):
+            check_no_split(split, f"{folder}/{shard}", found)
         elif split is None:
             raise ValueError(
                 f"{folder}/{shard} is of no split by its name, which should begin with train-, validation- or test-; "
                 "give --split for shards of one split"
             )
-        splits.setdefault("" if split else begin, []).append(shard)
-    if splits.keys() >= {"val", "validation"}:
-        raise ValueError(
-            f"{folder} holds {splits['val'][0]} and {splits['validation'][0]}, which are of one split by their names; "
-            "keep one kind in another folder"
-        )
-    for begin, names in splits.items():
-        _check_complete(begin or str(split), names)
-    globs = {begin: f"{begin}[!a-z]*.parquet" if begin else "*.parquet" for begin in splits}
-    return {_SPLITS.get(begin) or str(split): child_uri(uri, glob) for begin, glob in globs.items()}
+        named.setdefault("" if split else begin, []).append(shard)
+    splits: dict[str, str] = {}
+    for begin, names in named.items():
+        found = split_of(begin) or str(split)
+        if found in splits:
+            raise ValueError(
+                f"{folder} holds {named[splits[found]][0]} and {names[0]}, which are of one split by their names; keep "
+                "one kind in another folder"
+            )
+        _check_complete(begin or found, names)
+        splits[found] = begin
+    globs = {begin: f"{begin}[!a-zA-Z]*.parquet" if begin else "[!.~]*.parquet" for begin in named}
+    return {found: child_uri(uri, globs[begin]) for found, begin in splits.items()}
 
 
 def _list_shards(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    names = [one.base_name for one in entries if one.type == pafs.FileType.File]
-    return sorted(name for name in names if name.endswith(".parquet"))
+    return [name for name in list_folder(filesystem, folder, LeftOut())[1] if name.endswith(".parquet")]
 
 
 def _check_complete(split: str, shards: list[str]) -> None:

@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
+from dist_resnet.data.clutter import find_clutter
+from dist_resnet.data.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of
+from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.sources import Container, Index, IndexBuilder, Source
 from dist_resnet.data.store import is_local
+from dist_resnet.data.tree import list_folder
 from dist_resnet.terminal import escaped
 
 _TRAIN, _VALIDATION, _DEVKIT = "_img_train.tar", "_img_val.tar", "_devkit_t12.tar.gz"
@@ -28,11 +32,19 @@ _BLOCK = 512
 
 
 def find_archives(filesystem: pafs.FileSystem, root: str) -> dict[str, str]:
-    """The archives in a folder: paths by `train`, `validation` and `devkit`, as far as they are there."""
-    entries = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    endings = {"train": _TRAIN, "validation": _VALIDATION, "devkit": _DEVKIT}
-    files = [one.path for one in entries if one.type == pafs.FileType.File]
-    return {kind: path for kind, ending in endings.items() for path in files if path.endswith(ending)}
+    """The archives in a folder: paths by `train`, `validation` and `devkit`, as far as they are there.
+
+    Raises ValueError where two are of one name.
+    """
+    files = list_folder(filesystem, root, LeftOut())[1]
+    found: dict[str, str] = {}
+    for kind, ending in {"train": _TRAIN, "validation": _VALIDATION, "devkit": _DEVKIT}.items():
+        same = [f"{root}/{name}" for name in files if name.endswith(ending)]
+        if len(same) > 1:
+            raise ValueError(f"{same[0]} and {same[1]} are the same archive by their names; keep one elsewhere")
+        if same:
+            found[kind] = same[0]
+    return found
 
 
 def index_archives(
@@ -41,8 +53,9 @@ def index_archives(
     """Walks the archives' headers. Raises ValueError for one that is cut short or holds something else."""
     class_names: tuple[str, ...] = ()
     indexes: dict[str, Index] = {}
+    left = LeftOut()
     if "train" in archives:
-        class_names, indexes["train"] = _index_train(filesystem, uri, archives["train"], advance)
+        class_names, indexes["train"] = _index_train(filesystem, uri, archives["train"], left, advance)
     if "validation" in archives:
         if "devkit" not in archives:
             raise ValueError(
@@ -51,19 +64,19 @@ def index_archives(
         synsets, truth = _read_devkit(filesystem, archives["devkit"])
         class_names = class_names or tuple(sorted(synsets.values()))
         indexes["validation"] = _index_validation(
-            filesystem, uri, archives["validation"], [synsets[number] for number in truth], class_names
+            filesystem, uri, archives["validation"], [synsets[number] for number in truth], class_names, left
         )
         advance(len(indexes["validation"]))
-    return Source("tar", class_names, indexes, ())
+    return Source("tar", class_names, indexes, tuple(left.lines()))
 
 
 def _index_train(
-    filesystem: pafs.FileSystem, uri: str, path: str, advance: Callable[[int], None]
+    filesystem: pafs.FileSystem, uri: str, path: str, left: LeftOut, advance: Callable[[int], None]
 ) -> tuple[tuple[str, ...], Index]:
     """(sorted synset ids, index)"""
     base = path.rpartition("/")[2]
     with filesystem.open_input_file(path) as file:
-        classes = sorted(_walk(file, path, 0, file.size()))
+        classes = sorted(walk_members(file, path, 0, file.size(), left))
         for name, _, _ in classes:
             if not name.endswith(".tar"):
                 raise ValueError(f"{path} holds {name}; it should hold a tar of each class, such as n01440764.tar")
@@ -72,8 +85,9 @@ def _index_train(
             raise ValueError(f"{path} holds {twice[0]}.tar twice; download it again")
         builder = IndexBuilder(uri)
         with ThreadPoolExecutor(_THREADS if is_local(filesystem) else _THREADS_REMOTE) as pool:
-            walks = pool.map(lambda one: list(_walk(file, f"{path} in {one[0]}", one[1], one[2])), classes)
-            for label, pictures in enumerate(walks):
+            walks = pool.map(lambda one: _images(file, f"{path} in {one[0]}", one[1], one[2]), classes)
+            for label, (pictures, left_here) in enumerate(walks):
+                left.add(left_here)
                 container = Container(path, f"{base}/{classes[label][0]}/")
                 names, offsets, sizes = zip(*pictures, strict=True) if pictures else ((), (), ())
                 builder.add(container, np.array(offsets), np.array(sizes), label, names)
@@ -82,11 +96,12 @@ def _index_train(
 
 
 def _index_validation(
-    filesystem: pafs.FileSystem, uri: str, path: str, synsets: list[str], class_names: tuple[str, ...]
+    filesystem: pafs.FileSystem, uri: str, path: str, synsets: list[str], class_names: tuple[str, ...], left: LeftOut
 ) -> Index:
     """`synsets`: the class of each picture, by the number in its name."""
     with filesystem.open_input_file(path) as file:
-        pictures = list(_walk(file, path, 0, file.size()))
+        pictures, left_here = _images(file, path, 0, file.size())
+    left.add(left_here)
     if len(pictures) != len(synsets):
         raise ValueError(
             f"{path} holds {len(pictures)} pictures, the devkit tells the classes of {len(synsets)}; "
@@ -140,8 +155,24 @@ def _read_devkit(filesystem: pafs.FileSystem, path: str) -> tuple[dict[int, str]
     return leaves, numbers
 
 
-def _walk(file: Any, what: str, start: int, size: int) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in `file`, bytes) of each regular file of the tar at `start`. Raises ValueError where it is cut."""
+def _images(file: Any, what: str, start: int, size: int) -> tuple[list[tuple[str, int, int]], LeftOut]:
+    """What `walk_members` yields that is an image by its ending or first bytes, and a count of the rest."""
+    images, left = [], LeftOut()
+    for name, offset, length in walk_members(file, what, start, size, left):
+        kind = None if is_named_image(name) else kind_of(name, file.read_at(min(length, HEAD_BYTES), offset))
+        if kind is None or kind in IMAGES:
+            images.append((name, offset, length))
+        else:
+            left.kinds[kind] += 1
+    return images, left
+
+
+def walk_members(file: Any, what: str, start: int, size: int, left: LeftOut) -> Iterator[tuple[str, int, int]]:
+    """(name, offset in `file`, bytes) of each regular file of the tar at `start`.
+
+    What is hidden is counted in `left`, and so are links, which have no bytes. Raises ValueError where the tar is cut.
+    """
+    hidden = set()
     window = io.BufferedReader(_Window(file, start, size), _READ_BYTES)
     end = start + size
     try:
@@ -149,9 +180,16 @@ def _walk(file: Any, what: str, start: int, size: int) -> Iterator[tuple[str, in
             for member in archive:
                 if start + member.offset_data + member.size > end or start + member.offset_data > file.size():
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-                if member.isreg():
-                    # Names of another encoding are carried on with their bytes escaped, for they only tell pictures apart.
-                    yield escaped(member.name.removeprefix("./")), start + member.offset_data, member.size
+                # Names of another encoding are carried on with their bytes escaped: they only tell pictures apart.
+                name = escaped(member.name.removeprefix("./"))
+                if skipped := find_clutter(name if name != "." else ""):
+                    hidden.add(skipped)
+                elif member.isreg():
+                    yield name, start + member.offset_data, member.size
+                elif not member.isdir():
+                    left.kinds["link or device in an archive"] += 1
+            for path in hidden:
+                left.skip(path)
             # The reader takes any end for the end; a whole archive ends in blocks of zeros.
             window.seek(archive.offset)
             if window.read(_BLOCK) != bytes(_BLOCK):

@@ -1,0 +1,163 @@
+"""Layouts of image sets that are not read, and the commands that make ones that are: Kaggle's ImageNet, WebDataset."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dist_resnet.data.kinds import is_named_image
+from dist_resnet.data.left_out import LeftOut
+from dist_resnet.data.splits import resembled_split
+from dist_resnet.data.store import exists, is_local
+from dist_resnet.data.tars import walk_members
+from dist_resnet.data.tree import list_folder
+
+_KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_KAGGLE_CLASSES = "LOC_val_solution.csv"
+# How far above the folder of images Kaggle's archive has the file.
+_LEVELS = 4
+_PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_CLASS_KEYS = ("label", "cls", "class", "class_id", "class_name", "synset", "wnid")
+_MEMBERS = 30
+
+
+def refuse_file(filesystem: pafs.FileSystem, root: str) -> None:
+    """Raises ValueError where the source is a file and no folder."""
+    if filesystem.get_file_info(root).type != pafs.FileType.File:
+        return
+    todo = "give the folder that holds it"
+    if root.lower().endswith(_PACKED) and not root.endswith(("_img_train.tar", "_img_val.tar")):
+        todo = "unpack it and give the folder with what was in it"
+    raise ValueError(f"the source {root} is a file; {todo}")
+
+
+def refuse_kaggle(filesystem: pafs.FileSystem, root: str) -> None:
+    """Raises ValueError for ImageNet as Kaggle has it, whose validation images are in no class folders."""
+    folder = next((path for name in _KAGGLE_FOLDERS if exists(filesystem, path := f"{root}/{name}")), None)
+    validation = f"{folder or root}/val"
+    folders, files = list_folder(filesystem, validation, LeftOut())
+    classes = _find_above(filesystem, root, _KAGGLE_CLASSES)
+    if files and not folders and (classes or files[0].startswith("ILSVRC2012_val_")):
+        moving = (
+            f"cd {shlex.quote(validation)} && tail -n +2 {shlex.quote(classes or f'WHERE_IT_IS/{_KAGGLE_CLASSES}')} | "
+            "while IFS=', ' read -r name synset rest; do "
+            'mkdir -p "$synset" && mv "$name.JPEG" "$synset/"; done'
+        )
+        where = "" if is_local(filesystem) else " (on a disk, where the set has to be copied first)"
+        raise ValueError(
+            f"{validation} holds {len(files)} images in no class folders, as Kaggle has ImageNet; {_KAGGLE_CLASSES} "
+            f"tells their classes: move them into class folders{where} by: {moving}; then give --source "
+            f"{shlex.quote(folder or root)}"
+        )
+    if folder:
+        raise ValueError(f"{root} is ImageNet as Kaggle has it; give its folder of images, --source {folder}")
+
+
+def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
+    """Raises ValueError where the images are in archives that are not read: WebDataset's, or some others.
+
+    `splits`: folders that may be such a source too, one for each split.
+    """
+    for folder in (root, *splits):
+        folders, files = list_folder(filesystem, folder, LeftOut())
+        packed = [name for name in files if name.lower().endswith(_PACKED)]
+        if folders or not packed:
+            continue
+        first = f"{folder}/{packed[0]}"
+        if members := _sample_group(filesystem, first):
+            raise ValueError(_webdataset(folder, packed[0], members, is_local(filesystem)))
+        if re.fullmatch(r"n\d{8}\.tar", packed[0]):
+            raise ValueError(
+                f"{folder} holds {packed[0]}{_more(packed)}, the inner archives of ImageNet's; give the folder of "
+                "ILSVRC2012_img_train.tar as it was, or unpack each by: "
+                f'cd {shlex.quote(folder)} && for t in n*.tar; do mkdir -p "${{t%.tar}}" && tar -xf "$t" -C '
+                '"${t%.tar}" && rm "$t"; done'
+            )
+        raise ValueError(
+            f"{folder} holds the archive {packed[0]}{_more(packed)}, which is not read (ILSVRC2012_img_train.tar and "
+            "ILSVRC2012_img_val.tar are); unpack it and give the folder with what was in it"
+        )
+
+
+def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:
+    """Raises ValueError where a folder in the source, or one that looks like a split, is what should be given."""
+    folders, _ = list_folder(filesystem, root, LeftOut())
+    if alike := [name for name in folders if resembled_split(name)]:
+        raise ValueError(
+            f"{root} holds {', '.join(alike[:3])}, which are like splits by their names and no known ones; call the "
+            "folders train and val, or give one as --source with --split"
+        )
+    for name in folders[:20]:
+        inner = list_folder(filesystem, f"{root}/{name}", LeftOut())[0]
+        if any(resembled_split(one) for one in inner):
+            raise ValueError(
+                f"{root} holds {name}, which holds splits by its folders' names; give --source {root}/{name}"
+            )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _find_above(filesystem: pafs.FileSystem, folder: str, name: str) -> str | None:
+    """The file of this name in a folder or those that it is in."""
+    for _ in range(_LEVELS):
+        if folder and exists(filesystem, f"{folder}/{name}"):
+            return f"{folder}/{name}"
+        folder = folder.rpartition("/")[0]
+    return None
+
+
+def _sample_group(filesystem: pafs.FileSystem, path: str) -> dict[str, bytes] | None:
+    """The files of a WebDataset sample by their endings, without the image's bytes; None where the tar has none."""
+    groups: dict[str, dict[str, bytes]] = {}
+    try:
+        with filesystem.open_input_file(path) as file:
+            for number, (name, offset, size) in enumerate(walk_members(file, path, 0, file.size(), LeftOut())):
+                stem, _, ending = name.rpartition("/")[2].partition(".")
+                content = b"" if is_named_image(name) else file.read_at(min(size, 1 << 20), offset)
+                groups.setdefault(f"{name.rpartition('/')[0]}/{stem}", {})[ending] = content
+                if number == _MEMBERS:
+                    break
+    except (ValueError, OSError):
+        return None
+    return next(
+        (one for one in groups.values() if len(one) > 1 and any(is_named_image(f".{key}") for key in one)), None
+    )
+
+
+def _webdataset(folder: str, name: str, members: dict[str, bytes], local: bool) -> str:
+    """What to say of a folder of WebDataset's archives."""
+    image = next(ending for ending in members if is_named_image(f".{ending}"))
+    endings = ", ".join(f".{ending}" for ending in members)
+    found = f"{folder} holds {name}, of WebDataset's layout (files {endings} of one name)"
+    reading = _class_reading(members)
+    if reading is None:
+        return f"{found}, and none of them tells a class; unpack the images into a folder for each class, train/CLASS"
+    ending, command = reading
+    split = {"validation": "val"}.get(found_split := resembled_split(name) or "train", found_split)
+    pattern = re.sub(r"\d+(-of-\d+)?\.tar$", "*.tar", name)
+    where = folder if local else "FOLDER"
+    unpacked, images = shlex.quote(f"{where}/unpacked-{split}"), shlex.quote(f"{where}/images")
+    return (
+        f"{found}, which is not read; unpack it into class folders{'' if local else ' on a disk'} by: "
+        f'mkdir -p {unpacked} && for t in {shlex.quote(where)}/{pattern}; do tar -xf "$t" -C {unpacked}; done && '
+        f"cd {unpacked} && find . -name '*.{ending}' | while read -r c; do d={images}/{split}/$({command}); "
+        f'mkdir -p "$d" && mv "${{c%.{ending}}}.{image}" "$d/"; done; do so for each split, then give --source {images}'
+    )
+
+
+def _class_reading(members: dict[str, bytes]) -> tuple[str, str] | None:
+    """(ending of the file that tells the class, command that prints it from "$c"), or None."""
+    for ending in ("cls", "cls.txt"):
+        if ending in members:
+            return ending, 'cat "$c"'
+    try:
+        told: Any = json.loads(members["json"])
+        key = next(key for key in _CLASS_KEYS if isinstance(told.get(key), str | int))
+    except (KeyError, ValueError, AttributeError, StopIteration):
+        return None
+    return "json", f"""python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["{key}"])' "$c\""""

@@ -1,0 +1,52 @@
+"""What a folder or file is called that is a split: train, validation or test, in the forms that people write."""
+
+import re
+
+ORDER = ("train", "validation", "test")
+"""The splits that names tell of; the first that is there has the classes."""
+_WORDS = {
+    "train": ("train", "training", "trainset", "traindata", "trainingset"),
+    "validation": (
+        "val",
+        "valid",
+        "validate",
+        "validation",
+        "valset",
+        "validset",
+        "validationset",
+        "dev",
+        "devel",
+        "eval",
+        "evaluation",
+    ),
+    "test": ("test", "testing", "testset", "testdata", "testingset"),
+}
+_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
+# Words that leave a split's name what it is, as in train_images or Test-Set.
+_FILLERS = frozenset({"set", "data", "dataset", "image", "images", "imgs", "photos", "pictures", "split", "folder"})
+# A word in capitals, or one that begins with at most one: TRAIN, Train, trainSet.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name stands for, or None.
+
+    Any case is a split's, and so are years and words such as "set" and "images" beside it.
+
+    >>> [split_of(name) for name in ("train", "TRAIN", "Valid", "val2017", "test_images", "TrainingSet", "test_tube")]
+    ['train', 'train', 'validation', 'validation', 'test', 'train', None]
+    """
+    for form in (name, name.lower()):
+        words = [word for word in _words(form) if word not in _FILLERS]
+        if len(words) == 1 and words[0] in _SPLITS:
+            return _SPLITS[words[0]]
+    return None
+
+
+def resembled_split(name: str) -> str | None:
+    """The split of which a name has a word among others, as `seg_train` has, or None."""
+    return next((_SPLITS[word] for word in _words(name) if word in _SPLITS), None)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)] if name.isascii() else []

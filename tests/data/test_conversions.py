@@ -1,0 +1,162 @@
+"""Layouts that are refused; oracle: bash, which runs the command that the refusal gives, and the set made after it."""
+
+import io
+import json
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from oracle.pictures import jpeg, smooth
+from oracle.sources import (
+    SYNSETS,
+    Pictures,
+    expected_rows,
+    prepare_here,
+    prepared_rows,
+    small_pictures,
+    tar,
+    write_folders,
+)
+
+
+def refusal(source: Path, target: Path, **options: object) -> str:
+    with pytest.raises(ValueError, match=" ") as caught:
+        prepare_here(source, target, **options)
+    line = str(caught.value)
+    assert line == " ".join(line.split())  # as the command prints it, on one line
+    assert not target.exists() or not list(target.iterdir())
+    return line
+
+
+def bash(command: str) -> None:
+    subprocess.run(["bash", "-c", command], check=True)
+
+
+def write_kaggle(root: Path, pictures: Pictures, images: str) -> Path:
+    """As the archive of Kaggle's challenge unpacks."""
+    write_folders(root / images, {"train": pictures["train"]})
+    (root / images / "val").mkdir()
+    lines = ["ImageId,PredictionString"]
+    for synset, files in pictures["validation"].items():
+        for name, encoded in files:
+            (root / images / "val" / name).write_bytes(encoded)
+            lines.append(f"{name.removesuffix('.JPEG')},{synset} 85 1 499 272 {synset} 1 1 9 9 ")
+    (root / "LOC_val_solution.csv").write_text("\r\n".join(lines) + "\r\n")
+    (root / "LOC_synset_mapping.txt").write_text("n01440764 tench\n")
+    return root
+
+
+@pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
+@pytest.mark.parametrize("images", ["ILSVRC/Data/CLS-LOC"])
+def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path: Path, given: str, images: str) -> None:
+    pictures = small_pictures()
+    root = write_kaggle(tmp_path / "a set", pictures, images)
+    line = refusal(root / given, tmp_path / "target")
+    assert "val holds 10 images in no class folders, as Kaggle has ImageNet; LOC_val_solution.csv tells" in line
+    found = re.search(r" by: (.*); then give --source '?([^']*)'?$", line)
+    assert found is not None
+    bash(found[1])
+    prepare_here(found[2], tmp_path / "target")
+    for split in ("train", "validation"):
+        assert sorted(prepared_rows(tmp_path / "target", split)) == expected_rows(pictures, split)
+
+
+def test_kaggles_root_with_class_folders_tells_which_folder_to_give(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    write_folders(root / "ILSVRC" / "Data" / "CLS-LOC", small_pictures())
+    for split in (None, "train"):
+        line = refusal(root, tmp_path / "target", split=split)
+        assert line.endswith(f"give its folder of images, --source {root}/ILSVRC/Data/CLS-LOC")
+
+
+def test_a_flat_validation_folder_beside_kaggles_list_is_refused(tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path / "source", small_pictures(), ".")
+    assert "LOC_val_solution.csv tells" in refusal(root, tmp_path / "target")
+
+
+def write_webdataset(root: Path, pictures: Pictures, *, ending: str, names: dict[str, str]) -> Path:
+    root.mkdir(parents=True)
+    for split, name in names.items():
+        files = []
+        for synset, ones in pictures[split].items():
+            for file, encoded in ones:
+                key = file.removesuffix(".JPEG")
+                told = synset if ending == "cls" else json.dumps({"width": 3, "label": synset})
+                files += [(f"{key}.jpg", encoded), (f"{key}.{ending}", told.encode())]
+        for shard in range(2):
+            half = len(files) // 4 * 2
+            content = files[half:] if shard else files[:half]
+            file = root / name.format(shard)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(tar(content))
+    return root
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": "imagenet1k-train-{:04d}.tar"},
+        {"train": "{:06d}.tar"},
+        {"train": "train/{:06d}.tar"},
+        {"train": "train-{:04d}.tar", "validation": "validation-{:04d}.tar"},
+    ],
+)
+def test_webdatasets_archives_are_refused_with_the_command_that_unpacks_them(
+    tmp_path: Path, ending: str, names: dict[str, str]
+) -> None:
+    pictures = small_pictures()
+    root = write_webdataset(tmp_path / "source", pictures, ending=ending, names=names)
+    line = refusal(root, tmp_path / "target")
+    assert f"of WebDataset's layout (files .jpg, .{ending} of one name), which is not read" in line
+    found = re.search(r" by: (.*); do so for each split, then give --source (\S+)$", line)
+    assert found is not None
+    bash(found[1])
+    prepare_here(found[2], tmp_path / "target")
+    unpacked = sorted(
+        (name.removesuffix(".jpg") + ".JPEG", one, label)
+        for name, one, label in prepared_rows(tmp_path / "target", "train")
+    )
+    assert unpacked == expected_rows(pictures, "train")
+
+
+def test_a_webdataset_that_tells_no_class_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    files = [("1.jpg", jpeg(smooth(9, 9, 1))), ("1.txt", b"a cat on a mat")]
+    (tmp_path / "source" / "0.tar").write_bytes(tar(files))
+    assert "none of them tells a class; unpack the images" in refusal(tmp_path / "source", tmp_path / "target")
+
+
+def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "inner"
+    source.mkdir()
+    for synset, files in small_pictures()["train"].items():
+        (source / f"{synset}.tar").write_bytes(tar(files))
+    line = refusal(source, tmp_path / "target", split="train")
+    assert "holds n01440764.tar and 4 more, the inner archives of ImageNet's" in line
+    bash(line.partition(" by: ")[2])
+    assert prepare_here(source, tmp_path / "a", split="train")["splits"]["train"]["pictures"] == 40
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("cat/1.jpg", b"x")
+    (packed / "animals.zip").write_bytes(buffer.getvalue())
+    assert "holds the archive animals.zip, which is not read" in refusal(packed, tmp_path / "target")
+    line = refusal(packed / "animals.zip", tmp_path / "target")
+    assert line.endswith("animals.zip is a file; unpack it and give the folder with what was in it")
+
+
+def test_a_source_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    for name in ("train-0.parquet", "ILSVRC2012_img_train.tar", "a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+        assert refusal(tmp_path / name, tmp_path / "target").endswith("is a file; give the folder that holds it")
+
+
+def test_an_archive_beside_split_folders_does_no_harm(tmp_path: Path) -> None:
+    pictures = small_pictures()
+    source = write_folders(tmp_path / "source", pictures)
+    (source / "train.tar").write_bytes(tar(pictures["train"][SYNSETS[0]]))
+    assert prepare_here(source, tmp_path / "target")["left_out"] == ["train.tar beside the split folders"]
