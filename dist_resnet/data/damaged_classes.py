@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_resnet.data.indexing import Progress
-from dist_resnet.data.ingest import DamagedError, decode
+from dist_resnet.data.ingest import DamagedError, ingest
 from dist_resnet.data.shards import read_blocks
 from dist_resnet.data.sources import Index, Source
 
@@ -83,7 +83,7 @@ def _look(index: Index, rows: np.ndarray) -> tuple[str, str] | None:
         for block, images in read_blocks(taken):
             for row, encoded in zip(block, images, strict=True):
                 try:
-                    decode(encoded)
+                    ingest(encoded)
                 except DamagedError as error:
                     first = first or (taken.describe(row), str(error))
                 else:

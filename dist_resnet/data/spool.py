@@ -77,7 +77,7 @@ def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
             )
         _check_complete(begin or found, names)
         splits[found] = begin
-    globs = {begin: f"{begin}[!a-zA-Z]*.parquet" if begin else "[!.~]*.parquet" for begin in named}
+    globs = {begin: f"{begin}[!a-zA-Z]*parquet" if begin else "[!.~]*.parquet" for begin in named}
     return {found: child_uri(uri, globs[begin]) for found, begin in splits.items()}
 
 

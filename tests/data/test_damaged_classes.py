@@ -34,7 +34,7 @@ def broken(split: str, *classes: str) -> Pictures:
 
 def never(function, tasks):
     """Runs what unpacks Parquet, and nothing that writes shards."""
-    assert function.__name__ == "spool_shard"
+    assert function.__name__ == "spool_shard" or not tasks
     yield from in_turn(function, tasks)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -377,6 +378,63 @@ def test_a_second_job_where_nothing_can_be_locked_takes_nothing_from_the_first(t
     assert {one.suffix for one in target.iterdir()} == {".parquet", ".json"}
 
 
+@pytest.mark.parametrize("ahead_seconds", [-7200, 0, 90, 7200])
+def test_what_another_machine_writes_is_left_whatever_the_clocks_say(
+    tmp_path: Path, monkeypatch, ahead_seconds: int
+) -> None:
+    """The files' times are those of the file system's clock; this machine's differs."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead_seconds)
+
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    source = write_folders(tmp_path / "source", small_pictures())
+    target = tmp_path / "target"
+    theirs = target / "train-00000-of-00004.parquet.0123-4567.partial"
+    with pytest.raises(KeyboardInterrupt):
+        prepare_here(source, target, run=stop)
+    theirs.write_bytes(b"half")
+    for locks in (True, False):
+        if not locks:
+            monkeypatch.setattr(fcntl, "flock", unsupported)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_here(source, target, run=stop)
+        assert theirs.read_bytes() == b"half"
+    os.utime(theirs, (now() - 4000, now() - 4000))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_here(source, target, run=stop)
+    assert not theirs.exists()
+
+
+def test_what_a_killed_job_of_this_machine_was_writing_is_removed_at_once(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    target = tmp_path / "target"
+    program = (
+        "import os, sys\n"
+        "from oracle.sources import prepare_here\n"
+        "def killed(function, tasks):\n"
+        "    import dist_resnet.data.store as store\n"
+        "    store._make_durable = lambda path: os._exit(7)\n"
+        "    yield from function(tasks[0])\n"
+        "prepare_here(sys.argv[1], sys.argv[2], run=killed)\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", program, str(source), str(target)]
+    ended = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": paths})
+    assert ended.returncode == 7
+    (left,) = target.glob("*.partial")
+    with pytest.raises(KeyboardInterrupt):
+        prepare_here(source, target, run=stop)
+    assert not left.exists()
+
+
+def stop(function, tasks):
+    """Runs nothing."""
+    raise KeyboardInterrupt
+    yield
+
+
 def test_a_finished_set_is_left_as_it_is(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", small_pictures())
     manifest = prepare_here(source, tmp_path / "target")
@@ -562,6 +620,33 @@ def test_shards_of_no_split_by_their_names_need_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part-0.parquet is of no split by its name"):
         prepare_here(tmp_path / "source", tmp_path / "a")
     assert prepare_here(tmp_path / "source", tmp_path / "b", split="train")["splits"]["train"]["pictures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ("Train-0", "Valid-0"),
+        ("TRAIN", "VAL"),
+        ("training-00000-of-00001", "dev-00000-of-00001"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_shards_of_splits_in_any_case_and_form_are_taken(tmp_path: Path, train: str, validation: str) -> None:
+    one, two = (jpeg(smooth(9, 9, seed)) for seed in (1, 2))
+    write_parquet(tmp_path / "source" / f"{train}.parquet", [("one", one, 0)], ["x"])
+    write_parquet(tmp_path / "source" / f"{validation}.parquet", [("two", two, 0)], ["x"])
+    for name in ("._train-0.parquet", "._Valid.parquet"):
+        (tmp_path / "source" / name).write_bytes(b"a Mac's")
+    prepare_here(tmp_path / "source", tmp_path / "target")
+    assert prepared_rows(tmp_path / "target", "train") == [("one", one, 0)]
+    assert prepared_rows(tmp_path / "target", "validation") == [("two", two, 0)]
+
+
+def test_hidden_shards_are_none_of_the_split_that_is_given(tmp_path: Path) -> None:
+    one = jpeg(smooth(9, 9, 1))
+    write_parquet(tmp_path / "source" / "part-0.parquet", [("one", one, 0)], ["x"])
+    (tmp_path / "source" / "._part-0.parquet").write_bytes(b"a Mac's")
+    assert prepare_here(tmp_path / "source", tmp_path / "target", split="train")["splits"]["train"]["pictures"] == 1
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,55 @@ def test_the_index_of_a_thousand_pictures_is_exact(tmp_path: Path) -> None:
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", tar(files))]))
     source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
     assert rows(source.splits["train"]) == sorted((name, content, 0) for name, content in files)
+
+
+def test_hidden_members_are_skipped_and_others_taken_by_their_first_bytes(tmp_path: Path) -> None:
+    """As a Mac packs a folder."""
+    pictures = small_pictures()
+    encoded = pictures["train"]["n01440764"][0][1]
+    odd = [("._1.JPEG", b"x"), ("__MACOSX/a.JPEG", b"x"), ("deep/.DS_Store", b"x"), ("Thumbs.db", b"x")]
+    files = [
+        *pictures["train"]["n01440764"],
+        *odd,
+        ("no-ending", encoded),
+        ("list.txt", b"eight"),
+        ("a.heic", b"\0" * 9),
+    ]
+    outer = [("n01440764.tar", tar(files)), ("._n01440764.tar", b"x"), ("__MACOSX/._n01440764.tar", b"x")]
+    write_archives(tmp_path, pictures)
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar(outer))
+    (tmp_path / "._ILSVRC2012_img_train.tar").write_bytes(b"x")
+    (tmp_path / "ILSVRC2012_img_val.tar").unlink()
+    source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
+    assert source.class_names == ("n01440764",)
+    wanted = [(name, one, 0) for name, one in [*pictures["train"]["n01440764"], ("no-ending", encoded)]]
+    assert rows(source.splits["train"]) == sorted(wanted)
+    assert source.notes == (
+        "6 hidden and tools' files and folders: ._* (2), __MACOSX (2), .DS_Store (1), Thumbs.db (1)",
+        "2 files that are no images: text (.txt) (1), unknown (.heic) (1)",
+    )
+
+
+def test_links_in_an_archive_have_no_bytes_and_are_counted(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        member = tarfile.TarInfo("a.JPEG")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"hello"))
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            link = tarfile.TarInfo(f"b{kind.decode()}.JPEG")
+            link.type, link.linkname = kind, "a.JPEG"
+            archive.addfile(link)
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", inner.getvalue())]))
+    source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
+    assert rows(source.splits["train"]) == [("a.JPEG", b"hello", 0)]
+    assert source.notes == ("2 files that are no images: link or device in an archive (2)",)
+
+
+def test_two_archives_of_one_kind_are_refused(tmp_path: Path) -> None:
+    write_archives(tmp_path, small_pictures())
+    (tmp_path / "ILSVRC2010_img_train.tar").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"ILSVRC2010_img_train.tar and .*ILSVRC2012_img_train.tar are the same archive"
+    ):
+        find_archives(LOCAL, str(tmp_path))
