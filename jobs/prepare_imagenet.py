@@ -7,8 +7,8 @@
 
 The source, a local path, s3:// or gs:// URI, is one of
 
-- a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads them; class folders
-  alone are the split that --split names;
+- a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads them, of whatever image
+  format and ending (`Train` and `Valid` will do); class folders alone are the split that --split names;
 - a folder with the original archives, which are not unpacked: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and,
   for the classes of the latter, `ILSVRC2012_devkit_t12.tar.gz`;
 - a folder with the Parquet shards of Hugging Face's imagenet-1k as downloaded, which are unpacked under the target
@@ -17,7 +17,9 @@ The source, a local path, s3:// or gs:// URI, is one of
 The target gets `train-00000-of-00290.parquet` and so on, of about 500 MB and shuffled all through, and at the end
 `manifest.json`, for `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
 "/data/imagenet/validation-*.parquet"`. Every picture is decoded once; damaged ones are left out and listed with the
-reason. What is made depends on the source and the options alone, whatever the number of workers.
+reason. What else is left out is counted: hidden and tools' files, files that are no images, links to what is read
+already. A class without an intact image is refused before the decoding, or kept as an empty one with
+--on-damaged-class keep. What is made depends on the source and the options alone, whatever the number of workers.
 
 Shards are Ray tasks, on the cluster at hand or else on this machine's cores, of about 150 MiB of memory each, plus the
 pixels of one picture. A job that was stopped or killed goes on when the same command is given again. The whole of

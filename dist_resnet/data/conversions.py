@@ -13,7 +13,7 @@ from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.splits import resembled_split
 from dist_resnet.data.store import exists, is_local
 from dist_resnet.data.tars import walk_members
-from dist_resnet.data.tree import list_folder
+from dist_resnet.data.tree import list_files, list_folder
 
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 _KAGGLE_CLASSES = "LOC_val_solution.csv"
@@ -38,9 +38,9 @@ def refuse_kaggle(filesystem: pafs.FileSystem, root: str) -> None:
     """Raises ValueError for ImageNet as Kaggle has it, whose validation images are in no class folders."""
     folder = next((path for name in _KAGGLE_FOLDERS if exists(filesystem, path := f"{root}/{name}")), None)
     validation = f"{folder or root}/val"
-    folders, files = list_folder(filesystem, validation, LeftOut())
+    files = [name for name in list_files(filesystem, validation) if is_named_image(name)]
     classes = _find_above(filesystem, root, _KAGGLE_CLASSES)
-    if files and not folders and (classes or files[0].startswith("ILSVRC2012_val_")):
+    if files and (classes or files[0].startswith("ILSVRC2012_val_")):
         moving = (
             f"cd {shlex.quote(validation)} && tail -n +2 {shlex.quote(classes or f'WHERE_IT_IS/{_KAGGLE_CLASSES}')} | "
             "while IFS=', ' read -r name synset rest; do "
@@ -50,10 +50,12 @@ def refuse_kaggle(filesystem: pafs.FileSystem, root: str) -> None:
         raise ValueError(
             f"{validation} holds {len(files)} images in no class folders, as Kaggle has ImageNet; {_KAGGLE_CLASSES} "
             f"tells their classes: move them into class folders{where} by: {moving}; then give --source "
-            f"{shlex.quote(folder or root)}"
+            f"{_address(filesystem, folder or root)}"
         )
     if folder:
-        raise ValueError(f"{root} is ImageNet as Kaggle has it; give its folder of images, --source {folder}")
+        raise ValueError(
+            f"{root} is ImageNet as Kaggle has it; give its folder of images, --source {_address(filesystem, folder)}"
+        )
 
 
 def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
@@ -62,9 +64,8 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
     `splits`: folders that may be such a source too, one for each split.
     """
     for folder in (root, *splits):
-        folders, files = list_folder(filesystem, folder, LeftOut())
-        packed = [name for name in files if name.lower().endswith(_PACKED)]
-        if folders or not packed:
+        packed = [name for name in list_files(filesystem, folder) if name.lower().endswith(_PACKED)]
+        if not packed or list_folder(filesystem, folder, LeftOut())[0]:
             continue
         first = f"{folder}/{packed[0]}"
         if members := _sample_group(filesystem, first):
@@ -85,7 +86,8 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
 def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:
     """Raises ValueError where a folder in the source, or one that looks like a split, is what should be given."""
     folders, _ = list_folder(filesystem, root, LeftOut())
-    if alike := [name for name in folders if resembled_split(name)]:
+    alike = [name for name in folders if resembled_split(name)]
+    if alike and any(list_folder(filesystem, f"{root}/{name}", LeftOut())[0] for name in alike):
         raise ValueError(
             f"{root} holds {', '.join(alike[:3])}, which are like splits by their names and no known ones; call the "
             "folders train and val, or give one as --source with --split"
@@ -94,8 +96,15 @@ def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:
         inner = list_folder(filesystem, f"{root}/{name}", LeftOut())[0]
         if any(resembled_split(one) for one in inner):
             raise ValueError(
-                f"{root} holds {name}, which holds splits by its folders' names; give --source {root}/{name}"
+                f"{root} holds {name}, which holds splits by its folders' names; give --source "
+                f"{_address(filesystem, f'{root}/{name}')}"
             )
+
+
+def _address(filesystem: pafs.FileSystem, path: str) -> str:
+    """What to give for a folder on the command line."""
+    scheme = "" if is_local(filesystem) else {"gcs": "gs"}.get(filesystem.type_name, filesystem.type_name) + "://"
+    return shlex.quote(scheme + path)
 
 
 def _more(names: Sequence[str]) -> str:

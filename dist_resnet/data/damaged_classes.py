@@ -31,7 +31,9 @@ class DamagedClass:
 
 def find_damaged_classes(source: Source, progress: Progress) -> list[DamagedClass]:
     """The classes without an intact image. Raises ValueError where a whole split has none."""
-    progress.begin("looking for damaged classes", sum(len(set(one.label.tolist())) for one in source.splits.values()))
+    progress.begin(
+        "looking at an image of each class", sum(len(set(one.label.tolist())) for one in source.splits.values())
+    )
     damaged: list[DamagedClass] = []
     for split, index in source.splits.items():
         by_class = _rows_by_class(index)

@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.ranges import filesystem_of, one_line
 from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import child_uri, exists, whole_file
-from dist_resnet.data.tree import list_folder
+from dist_resnet.data.tree import list_files
 
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _ROWS_AT_ONCE = 64
@@ -82,7 +81,7 @@ def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
 
 
 def _list_shards(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    return [name for name in list_folder(filesystem, folder, LeftOut())[1] if name.endswith(".parquet")]
+    return [name for name in list_files(filesystem, folder) if name.endswith(".parquet")]
 
 
 def _check_complete(split: str, shards: list[str]) -> None:

@@ -21,7 +21,7 @@ from dist_resnet.data.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of
 from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.sources import Container, Index, IndexBuilder, Source
 from dist_resnet.data.store import is_local
-from dist_resnet.data.tree import list_folder
+from dist_resnet.data.tree import list_files
 from dist_resnet.terminal import escaped
 
 _TRAIN, _VALIDATION, _DEVKIT = "_img_train.tar", "_img_val.tar", "_devkit_t12.tar.gz"
@@ -36,7 +36,7 @@ def find_archives(filesystem: pafs.FileSystem, root: str) -> dict[str, str]:
 
     Raises ValueError where two are of one name.
     """
-    files = list_folder(filesystem, root, LeftOut())[1]
+    files = list_files(filesystem, root)
     found: dict[str, str] = {}
     for kind, ending in {"train": _TRAIN, "validation": _VALIDATION, "devkit": _DEVKIT}.items():
         same = [f"{root}/{name}" for name in files if name.endswith(ending)]

@@ -33,6 +33,15 @@ class Folder:
     """Names of the links to folders, which are not followed."""
 
 
+def list_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """The files right in a folder, sorted, without what is hidden: one request, whatever is below the folder."""
+    if is_local(filesystem) and not os.path.isdir(folder):
+        return []
+    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    names = [one.base_name for one in entries if one.type == pafs.FileType.File]
+    return sorted(name for name in names if not is_clutter(name))
+
+
 def list_folder(filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> tuple[list[str], list[str]]:
     """(folders, files) right in a folder, sorted, links to them included; what is hidden is counted in `left`."""
     if is_local(filesystem):

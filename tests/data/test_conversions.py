@@ -7,6 +7,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 from oracle.pictures import jpeg, smooth
 from oracle.sources import (
@@ -21,7 +22,7 @@ from oracle.sources import (
 )
 
 
-def refusal(source: Path, target: Path, **options: object) -> str:
+def refusal(source: Path | str, target: Path, **options: object) -> str:
     with pytest.raises(ValueError, match=" ") as caught:
         prepare_here(source, target, **options)
     line = str(caught.value)
@@ -49,10 +50,9 @@ def write_kaggle(root: Path, pictures: Pictures, images: str) -> Path:
 
 
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
-@pytest.mark.parametrize("images", ["ILSVRC/Data/CLS-LOC"])
-def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path: Path, given: str, images: str) -> None:
+def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path: Path, given: str) -> None:
     pictures = small_pictures()
-    root = write_kaggle(tmp_path / "a set", pictures, images)
+    root = write_kaggle(tmp_path / "a set", pictures, "ILSVRC/Data/CLS-LOC")
     line = refusal(root / given, tmp_path / "target")
     assert "val holds 10 images in no class folders, as Kaggle has ImageNet; LOC_val_solution.csv tells" in line
     found = re.search(r" by: (.*); then give --source '?([^']*)'?$", line)
@@ -61,6 +61,15 @@ def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path:
     prepare_here(found[2], tmp_path / "target")
     for split in ("train", "validation"):
         assert sorted(prepared_rows(tmp_path / "target", split)) == expected_rows(pictures, split)
+
+
+def test_on_an_object_store_the_addresses_are_what_can_be_given(tmp_path: Path, s3: str) -> None:
+    root = write_kaggle(tmp_path / "source", small_pictures(per_class=1), "ILSVRC/Data/CLS-LOC")
+    filesystem, bucket = pafs.FileSystem.from_uri(s3)
+    pafs.copy_files(str(root), f"{bucket}/{tmp_path.name}", destination_filesystem=filesystem)
+    line = refusal(f"{s3}/{tmp_path.name}", tmp_path / "target")
+    assert "(on a disk, where the set has to be copied first) by: cd " in line
+    assert line.endswith(f"then give --source {s3}/{tmp_path.name}/ILSVRC/Data/CLS-LOC")
 
 
 def test_kaggles_root_with_class_folders_tells_which_folder_to_give(tmp_path: Path) -> None:

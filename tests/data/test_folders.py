@@ -360,6 +360,13 @@ def test_folders_of_splits_where_classes_should_be_are_refused_by_name(
     assert not list((tmp_path / "target").iterdir())
 
 
+def test_class_folders_without_split_are_of_no_known_kind_even_with_a_class_called_like_a_split(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    (source / "train" / "cat").rename(source / "train" / "test_tube")
+    with pytest.raises(ValueError, match=r"source/train is of no known kind; .* \(or class folders and --split\)"):
+        prepare_here(source / "train", tmp_path / "target")
+
+
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     source = make(tmp_path / "source", splits=("train", "val", "Valid"))
     with pytest.raises(ValueError, match=r"source/Valid and .*source/val are both of the split validation; keep one"):

@@ -161,7 +161,7 @@ def test_a_16_bit_png_becomes_one_of_the_high_bytes(channels: int) -> None:
     np.testing.assert_array_equal(dali(made.encoded), expected)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI"])
 def test_what_the_decoder_reads_otherwise_or_not_at_all_becomes_a_png_of_the_same_pixels(kind: str) -> None:
     encoded = jpeg(PIXELS, format=kind)
     made = ingest(encoded)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from jobs.inside import run_inside
-from oracle.sources import damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
+from oracle.sources import SYNSETS, damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
 
 from dist_resnet.data.parquet import open_split
 
@@ -112,6 +112,19 @@ def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: li
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize("arguments", [[], ["--on-damaged-class", "refuse"]])
+def test_a_class_without_an_intact_image_exits_2_before_the_decoding(tmp_path: Path, arguments: list[str]) -> None:
+    pictures = small_pictures()
+    pictures["train"][SYNSETS[1]] = [(name, one[:-60]) for name, one in pictures["train"][SYNSETS[1]]]
+    source, target = write_folders(tmp_path / "source", pictures), tmp_path / "target"
+    ended = run_inside("prepare_imagenet", "--source", str(source), "--target", str(target), *arguments)
+    assert ended.returncode == 2
+    line = ended.stderr.splitlines()[-1]
+    assert line.startswith(f"{JOB.name}: every train picture of class {SYNSETS[1]} is damaged, one of them train/")
+    assert line.endswith("repair the source, or have a set without them with --on-damaged-class keep")
+    assert not list(target.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -119,6 +132,7 @@ def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: li
         ["--source", "x", "--target", "y", "--quality", "90"],
         ["--source", "x", "--target", "y", "--workers", "0"],
         ["--source", "x", "--target", "y", "--on-damaged", "ignore"],
+        ["--source", "x", "--target", "y", "--on-damaged-class", "skip"],
         ["--check", "x", "--target", "y"],
         ["--source", "x", "--target", "y", "--size", "9"],
     ],
@@ -138,6 +152,13 @@ def test_a_set_under_preparation_is_not_checked(tmp_path: Path) -> None:
 def test_the_manual_names_every_kind_of_source() -> None:
     ended = run_inside("prepare_imagenet", "--help")
     assert ended.returncode == 0
-    for words in ("ImageFolder", "ILSVRC2012_devkit_t12.tar.gz", "Hugging Face", "--on-damaged", "--check"):
+    for words in (
+        "ImageFolder",
+        "ILSVRC2012_devkit_t12.tar.gz",
+        "Hugging Face",
+        "--on-damaged",
+        "--on-damaged-class",
+        "--check",
+    ):
         assert words in ended.stdout
     assert os.path.basename(JOB) in ended.stdout
