@@ -212,6 +212,11 @@ def _index_split(
     with ThreadPoolExecutor(_THREADS) as pool:
         listings = pool.map(lambda name: _images(filesystem, f"{folder}/{name}", classes.get(name, [])), class_names)
         for label, (images, left_here) in enumerate(listings):
+            if left_here.kinds and not images:
+                raise ValueError(
+                    f"{folder}/{class_names[label]} should be a class and holds no image, but {left_here.lines()[0]}; "
+                    "complete the source, or move the folder elsewhere"
+                )
             origin = f"{folder.rpartition('/')[2]}/{class_names[label]}/"
             container = Container(f"{folder}/{class_names[label]}/", origin)
             names, sizes = zip(*images, strict=True) if images else ((), ())

@@ -231,6 +231,18 @@ def test_a_file_of_an_image_ending_that_is_none_is_a_damaged_image(tmp_path: Pat
     assert manifest["left_out"] == []
 
 
+def test_a_class_folder_of_other_files_is_told_what_it_holds(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    (source / "train" / "boxes").mkdir()
+    for number in range(3):
+        (source / "train" / "boxes" / f"{number}.xml").write_text("<?xml version='1.0'?><annotation/>")
+    with pytest.raises(
+        ValueError,
+        match=r"train/boxes should be a class and holds no image, but 3 files that are no images: XML \(3\);",
+    ):
+        prepare_here(source, tmp_path / "target")
+
+
 def test_what_may_not_be_read_is_found_before_anything_is_decoded(tmp_path: Path, monkeypatch) -> None:
     source = make(tmp_path / "source")
     closed = source / "train" / "dog" / "closed.jpg"
