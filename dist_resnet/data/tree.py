@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 from dist_resnet.data.clutter import find_clutter, is_clutter
 from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.store import is_local
+from dist_resnet.terminal import escaped, not_text
 
 _BROKEN = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
@@ -35,8 +36,8 @@ class Folder:
 
 def list_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """The files right in a folder, sorted, without what is hidden: one request, whatever is below the folder."""
-    if is_local(filesystem) and not os.path.isdir(folder):
-        return []
+    if is_local(filesystem):
+        return list_folder(filesystem, folder, LeftOut())[1]
     entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     names = [one.base_name for one in entries if one.type == pafs.FileType.File]
     return sorted(name for name in names if not is_clutter(name))
@@ -113,7 +114,7 @@ def _entries(root: str, place: str, left: LeftOut) -> Iterator[tuple[os.DirEntry
                 if is_clutter(entry.name):
                     left.skip(entry.name)
                 elif kind := _kind(entry, left):
-                    _check_name(folder, entry.name)
+                    _check_name(entry.path)
                     yield entry, *kind
     except PermissionError as error:
         raise ValueError(f"{error.filename or folder} may not be read; change its permissions, or remove it") from error
@@ -141,13 +142,9 @@ def _kind(entry: os.DirEntry[str], left: LeftOut) -> tuple[str, int] | None:
     return "file", status.st_size
 
 
-def _check_name(folder: str, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{ascii(folder)[1:-1]} holds a name that is not UTF-8, {os.fsencode(name)}; rename it"
-        ) from error
+def _check_name(path: str) -> None:
+    if escaped(path) != path:
+        raise ValueError(not_text(path))
 
 
 def _walk_store(filesystem: pafs.FileSystem, root: str, left: LeftOut) -> Folder:
