@@ -81,7 +81,7 @@ class Data:
     dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
     """Which data set's mean and standard deviation normalise the pictures."""
     label_column: str | None = field(default=None, metadata=_ADDED)
-    """The shards' column of labels; by default `label`, or the only one that can be it."""
+    """The shards' column of labels; by default `label`, else the only one that is named as labels are."""
     match_classes: MatchClasses = field(default="names", metadata=_ADDED)
     """What says which class of the training images a validation image has. names: the class names of both, whatever
     their order. numbers: the label, whatever the names."""

@@ -28,6 +28,8 @@ class Options:
     """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None
     """Pictures to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
+    label_column: str | None = None
+    """Their column of labels; by default the recipe's, else `label` or the only one that is named as labels are."""
     match_classes: MatchClasses | None = None
     """What says which class of the model a picture has. names: the class names of both, whatever their order. numbers:
     the label, whatever the names. By default names, and for the run's own pictures what the run was told."""
@@ -86,6 +88,7 @@ def main() -> None:
             validation=options.validation,
             evaluation=evaluation,
             match_classes=options.match_classes,
+            label_column=options.label_column,
         )
         lacking = {"classes_without_images": found.lacking} if found.lacking else {}
         print(json.dumps(found.metrics | lacking, indent=2))

@@ -11,8 +11,8 @@ The source, a local path, s3:// or gs:// URI, is one of
   format and ending (`Train` and `Valid` will do); class folders alone are the split that --split names;
 - a folder with the original archives, which are not unpacked: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and,
   for the classes of the latter, `ILSVRC2012_devkit_t12.tar.gz`;
-- a folder with the Parquet shards of Hugging Face's imagenet-1k as downloaded, which are unpacked under the target
-  while the job runs.
+- a folder with Parquet shards, such as those of Hugging Face's imagenet-1k as downloaded, which are unpacked under the
+  target while the job runs; images that have a path and no bytes are read from the path.
 
 The target gets `train-00000-of-00290.parquet` and so on, of about 500 MB and shuffled all through, and at the end
 `manifest.json`, for `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
@@ -51,6 +51,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", help="local path, s3:// or gs:// URI of the folder that holds the pictures")
     parser.add_argument("--target", help="local path, s3:// or gs:// URI of the folder to write")
     parser.add_argument("--split", help="the split that a source without split folders or names is, such as train")
+    parser.add_argument("--label-column", help="the column of labels, if Parquet shards have several")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
     parser.add_argument("--shard-megabytes", type=float, default=500, help="size of a shard, about (500)")
     parser.add_argument(
@@ -95,6 +96,7 @@ def _prepare(options: argparse.Namespace) -> None:
             source=options.source,
             target=options.target,
             split=options.split,
+            label_column=options.label_column,
             seed=options.seed,
             shard_megabytes=options.shard_megabytes,
             on_damaged=options.on_damaged,

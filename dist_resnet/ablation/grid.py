@@ -110,16 +110,24 @@ class Pictures:
     """CIFAR-100's training pictures; read only where --datasets names cifar100."""
     validation100: str = "cifar100/test-*.parquet"
     """CIFAR-100's test pictures."""
+    label_column: str | None = None
+    """CIFAR-10's column of labels; by default `label`, else the only one that is named as labels are."""
+    label_column100: str | None = None
+    """CIFAR-100's column of labels, such as fine_label."""
     match_classes: MatchClasses = "names"
     """What says which class of the training pictures a test picture has. names: the class names of both, whatever
     their order. numbers: the label, whatever the names."""
 
     def data(self, dataset: str) -> Data:
         """The part of a recipe that says so."""
-        by = self.match_classes
-        if dataset == "cifar100":
-            return Data(train=self.train100, validation=self.validation100, dataset="cifar100", match_classes=by)
-        return Data(train=self.train, validation=self.validation, dataset="cifar10", match_classes=by)
+        is_100 = dataset == "cifar100"
+        return Data(
+            train=self.train100 if is_100 else self.train,
+            validation=self.validation100 if is_100 else self.validation,
+            dataset="cifar100" if is_100 else "cifar10",
+            label_column=self.label_column100 if is_100 else self.label_column,
+            match_classes=self.match_classes,
+        )
 
 
 def bases(

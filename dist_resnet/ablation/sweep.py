@@ -194,7 +194,9 @@ def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Reci
 def _open(data: Data, dataset: str) -> Split:
     """The training split. Raises ValueError where the pictures are not of so many classes; validation may lack some."""
     expected = DATASETS[dataset].num_classes
-    train, validation = (open_split(absolute_uri(uri)) for uri in (data.train, data.validation))
+    train, validation = (
+        open_split(absolute_uri(uri), label_column=data.label_column) for uri in (data.train, data.validation)
+    )
     for split in (train, validation):
         found = len(split.class_names) if split.class_names is not None else split.label_range[1] + 1
         if found > expected or (split is train and found < expected):

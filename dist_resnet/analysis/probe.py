@@ -347,7 +347,7 @@ def _weights_digest(weights: dict[str, torch.Tensor]) -> str:
 def _open(subjects: Sequence[Subject]) -> Split:
     """The training images, with the labels that trained weights among the subjects were trained on."""
     recipe = subjects[0].recipe
-    train = open_split(absolute_uri(recipe.data.train))
+    train = open_split(absolute_uri(recipe.data.train), label_column=recipe.data.label_column)
     if all(subject.weights is None for subject in subjects):
         train.check_labels(recipe.model.num_classes)
         return train

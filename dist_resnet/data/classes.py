@@ -88,7 +88,7 @@ def recorded(record: dict[str, Any], recipe: Recipe) -> tuple[str, ...] | None:
         names = record["classes"]["names"]
         return names and tuple(names)
     try:
-        train = open_split(recipe.data.train)
+        train = open_split(recipe.data.train, label_column=recipe.data.label_column)
     except (OSError, ValueError):
         return None
     is_same = train.digest == recipe.data.train_digest

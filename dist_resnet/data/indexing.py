@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import pyarrow.fs as pafs
 
 from dist_resnet.data import classes, conversions, folders, spool, tars
+from dist_resnet.data.columns import UnlabelledError
+from dist_resnet.data.footers import columns_of
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Source, check_no_split, join, read_index
@@ -34,11 +36,14 @@ class Progress(Protocol):
         ...
 
 
-def index_source(uri: str, split: str | None, target: str, *, run: Run, progress: Progress) -> Source:
+def index_source(
+    uri: str, split: str | None, target: str, *, label_column: str | None = None, run: Run, progress: Progress
+) -> Source:
     """Indexes what lies at a local path or URI, as `split` where nothing there says which split it is.
 
-    Parquet is unpacked under `target`, file by file, unless that has been done. Raises FileNotFoundError where there
-    is nothing, ValueError where it is of no known kind or cannot be read.
+    `label_column` chooses among several of Parquet. Parquet is unpacked under `target`, file by file, unless that has
+    been done. Raises FileNotFoundError where there is nothing, ValueError where it is of no known kind or cannot be
+    read.
     """
     filesystem, root = filesystem_of(uri)
     if not exists(filesystem, root):
@@ -50,7 +55,7 @@ def index_source(uri: str, split: str | None, target: str, *, run: Run, progress
         progress.begin("finding pictures", None)
         return tars.index_archives(filesystem, uri, archives, progress.advance)
     if globs := spool.find_splits(filesystem, root, uri, split):
-        return _spool(uri, globs, target, run, progress)
+        return _spool(uri, globs, target, label_column, run, progress)
     splits = _find_folders(filesystem, root, split)
     if not splits:
         raise ValueError(
@@ -75,13 +80,16 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     return splits
 
 
-def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Progress) -> Source:
+def _spool(
+    uri: str, globs: dict[str, str], target: str, label_column: str | None, run: Run, progress: Progress
+) -> Source:
     """Writes the pictures of Parquet shards out as plain bytes and indexes those."""
-    opened = {split: open_split(glob) for split, glob in globs.items()}
-    notes = [f"the {opened['test'].num_images} pictures of test, which have no labels"] if _unlabelled(opened) else []
-    opened = {split: one for split, one in opened.items() if not (split == "test" and _unlabelled(opened))}
+    opened, notes = _open(globs, label_column)
     if not opened:
         raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
+    for one in opened.values():
+        for line in spool.check_paths(one):
+            progress.say(line)
     class_names, opened = _match(opened, progress)
     (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
     found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
@@ -91,10 +99,10 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
             spool.SpoolTask(
                 source=uri,
                 shard=shard.path,
-                image_column=one.image_column,
+                columns=columns_of(footer, one.label_column),
                 target=target,
-                path=f"{folder}/{WORK}/{spool.file_name(split, len(one.class_names or class_names), shard, footer)}",
-                num_classes=len(one.class_names or class_names),
+                path=f"{folder}/{WORK}/{spool.file_name(split, one.class_names or class_names, shard, footer)}",
+                class_names=one.class_names or class_names,
             )
             for shard, footer in zip(found[split], one.footers, strict=True)
         ]
@@ -112,8 +120,22 @@ def _spool(uri: str, globs: dict[str, str], target: str, run: Run, progress: Pro
     return Source("parquet", class_names, indexes, tuple(notes))
 
 
-def _unlabelled(opened: dict[str, Split]) -> bool:
-    return "test" in opened and opened["test"].label_range[0] < 0
+def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Split], list[str]]:
+    """The splits that have labels, and a line for a test split that has none. Raises as `open_split` does."""
+    opened, notes = {}, []
+    for split, glob in globs.items():
+        try:
+            one = open_split(glob, label_column=label_column, allow_paths=True)
+        except UnlabelledError:
+            if split != "test":
+                raise
+            notes.append("the images of test, which have no labels")
+            continue
+        if split == "test" and one.label_range[0] < 0:
+            notes.append(f"the {one.num_images} pictures of test, which have no labels")
+        else:
+            opened[split] = one
+    return opened, notes
 
 
 def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:

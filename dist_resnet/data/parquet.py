@@ -1,4 +1,4 @@
-"""Parquet shards in the Hugging Face layout as one indexed split, on local storage, S3 or GCS.
+"""Parquet shards of encoded images and labels as one indexed split, on local storage, S3 or GCS.
 
 A split is described by plain values (`Split`), so it can be pickled to workers; files are opened where row groups
 are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
@@ -7,10 +7,7 @@ are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 
 import dataclasses
 import functools
 import hashlib
-import io
-import itertools
-import json
-import os
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,14 +16,27 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dist_resnet.data import places
+from dist_resnet.data.columns import Columns, encoded_images
+from dist_resnet.data.footers import (
+    Head,
+    Part,
+    columns_of,
+    extent_of,
+    image_places,
+    metadata_of,
+    numbers_of,
+    read_column,
+    read_head,
+    version_of,
+)
 from dist_resnet.data.globs import find_shards
 from dist_resnet.data.manifest import Found, check_opened
 from dist_resnet.data.ranges import Access, RangeReader, filesystem_of, one_line
 
-_IMAGE_COLUMNS = ("image", "img")
-_TAIL_BYTES = 1 << 16
+logger = logging.getLogger(__name__)
+
 _HERE = Access()
+_NO_BYTES = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +56,18 @@ class Split:
     group_first: np.ndarray
     """int64 [R]: the index of its first picture."""
     class_names: tuple[str, ...] | None
-    """Names of the files' labels from the schema's `huggingface` metadata; they may hold duplicates."""
+    """Names of the files' labels, in their order: from the schema's `huggingface` metadata, where they may hold
+    duplicates; sorted, if the labels are text."""
     image_column: str
-    """`image` or `img`."""
+    """The shards' column of images."""
+    label_column: str
+    """The shards' column of labels."""
     footers: tuple[bytes, ...]
     """The shards' footers."""
     digest: str
     """sha256 (hex) over the shards' footers in listing order; names and places of files take no part."""
     label_range: tuple[int, int]
-    """Least and greatest label, as the files have them."""
+    """Least and greatest label, as the files have them; of text, its place among the class names."""
     shard_labels: tuple[tuple[int, int], ...]
     """Least and greatest label of each shard, as the files have them."""
     label_map: np.ndarray | None = None
@@ -95,7 +108,7 @@ class Split:
     def classes_present(self) -> np.ndarray | None:
         """The model's classes that images have, int64, rising; None where the shards' footers do not list labels."""
         try:
-            known = [_picture_places(footer) for footer in self.footers]
+            known = [image_places(footer) for footer in self.footers]
         except ValueError:
             return None  # said where the shard is read
         labels = [each[2] for each in known if each is not None]
@@ -106,8 +119,7 @@ class Split:
         for shard, (least, greatest) in enumerate(self.shard_labels):
             if self._are_classes(least, greatest, num_classes):
                 continue
-            filesystem, _ = filesystem_of(self.uri)
-            labels = _read_labels(filesystem, self.shards[shard])
+            labels = self._read_labels(shard)
             rows = np.flatnonzero(_outside(self.classes(labels), num_classes))
             if len(rows):  # else the labels between the least and the greatest are not all there
                 return self.shards[shard], int(rows[0]), int(labels[rows[0]])
@@ -117,11 +129,19 @@ class Split:
         """Raises ValueError, naming file and row, where a label's class is outside of 0 .. num_classes - 1."""
         if found := self.find_outside(num_classes):
             shard, row, label = found
+            outside = f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
+            if label < 0:
+                raise ValueError(f"{outside}a label below 0 stands for none; give shards in which every image has one")
             raise ValueError(
-                f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
-                f"set --model.num-classes to the data's classes (the labels of the split run from "
+                f"{outside}set --model.num-classes to the data's classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
             )
+
+    def _read_labels(self, shard: int) -> np.ndarray:
+        """int64 [rows]: the labels of a shard, as the files have them."""
+        filesystem, _ = filesystem_of(self.uri)
+        column = read_column(filesystem, self.shards[shard], self.label_column)
+        return numbers_of(column, columns_of(self.footers[shard], self.label_column), self.class_names)
 
     def _are_classes(self, least: int, greatest: int, num_classes: int) -> bool:
         """Whether every label from the least to the greatest has a class in 0 .. num_classes - 1."""
@@ -143,28 +163,19 @@ class RowGroup:
     """int64 [rows]: the model's classes."""
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """What a shard's footer says."""
-
-    size: int
-    footer: bytes
-    rows: tuple[int, ...]
-    image_column: str
-    class_names: tuple[str, ...] | None
-    labels: tuple[int, int]
-
-
-def open_split(uri: str) -> Split:
+def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool = False) -> Split:
     """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
 
-    Raises FileNotFoundError where nothing matches, ValueError where a shard cannot be read or has other columns or
-    class names, where a prepared set is not as its manifest says, and where the split holds no picture.
+    `label_column` chooses the labels if there are several columns of them. `allow_paths` says that images may be given
+    by their paths alone. Raises FileNotFoundError if nothing matches; UnlabelledError, naming file and row, if a label
+    is missing; ValueError if an image has no bytes, a shard cannot be read or has other columns or class names, a
+    prepared set is not as its manifest says, or the split holds no image.
     """
     filesystem, path = filesystem_of(uri)
     shards, names = find_shards(filesystem, path, uri)
+    read = functools.partial(read_head, filesystem, label_column=label_column, allow_paths=allow_paths)
     with ThreadPoolExecutor(min(32, len(shards))) as pool:
-        heads = list(pool.map(functools.partial(_read_head, filesystem), shards))
+        heads = list(pool.map(read, shards))
     _check_alike(shards, heads)
     _check_manifest(filesystem, names, shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
@@ -174,7 +185,10 @@ def open_split(uri: str) -> Split:
     digest = hashlib.sha256()
     for head in heads:
         digest.update(len(head.footer).to_bytes(8, "little") + head.footer)
-    filled = [head.labels for head in heads if sum(head.rows)]
+    columns, class_names = heads[0].columns, _class_names(heads)
+    ranges = [_label_range(head, class_names) for head in heads]
+    filled = [bounds for head, bounds in zip(heads, ranges, strict=True) if sum(head.rows)]
+    _say_labels(uri, columns, class_names)
     return Split(
         uri=uri,
         shards=tuple(shards),
@@ -182,13 +196,42 @@ def open_split(uri: str) -> Split:
         group_number=number,
         group_rows=rows,
         group_first=np.cumsum(rows) - rows,
-        class_names=heads[0].class_names,
-        image_column=heads[0].image_column,
+        class_names=class_names,
+        image_column=columns.image,
+        label_column=columns.label,
         footers=tuple(head.footer for head in heads),
         digest=digest.hexdigest(),
         label_range=(min(low for low, _ in filled), max(high for _, high in filled)),
-        shard_labels=tuple(head.labels for head in heads),
+        shard_labels=tuple(ranges),
     )
+
+
+def _class_names(heads: list[Head]) -> tuple[str, ...] | None:
+    """The classes of a split: named by the metadata, or the sorted labels of all shards if these are text."""
+    if not heads[0].columns.text_labels:
+        return heads[0].columns.class_names
+    return tuple(sorted({name for head in heads for name in head.names}))
+
+
+def _label_range(head: Head, class_names: tuple[str, ...] | None) -> tuple[int, int]:
+    if head.names and class_names is not None:
+        return class_names.index(head.names[0]), class_names.index(head.names[-1])
+    return head.label_range or (0, 0)
+
+
+def _say_labels(uri: str, columns: Columns, class_names: tuple[str, ...] | None) -> None:
+    """Says what nobody asked for: a column of another name, or an order of classes that no file gives."""
+    if columns.text_labels and class_names is not None:
+        some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
+        logger.info(
+            "the labels of %s are text in the column %s: %d classes in the order of their sorted names, %s",
+            uri,
+            columns.label,
+            len(class_names),
+            some,
+        )
+    elif columns.label != "label":
+        logger.info("the labels of %s are those of the column %s", uri, columns.label)
 
 
 class ShardReader:
@@ -209,7 +252,7 @@ class ShardReader:
         shard, first = int(split.group_shard[number]), int(split.group_first[number])
         footer, path = split.footers[shard], split.shards[shard]
         try:
-            known = _picture_places(footer)
+            known = image_places(footer)
             if known is None:
                 images, labels = self._from_pages(shard, int(split.group_number[number]))
             else:
@@ -242,21 +285,22 @@ class ShardReader:
     def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Pictures and labels of a row group, as Parquet has encoded them."""
         split = self.split
-        metadata = _metadata(split.footers[shard])
-        begin, end = _extent(metadata.row_group(group))
-        part = _Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
+        metadata = metadata_of(split.footers[shard])
+        columns = columns_of(split.footers[shard], split.label_column)
+        if columns.bytes is None:
+            raise ValueError(f"its column {columns.image} has paths and no bytes")
+        wanted = [columns.bytes, columns.label]
+        begin, end = extent_of(metadata.row_group(group), wanted)
+        part = Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
         table = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=metadata).read_row_group(
-            group, columns=[f"{split.image_column}.bytes", "label"], use_threads=False
+            group, columns=wanted, use_threads=False
         )
-        images = [view for chunk in table.column(0).chunks for view in _views(chunk)]
-        labels = table.column(1)
-        if labels.null_count:
-            raise pa.ArrowInvalid("it has rows without a label")
-        return images, labels.to_numpy().astype(np.int64, copy=False)
+        images = [_NO_BYTES if image is None else image for image in encoded_images(table[columns.image])]
+        return images, numbers_of(table[columns.label], columns, split.class_names)
 
     def _read(self, shard: int, start: int, length: int) -> np.ndarray:
         split = self.split
-        return self._ranges.read(split.shards[shard], start, length, version=_version(split.footers[shard]))
+        return self._ranges.read(split.shards[shard], start, length, version=version_of(split.footers[shard]))
 
 
 def read_row_group(split: Split, number: int) -> RowGroup:
@@ -264,17 +308,28 @@ def read_row_group(split: Split, number: int) -> RowGroup:
     return ShardReader(split).read(number)
 
 
-def _check_alike(shards: list[str], heads: list[_Shard]) -> None:
-    """Raises ValueError where a shard has another image column or other class names than the first."""
+def _check_alike(shards: list[str], heads: list[Head]) -> None:
+    """Raises ValueError if a shard has other columns or other class names than the first.
+
+    Types may differ, as integers of several widths do, if what is in them is the same.
+    """
+    first = heads[0].columns
     for shard, head in zip(shards, heads, strict=True):
-        if head.image_column != heads[0].image_column:
+        for ours, theirs in ((first.image, head.columns.image), (first.label, head.columns.label)):
+            if theirs != ours:
+                raise ValueError(
+                    f"{shard} has the column {theirs}, {shards[0]} has {ours}; "
+                    "the shards of a split need the same columns"
+                )
+        if head.columns.text_labels != first.text_labels:
+            theirs, ours = ("text" if one.text_labels else "numbers" for one in (head.columns, first))
             raise ValueError(
-                f"{shard} has the column {head.image_column}, {shards[0]} has {heads[0].image_column}; "
-                "the shards of a split need the same columns"
+                f"{shard} has {theirs} in the column {first.label}, {shards[0]} has {ours}; the labels of a split need "
+                "to be one or the other"
             )
         # A shard without names beside one that has them is refused too: nothing tells that its labels mean the same.
-        if head.class_names != heads[0].class_names:
-            theirs, ours = _differing(head.class_names, heads[0].class_names)
+        if head.columns.class_names != first.class_names:
+            theirs, ours = _differing(head.columns.class_names, first.class_names)
             raise ValueError(
                 f"{shard} has {theirs}, {shards[0]} has {ours}; the shards of a split need the same class names in the "
                 "same order, or none at all"
@@ -290,7 +345,7 @@ def _differing(*both: tuple[str, ...] | None) -> list[str]:
     return [f"the name {one[label]!r} for label {label}", repr(other[label])]
 
 
-def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], heads: list[_Shard]) -> None:
+def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], heads: list[Head]) -> None:
     found = [
         Found(
             path=shard,
@@ -306,70 +361,6 @@ def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], 
         raise ValueError(f"the folder of {shards[0]} cannot be read ({one_line(error)}); check the access") from error
 
 
-def _read_head(filesystem: pafs.FileSystem, shard: str) -> _Shard:
-    """Reads and checks one shard's footer."""
-    try:
-        size, footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
-        metadata = _metadata(footer)
-        schema = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{shard} cannot be read as Parquet ({one_line(error)}); replace it by an intact copy"
-        ) from error
-    column = _check_schema(shard, schema)
-    rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-    labels = _label_statistics(metadata)
-    if labels is None:
-        values = _read_labels(filesystem, shard)
-        labels = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    return _Shard(size, footer, rows, column, _class_names(schema), labels)
-
-
-def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
-    """(size of the file, footer)"""
-    with filesystem.open_input_file(shard) as file:
-        size = file.size()
-        tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
-        if len(tail) < 12 or tail[-4:] != b"PAR1":
-            raise pa.ArrowInvalid(f"no Parquet footer in its {size} bytes")
-        length = int.from_bytes(tail[-8:-4], "little")
-        if length + 12 > size:
-            raise pa.ArrowInvalid(f"a footer of {length} bytes in a file of {size} bytes")
-        if length + 8 > len(tail):
-            tail = file.read_at(length + 8, size - length - 8)
-        return size, tail[-8 - length : -8]
-
-
-def _check_schema(shard: str, schema: pa.Schema) -> str:
-    """The name of the image column. Raises ValueError where the columns are not those of the layout."""
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    for name in _IMAGE_COLUMNS:
-        if name in schema.names and schema.field(name).type == image:
-            if "label" in schema.names and schema.field("label").type == pa.int64():
-                return name
-            break
-    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    raise ValueError(
-        f"{shard} has the columns ({found}); needed are image or img: {image} and label: int64; "
-        "write the shards with jobs/prepare_imagenet.py or jobs/prepare_cifar.py"
-    )
-
-
-def _label_statistics(metadata: pq.FileMetaData) -> tuple[int, int] | None:
-    """Least and greatest label by the statistics of the row groups, or None where one has none."""
-    bounds: list[tuple[int, int]] = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if not group.num_rows:
-            continue
-        columns = (group.column(place) for place in range(group.num_columns))
-        statistics = next(column.statistics for column in columns if column.path_in_schema == "label")
-        if statistics is None or not statistics.has_min_max:
-            return None
-        bounds.append((statistics.min, statistics.max))
-    return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else (0, 0)
-
-
 def _look_up(label_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """What the map has for each label, int64; -1 for labels outside of it."""
     known = (labels >= 0) & (labels < len(label_map))
@@ -380,92 +371,3 @@ def _look_up(label_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _outside(classes: np.ndarray, num_classes: int) -> np.ndarray:
     return (classes < 0) | (classes >= num_classes)
-
-
-def _read_labels(filesystem: pafs.FileSystem, shard: str) -> np.ndarray:
-    with filesystem.open_input_file(shard) as file:
-        return pq.ParquetFile(file).read(columns=["label"]).column(0).to_numpy()
-
-
-def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """Class names of the `huggingface` metadata, or None where it has none that can be read."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    if isinstance(names, dict):  # older writers number the names
-        names = [names[key] for key in sorted(names, key=int)]
-    return tuple(str(name) for name in names)
-
-
-class _Part(io.RawIOBase):
-    """A file of which only one part is at hand, and its footer."""
-
-    def __init__(self, content: np.ndarray, begin: int, footer: bytes) -> None:
-        """`content`: uint8, from byte `begin` of the file on."""
-        self._content, self._begin = content, begin
-        self._tail = footer + len(footer).to_bytes(4, "little") + b"PAR1"
-        self._size = begin + len(content) + len(self._tail)
-        self._place = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
-
-    def read(self, size: int = -1) -> memoryview | bytes:
-        start = self._place - self._begin
-        stop = start + (size if size >= 0 else self._size)
-        self._place += max(0, min(stop, len(self._content)) - start)
-        return self._content.data[max(0, start) : stop]
-
-
-@functools.cache
-def _metadata(footer: bytes) -> pq.FileMetaData:
-    """What a footer says. It alone makes a valid empty file."""
-    length = len(footer).to_bytes(4, "little")
-    return pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
-
-
-@functools.cache
-def _picture_places(footer: bytes) -> np.ndarray | None:
-    """int64 [3, rows]: each picture's offset in the shard, its bytes and its label, where the footer tells them."""
-    return places.decode(_metadata(footer).metadata)
-
-
-@functools.cache
-def _version(footer: bytes) -> str:
-    return hashlib.sha256(footer).hexdigest()
-
-
-def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """The bytes of a row group in its file: first, last + 1."""
-    columns = [group.column(place) for place in range(group.num_columns)]
-    starts = [
-        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
-    ]
-    return min(starts), max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
-
-
-def _views(chunk: pa.StructArray) -> list[np.ndarray]:
-    """The values of the struct's `bytes` as uint8 views without a copy; of no bytes where a value is missing."""
-    values = chunk.field(0)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    _, offsets_buffer, data_buffer = values.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
-    views = [data[a:b] for a, b in itertools.pairwise(offsets)]
-    if chunk.null_count or values.null_count:
-        valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
-        views = [view if ok else view[:0] for view, ok in zip(views, valid, strict=True)]
-    return views

@@ -59,6 +59,8 @@ class Options:
     target: str
     split: str | None = None
     """The split that a source without split folders or names is."""
+    label_column: str | None = None
+    """The column of labels in Parquet that has several."""
     seed: int = 0
     shard_megabytes: float = 500
     on_damaged: Literal["skip", "error"] = "skip"
@@ -87,6 +89,7 @@ class Options:
         return {
             "source": self.source,
             "split": self.split,
+            "label_column": self.label_column,
             "seed": self.seed,
             "shard_megabytes": self.shard_megabytes,
             "shrink": None if self.shrink is None else asdict(self.shrink),
@@ -248,7 +251,14 @@ def _plan(
         plan = _Plan(**kept | {key: tuple(kept[key]) for key in ("class_names", "notes")})
         uri = options.target if plan.kind == "parquet" else options.source
         return plan, {split: read_index(filesystem, _index_path(folder, split), uri) for split in plan.shards}
-    source = index_source(options.source, options.split_name, options.target, run=run, progress=progress)
+    source = index_source(
+        options.source,
+        options.split_name,
+        options.target,
+        label_column=options.label_column,
+        run=run,
+        progress=progress,
+    )
     for split, index in source.splits.items():
         # Class names of Parquet are only names; a folder or archive of a class that holds nothing is a mistake.
         check_index(index, split, source.class_names, every_class=source.kind != "parquet" and split != "test")

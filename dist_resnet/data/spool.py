@@ -8,17 +8,20 @@ the encoded pictures of each source shard are first put one after the other into
 import contextlib
 import hashlib
 import json
+import posixpath
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dist_resnet.data.columns import Columns, LabelError, encoded_images, image_path, may_lack_bytes
+from dist_resnet.data.footers import columns_of, find_without_bytes, metadata_of, numbers_of
+from dist_resnet.data.parquet import Split
 from dist_resnet.data.ranges import filesystem_of, one_line
 from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.splits import split_of
@@ -37,12 +40,12 @@ class SpoolTask:
     source: str
     """An address on the source's file system."""
     shard: str
-    image_column: str
+    columns: Columns
     target: str
     """An address on the target's file system."""
     path: str
     """The spool file's path there; its index has `.index` after it."""
-    num_classes: int
+    class_names: tuple[str, ...]
 
 
 def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
@@ -93,10 +96,26 @@ def _check_complete(split: str, shards: list[str]) -> None:
         )
 
 
-def file_name(split: str, num_classes: int, shard: pafs.FileInfo, footer: bytes) -> str:
+def check_paths(split: Split) -> Iterator[str]:
+    """Yields a line for each shard with images that have paths in place of bytes.
+
+    Raises ValueError, naming shard and row, if the first of these in a shard cannot be read, or has no path either.
+    """
+    filesystem, _ = filesystem_of(split.uri)
+    for shard, footer in zip(split.shards, split.footers, strict=True):
+        columns = columns_of(footer, split.label_column)
+        groups = may_lack_bytes(metadata_of(footer), columns)
+        found = find_without_bytes(filesystem, shard, columns, groups[:1]) if groups else None
+        if found is not None:
+            row, path = found
+            _read_path(filesystem, shard, row, path)
+            yield f"{shard} has images without bytes, which are read from their paths, such as {path}"
+
+
+def file_name(split: str, class_names: Sequence[str], shard: pafs.FileInfo, footer: bytes) -> str:
     """What a shard's spool file is called: unlike for another shard, and for the same one when it has been mended."""
     # A label that was mended may leave size and footer as they are.
-    version = [num_classes, shard.base_name, shard.size, shard.mtime_ns, hashlib.sha256(footer).hexdigest()]
+    version = [class_names, shard.base_name, shard.size, shard.mtime_ns, hashlib.sha256(footer).hexdigest()]
     return f"{_BEGIN}{split}-{hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]}"
 
 
@@ -113,8 +132,8 @@ def remove_others(filesystem: pafs.FileSystem, folder: str, wanted: set[str]) ->
 def spool_shard(task: SpoolTask) -> Iterator[int]:
     """Spools one shard, yielding numbers of pictures as they are done.
 
-    Raises ValueError for a shard that cannot be read and for labels beyond the classes. Holds one row group of the
-    shard in memory.
+    Raises ValueError for a shard that cannot be read, for labels beyond the classes and for images without bytes. Holds
+    one row group of the shard in memory.
     """
     target, _ = filesystem_of(task.target)
     if exists(target, f"{task.path}.index"):
@@ -125,14 +144,14 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
     sizes: list[int] = []
     labels: list[int] = []
     with whole_file(target, task.path) as stream:
-        for batch in _read_batches(task):
-            for picture, label in batch:
-                _check_row(task, len(names), picture, label)
-                stream.write(picture["bytes"])
-                names.append(picture["path"] or f"{base} row {len(names)}")
-                sizes.append(len(picture["bytes"]))
+        for images, paths, found in _read_batches(task):
+            for image, path, label in zip(images, paths, found.tolist(), strict=True):
+                encoded = _encoded(task, len(names), image, path)
+                stream.write(encoded)
+                names.append(path or f"{base} row {len(names)}")
+                sizes.append(len(encoded))
                 labels.append(label)
-            yield len(batch)
+            yield len(images)
     builder = IndexBuilder(task.target)
     offsets = np.cumsum(sizes) - sizes
     builder.add(Container(task.path, f"{base}/"), offsets, np.array(sizes), np.array(labels), names)
@@ -140,29 +159,66 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
         write_index(stream, builder.build())
 
 
-def _read_batches(task: SpoolTask) -> Iterator[list[tuple[Any, Any]]]:
-    """(picture, label) of the shard's rows, some at a time. Raises ValueError, naming the shard, where it is torn."""
+def _read_batches(task: SpoolTask) -> Iterator[tuple[list[np.ndarray | None], list[str | None], np.ndarray]]:
+    """(encoded images, paths, labels int64) of the shard's rows, some at a time.
+
+    Raises ValueError, naming the shard, if it is torn, and the row, if a label is none of the classes.
+    """
     source, _ = filesystem_of(task.source)
-    columns = [f"{task.image_column}.bytes", f"{task.image_column}.path", "label"]
+    columns = task.columns
+    wanted = [name for name in (columns.bytes, columns.path, columns.label) if name is not None]
+    row = 0
     try:
         with source.open_input_file(task.shard) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                for batch in parquet.iter_batches(
-                    _ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
-                ):
-                    yield list(zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True))
-    except (OSError, ValueError, pa.ArrowException) as error:
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=wanted, use_threads=False):
+                    table = pa.Table.from_batches([batch])
+                    images = table[columns.image]
+                    yield encoded_images(images), [image_path(one) for one in images], _labels(task, table, row)
+                    row += len(table)
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{task.shard} cannot be read ({one_line(error)}); replace the file by an intact copy"
         ) from error
 
 
-def _check_row(task: SpoolTask, row: int, picture: dict | None, label: int | None) -> None:
-    if picture is None or picture["bytes"] is None:
-        raise ValueError(f"{task.shard} row {row} has no picture bytes; give shards with the bytes embedded")
-    if label is None or not 0 <= label < task.num_classes:
+def _labels(task: SpoolTask, table: pa.Table, first_row: int) -> np.ndarray:
+    """The classes of some rows, int64. Raises ValueError, naming shard and row, for one that is none of them."""
+    try:
+        labels = numbers_of(table[task.columns.label], task.columns, task.class_names)
+    except LabelError as error:
+        raise ValueError(f"{task.shard} row {first_row + error.row} {error.reason}; mend the shard's labels") from error
+    beyond = np.flatnonzero((labels < 0) | (labels >= len(task.class_names)))
+    if len(beyond):
         raise ValueError(
-            f"label {label} in {task.shard} row {row} is outside of the class list, 0 .. {task.num_classes - 1}; mend "
-            "the shard's labels or its class names"
+            f"label {labels[beyond[0]]} in {task.shard} row {first_row + beyond[0]} is outside of the class list, 0 .. "
+            f"{len(task.class_names) - 1}; mend the shard's labels or its class names"
         )
+    return labels
+
+
+def _encoded(task: SpoolTask, row: int, image: np.ndarray | None, path: str | None) -> np.ndarray | bytes:
+    """An image's bytes, as stored or from its path. Raises ValueError, naming shard and row, if there are neither."""
+    if image is not None and (len(image) or path is None):
+        return image  # of no bytes, it is damaged and gets listed
+    source, _ = filesystem_of(task.source)
+    return _read_path(source, task.shard, row, path)
+
+
+def _read_path(source: pafs.FileSystem, shard: str, row: int, path: str | None) -> bytes:
+    """The image at a path that a shard gives, absolute or from the shard's folder on, on the shard's file system.
+
+    Raises ValueError, naming shard and row, if there is no path or it cannot be read.
+    """
+    if path is None:
+        raise ValueError(f"{shard} row {row} has no image bytes and no path; give shards with the bytes embedded")
+    try:
+        with source.open_input_file(posixpath.join(posixpath.dirname(shard), path)) as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({one_line(error)})"
+        raise ValueError(
+            f"{shard} row {row} has no image bytes, only the path {path}, which {reason}; give shards with the bytes "
+            "embedded, or put the images where every node can read them"
+        ) from error

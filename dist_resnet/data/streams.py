@@ -20,7 +20,7 @@ from dist_resnet.data.dali import Request
 from dist_resnet.data.headers import check_megapixels, check_whole, oddity, picture_size
 from dist_resnet.data.ingest import ingest
 from dist_resnet.data.order import WindowedOrder
-from dist_resnet.data.parquet import RowGroup, ShardReader
+from dist_resnet.data.parquet import RowGroup, ShardReader, Split
 from dist_resnet.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,25 @@ def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Requ
             )
         windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
         yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1).without(damaged)
+
+
+def check_some_whole(split: Split) -> None:
+    """Reads images of a split until one is whole by its header and its end, as nearly always the first one is.
+
+    Raises ValueError, naming the first image, if none is.
+    """
+    reader, first = ShardReader(split), ""
+    for number in range(split.num_row_groups):
+        for image in reader.read(number).images:
+            *_, damaged = picture_sizes([image])
+            if not damaged:
+                return
+            first = first or damaged[0]
+    file, row = split.locate(0)
+    raise ValueError(
+        f"none of the {split.num_images} images of {split.uri} can be decoded, the first is {file} row {row} "
+        f"({first}); give shards of encoded images, JPEG or PNG for instance"
+    )
 
 
 def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

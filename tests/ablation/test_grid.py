@@ -70,6 +70,8 @@ def test_table_3_has_its_pairs_on_both_data_sets_but_for_the_1_layer_skip():
     assert hundred.paper_error == 27.82
     assert (hundred.recipe.model.num_classes, hundred.recipe.data.dataset) == (100, "cifar100")
     assert hundred.recipe.data.train == Pictures().train100
+    both = Pictures(label_column100="fine_label")
+    assert [both.data(each).label_column for each in ("cifar10", "cifar100")] == [None, "fine_label"]
 
 
 def test_the_replication_has_every_ranked_pair_and_conv_with_full_preactivation():

@@ -742,7 +742,7 @@ def test_a_source_shard_with_a_torn_page_is_named(tmp_path: Path) -> None:
 def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     picture = jpeg(smooth(9, 9, 1))
     write_parquet(tmp_path / "a" / "train-0.parquet", [("a", picture, 0), ("b", None, 0)], ["x"])
-    with pytest.raises(ValueError, match=r"train-0.parquet row 1 has no picture bytes"):
+    with pytest.raises(ValueError, match=r"train-0.parquet row 1 has no image bytes, only the path b, which does not"):
         prepare_here(tmp_path / "a", tmp_path / "target-a")
     write_parquet(tmp_path / "b" / "train-0.parquet", [("a", picture, 0)], ["x"])
     write_parquet(tmp_path / "b" / "validation-0.parquet", [("a", picture, 0)], ["y"])
