@@ -87,7 +87,7 @@ class Trial:
                 told.append(f"stopped after step {record['step']}; the same command goes on there")
             elif record["kind"] == "too_damaged":
                 self.status = "died"
-                told.append(f"{record['reason']}; repair the data, or allow more and run the same command")
+                told.append(record["reason"])
         return told
 
     def recall(self, records: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -19,6 +20,7 @@ from dist_resnet.launch import local
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train import checkpoint
+from dist_resnet.train.damage import TooDamagedError
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.loop import create_state
@@ -99,11 +101,12 @@ def evaluate(
     validation: str | None = None,
     evaluation: Evaluation | None = None,
     match_classes: MatchClasses | None = None,
+    label_column: str | None = None,
 ) -> Evaluated:
     """The errors and losses of trained weights, every picture counted once on any number of workers.
 
-    `validation`, `evaluation` and `match_classes` replace the recipe's own; other images than its own are matched by
-    name unless that is given. Trains nothing and writes nothing. Raises ValueError or
+    What is given replaces the recipe's own; other images than its own are matched by name unless `match_classes` is
+    given. Trains nothing and writes nothing. Raises ValueError or
     FileNotFoundError, before any worker starts, where the pictures are not there or do not fit the model.
     """
     recipe, execution = trained.recipe, local.settle(execution)
@@ -111,7 +114,7 @@ def evaluate(
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=absolute_uri(validation)))
     if evaluation is not None:
         recipe = dataclasses.replace(recipe, evaluation=evaluation)
-    split = open_split(recipe.data.validation)
+    split = open_split(recipe.data.validation, label_column=label_column or recipe.data.label_column)
     names = trained.classes_beside(split.class_names)
     by = match_classes or (recipe.data.match_classes if validation is None else "names")
     matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")
@@ -122,9 +125,11 @@ def evaluate(
         local.in_processes(
             execution, functools.partial(_evaluate, recipe, trained.read_weights, execution, matched.split, outcome)
         )
-        metrics = json.loads(outcome.read_text())
+        found = json.loads(outcome.read_text())
+    if "refused" in found:
+        raise ValueError(found["refused"])
     return Evaluated(
-        metrics=metrics,
+        metrics=found["metrics"],
         validation_digest=split.digest,
         evaluation=recipe.evaluation,
         num_classes=recipe.model.num_classes if names is None else len(names),
@@ -140,7 +145,7 @@ def _evaluate(
     outcome: Path,
     worker: Worker,
 ) -> None:
-    """One worker's share; rank 0 writes down what all found."""
+    """One worker's share; rank 0 writes down what all found, or why there is nothing to find."""
     torch.set_num_threads(execution.cpus_per_worker or 1)
     state = create_state(recipe, execution, worker)
     state.load(read_weights(), {}, {"step": 0, "scaler": {}})
@@ -151,10 +156,13 @@ def _evaluate(
     )
     try:
         metrics = evaluate_crops(recipe, state.model, loader, worker, name_damaged=_name_damaged)
+        found: dict[str, Any] = {"metrics": metrics}
+    except TooDamagedError as error:
+        found = {"refused": str(error)}  # the driver raises it, whatever processes the workers are
     finally:
         loader.close()
     if worker.rank == 0:
-        outcome.write_text(json.dumps(metrics))
+        outcome.write_text(json.dumps(found))
 
 
 def _name_damaged(pictures: Sequence[Damaged]) -> None:

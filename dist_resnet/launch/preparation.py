@@ -11,6 +11,7 @@ from dist_resnet.data import classes
 from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
 from dist_resnet.tracking import address
@@ -84,8 +85,10 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
     )
-    train, validation = (open_split(uri) for uri in (data.train, data.validation))
+    train, validation = (open_split(uri, label_column=data.label_column) for uri in (data.train, data.validation))
     steps_per_epoch(train.num_images, recipe.global_batch)
+    for split in (train, validation):
+        check_some_whole(split)
     data = dataclasses.replace(
         data,
         train_digest=_digest("train", data.train_digest, train),

@@ -70,7 +70,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
         logger.info("stopped after step %d of %d; the same command goes on there", summary["steps"], plan.num_steps)
         return summary
     if summary["status"] == "too_damaged":
-        logger.error("%s; repair the data, or allow more and run the same command", summary["reason"])
+        logger.error("%s", summary["reason"])
         return summary
     summary["mlflow_run_id"] = sink.run_id
     patiently(

@@ -15,13 +15,7 @@ _TOLD_IN_THE_LOG = 10
 
 
 class TooDamagedError(Exception):
-    """More of the training pictures are damaged than the execution allows."""
-
-    def __init__(self, found: int, images: int, share: float) -> None:
-        super().__init__(
-            f"{found} of the {images} training pictures are damaged, more than the share of {share:g} allowed "
-            "(--execution.damaged-share); the journal lists them by file and row"
-        )
+    """More of the training images are damaged than the execution allows, or all validation images are."""
 
 
 class DamageRecord:
@@ -51,7 +45,11 @@ class DamageRecord:
         found = self._worker.from_rank_zero(sum(split == "train" for split, _ in self._named))
         self._run.metrics(step, {"data/damaged_pictures": float(found)})
         if found > self._share * self._images:
-            raise TooDamagedError(found, self._images, self._share)
+            raise TooDamagedError(
+                f"{found} of the {self._images} training pictures are damaged, more than the share of {self._share:g} "
+                "allowed (--execution.damaged-share); the journal lists them by file and row; repair the data, or "
+                "allow more and run the same command"
+            )
 
     def name_validation(self, pictures: Sequence[Damaged]) -> None:
         """Names validation pictures that an evaluation has counted as errors."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from dist_resnet.data.loader import Damaged, Loader
 from dist_resnet.recipe import Recipe
+from dist_resnet.train.damage import TooDamagedError
 from dist_resnet.train.distributed import Worker
 
 # Called with the crop and the number of pictures that this worker has classified at it.
@@ -38,7 +39,8 @@ def evaluate(
     Every worker calls it and gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5
     is top-k of all classes where there are fewer) and `images`. `tell` is called after each batch. `confusion`, int64
     [classes, classes] of zeros on the worker's device, becomes the count of pictures by label and by the class they
-    were taken for. A picture that cannot be decoded counts as an error, has no loss and is taken for nothing.
+    were taken for. A picture that cannot be decoded counts as an error, has no loss and is taken for nothing. Raises
+    TooDamagedError, on every worker, if none can be decoded.
     """
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=worker.device)
@@ -68,8 +70,13 @@ def evaluate(
         worker.sum(confusion)
     loss, top1, top5, images, whole = worker.sum(totals).tolist()
     if whole < images:
-        name_damaged(worker.gather(damaged))
-    return {"loss": loss / max(whole, 1), "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
+        of_all = worker.gather(damaged)
+        name_damaged(of_all)
+        if not whole:
+            raise TooDamagedError(
+                f"none of the {images:.0f} validation images can be decoded, the first is {of_all[0]}; give others"
+            )
+    return {"loss": loss / whole, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
 
 
 def evaluate_crops(

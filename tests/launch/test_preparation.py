@@ -282,3 +282,42 @@ def test_an_old_runs_names_are_its_training_shards_while_these_are_the_same(reci
     assert classes.recorded(record, plan.recipe) is None
     plan.claim()
     assert classes.recorded(plan.directory.read_json("recipe.json"), plan.recipe) == tuple(NAMES)
+
+
+def test_images_and_labels_that_are_not_there_are_refused_before_anything_starts(
+    recipe: Recipe, execution: Execution, tmp_path: Path
+):
+    table = pq.read_table(recipe.data.train)
+    rows = len(table)
+    for number, (columns, complaint) in enumerate(
+        [
+            ({"label": pa.array([0] * 5 + [None] * (rows - 5), pa.int64())}, "train.parquet row 5 has no label"),
+            ({"label": pa.array([0.5] + [0.0] * (rows - 1))}, "train.parquet row 0 has the label 0.5, which is no"),
+            ({"label": pa.array([0, -1] + [0] * (rows - 2))}, "label -1 in .*train.parquet row 1 .* stands for none"),
+            ({"image": pa.array([{"bytes": None, "path": "a.jpg"}] * rows, table.field("image").type)}, "row 0 has no"),
+            ({"image": pa.array([b"<html>"] * rows)}, "none of the 96 images .* can be decoded, the first is .* row 0"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        kept = {name: table[name] for name in ("image", "label")}
+        pq.write_table(pa.table(kept | columns), folder / "train.parquet")
+        _refused(_with_train(recipe, str(folder)), execution, complaint)
+        data = dataclasses.replace(recipe.data, validation=str(folder), match_classes="numbers")
+        _refused(dataclasses.replace(recipe, data=data), execution, complaint)
+    assert not Path(execution.storage, "run").exists()
+
+
+def test_a_run_is_told_which_of_several_columns_has_the_labels(recipe: Recipe, execution: Execution, tmp_path: Path):
+    table = pq.read_table(recipe.data.train)
+    zeros = pa.array([0] * len(table), pa.uint8())
+    for split in ("train", "validation"):
+        columns = {"img": table["image"], "coarse_label": zeros, "fine_label": table["label"].cast(pa.int8())}
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    data = {"train": str(tmp_path / "train.parquet"), "validation": str(tmp_path / "validation.parquet")}
+    both = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **data))
+    _refused(both, execution, "train.parquet has several columns of labels, coarse_label, fine_label; .*--data.label-c")
+    fine = dataclasses.replace(both, data=dataclasses.replace(both.data, label_column="fine_label"))
+    plan = prepare(fine, execution, job="test")
+    assert (plan.train.label_range, plan.validation.label_range) == ((0, 3), (0, 3))
+    assert plan.recipe.fingerprint() != prepare(recipe, execution, job="test").recipe.fingerprint()

@@ -7,6 +7,7 @@ import pytest
 from oracle.pictures import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local
+from dist_resnet.launch.evaluation import Trained, evaluate
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import history, read_journal
 
@@ -77,3 +78,27 @@ def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed
     assert local.run(again)["status"] == "finished"
     events = [record for record in read_journal(plan.directory) if record["kind"] == "damaged"]
     assert len(events) == 4
+
+
+def headers_only(images: list[bytes]) -> list[bytes]:
+    """JPEGs that have a size and an end, and no picture in between."""
+    return [image[: image.index(b"\xff\xda")] + b"\xff\xd9" for image in images]
+
+
+def test_validation_images_none_of_which_can_be_decoded_are_an_error_and_no_result(
+    recipe: Recipe, execution: Execution, tmp_path: Path, caplog
+):
+    images = headers_only([jpeg(smooth(32, 32, index)) for index in range(20)])
+    write_rows(tmp_path / "validation" / "a.parquet", images, [index % 4 for index in range(20)])
+    recipe = dataclasses.replace(
+        recipe, data=dataclasses.replace(recipe.data, validation=str(tmp_path / "validation"), match_classes="numbers")
+    )
+    plan = local.prepare_run(recipe, execution, job="test")
+    summary = local.run(plan)
+    assert summary["status"] == "too_damaged"
+    assert "none of the 20 validation images can be decoded, the first is " in caplog.text
+    assert "validation/a.parquet row 0 (" in caplog.text
+    assert not plan.directory.exists("summary.json")
+    assert "val/loss" not in history(read_journal(plan.directory))
+    with pytest.raises(ValueError, match=r"none of the 20 validation images can be decoded, the first is .*row 0"):
+        evaluate(Trained.of_run(plan.directory.uri), execution)
