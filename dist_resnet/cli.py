@@ -1,6 +1,6 @@
 """The typed command line of every training job: a recipe's and an execution's own fields, and --demo."""
 
-from dist_resnet import terminal  # first: from here on Ctrl-C ends in a line, and the rest takes a second
+import dist_resnet.early  # noqa: F401  first: from here on Ctrl-C ends in a line
 
 # isort: split
 import contextlib
@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from dist_resnet import logs
+from dist_resnet import logs, terminal
 from dist_resnet.recipe import Execution, Recipe
 
 T = TypeVar("T")

@@ -14,9 +14,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TextIO
+
+from dist_resnet.early import interruption, write_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ERRORS = "dist_resnet.escaped"
@@ -63,7 +64,8 @@ def open_streams() -> None:
 
 def output_loss() -> OSError | None:
     """Why what was printed on standard output did not arrive; None if it did."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
     return raw.loss if isinstance(raw, _Tolerant) else None
 
 
@@ -92,7 +94,7 @@ def ending_in_a_line(advice: str = "") -> Iterator[None]:
             raise
         number = signals.received or signal.SIGINT
         signals.received = number
-        _write_error(signals.line)
+        write_line(signals.line)
         raise SystemExit(128 + number) from None
 
 
@@ -111,24 +113,6 @@ def keeping_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def interruption(advice: str = "") -> str:
-    """The line that a command ends in when it is interrupted."""
-    return f"{Path(sys.argv[0]).stem}: interrupted{advice and '; '}{advice}\n"
-
-
-def _end_quietly_before_main() -> None:
-    """Until `ending_in_a_line`, has Ctrl-C end the process in one line instead of a traceback."""
-    earlier = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> Any:
-        if not issubclass(kind, KeyboardInterrupt):
-            return earlier(kind, error, traceback)
-        _write_error(interruption())
-        os._exit(128 + signal.SIGINT)
-
-    sys.excepthook = hook
-
-
 class _Signals:
     """What has come, and what to do about it."""
 
@@ -142,7 +126,7 @@ class _Signals:
             self.received = number
             raise Interrupted(number)
         if self.received is None:
-            _write_error(self.line)
+            write_line(self.line)
         os._exit(128 + number)
 
 
@@ -154,11 +138,6 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _write_error(line: str) -> None:
-    with suppress(OSError):
-        os.write(2, line.encode("ascii", "backslashreplace"))
-
-
 class _Tolerant(io.FileIO):
     """A standard stream to which writing always succeeds."""
 
@@ -166,14 +145,16 @@ class _Tolerant(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Writes, or forgets where that fails."""
+        rest = memoryview(data)
         try:
-            # None: a terminal that some program before has set not to wait.
-            while (written := super().write(data)) is None:
-                select.select((), (self,), ())
-            return written
+            while rest:
+                written = super().write(rest)
+                if written is None:  # a terminal that some program before has set not to wait
+                    select.select((), (self,), ())
+                rest = rest[written or 0 :]
         except OSError as error:
             self.loss = error
-            return len(data)
+        return len(data)
 
 
 def _tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
@@ -183,8 +164,9 @@ def _tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
         return stream
     with suppress(OSError):
         stream.flush()
+    raw = _Tolerant(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Tolerant(descriptor, "w", closefd=False)),
+        raw if stream.write_through else io.BufferedWriter(raw),  # pyrefly: ignore
         encoding=stream.encoding,
         errors=_ERRORS,
         line_buffering=stream.line_buffering,
@@ -217,7 +199,3 @@ def lost_output() -> str | None:
     if loss is None or loss.errno in (errno.EPIPE, errno.EIO):
         return None
     return f"what it printed is lost ({loss.strerror})"
-
-
-# A command imports this first; everything else that it needs takes seconds.
-_end_quietly_before_main()

@@ -65,7 +65,7 @@ def read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | 
 
 
 def check_opened(filesystem: pafs.FileSystem, names: str, shards: Sequence[Found]) -> None:
-    """Compares the shards of a split, those in their folders whose names match the glob `names`, with the manifests there.
+    """Compares a split's shards, all in their folders whose names match the glob `names`, with the manifests there.
 
     Folders without a manifest pass. Raises ValueError for a set whose preparation has not ended, a shard that differs
     from the manifest, is not in it or is missing, and for shards of several splits.

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from dist_resnet.terminal import not_text
+
 RECIPE_FILE = "recipe.json"
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
@@ -43,6 +45,8 @@ class RunDirectory:
         if self._opened is None:
             try:
                 self._opened = pafs.FileSystem.from_uri(self.uri)
+            except UnicodeEncodeError as error:
+                raise ValueError(not_text(self.uri)) from error
             except (ValueError, NotImplementedError, OSError) as error:
                 if self._known and isinstance(error, OSError):
                     raise
@@ -146,7 +150,11 @@ class RunDirectory:
         selector = pafs.FileSelector(folder, recursive=filesystem.type_name == "gcs", allow_not_found=True)
         entries = {}
         for info in filesystem.get_file_info(selector):
-            entry, _, below = info.path[len(folder) + 1 :].partition("/")
+            try:
+                path = info.path
+            except UnicodeDecodeError:
+                continue  # Nothing here gives such names.
+            entry, _, below = path[len(folder) + 1 :].partition("/")
             entries[entry] = info.size if info.is_file and not below else -1
         return sorted(entries.items())
 

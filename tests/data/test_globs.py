@@ -1,4 +1,4 @@
-"""Shards by folders and globs. Oracle: Python's own glob, and what a file system that records its listings was asked."""
+"""Shards by folders and globs. Oracle: Python's own glob, and the listings a file system was asked for."""
 
 import glob
 import os
