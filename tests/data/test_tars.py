@@ -203,3 +203,26 @@ def test_two_archives_of_one_kind_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"ILSVRC2010_img_train.tar and .*ILSVRC2012_img_train.tar are the same archive"
     ):
         find_archives(LOCAL, str(tmp_path))
+
+
+def test_names_of_another_encoding_are_carried_on_with_their_bytes_escaped(tmp_path: Path) -> None:
+    def inner(name: str) -> bytes:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            archive.addfile(member, io.BytesIO(b"hello"))
+        return content.getvalue()
+
+    outer = io.BytesIO()
+    with tarfile.open(fileobj=outer, mode="w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        for class_name in ("café", "cat"):
+            content = inner("Å.JPEG")
+            member = tarfile.TarInfo(f"{class_name}.tar")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(outer.getvalue())
+    source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
+    assert source.class_names == ("caf\\xe9", "cat")
+    assert rows(source.splits["train"]) == [("\\xc5.JPEG", b"hello", 0), ("\\xc5.JPEG", b"hello", 1)]
+    assert source.splits["train"].describe(0) == "ILSVRC2012_img_train.tar/caf\\xe9.tar/\\xc5.JPEG"

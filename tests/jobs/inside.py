@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,13 @@ def run_inside(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         contextlib.redirect_stdout(told),
         contextlib.redirect_stderr(complained),
     ):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             runpy.run_path(job, run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     assert isinstance(code, int), code
     return subprocess.CompletedProcess([job, *arguments], code, told.getvalue(), complained.getvalue())

@@ -3,11 +3,14 @@
 A job's imports are watched through Python's own `-X importtime`, so that a signal comes in the middle of a known one.
 """
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -62,3 +65,32 @@ def test_sigterm_is_one_line_and_143():
     code, said = _interrupted("evaluate", "--run", "/nowhere", importing="torch", by=signal.SIGTERM)
     assert code == 143
     assert said == ["evaluate: interrupted\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_signal_while_ray_starts_is_one_line_and_leaves_no_process(tmp_path: Path, process: str, number: int):
+    options = ["--demo", "--model.depth", "8", "--execution.storage", str(tmp_path)]
+    command = [sys.executable, str(JOBS / "cifar_preact164.py"), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
+        started = _wait_for(psutil.Process(job.pid), process)
+        os.killpg(job.pid, number)
+        _, said = job.communicate(timeout=100)
+    assert job.returncode == 128 + number, said
+    assert [line for line in said.splitlines() if "INFO" not in line] == [
+        "cifar_preact164: interrupted; the same command goes on from the newest checkpoint"
+    ]
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+
+
+def _wait_for(job: psutil.Process, name: str) -> list[psutil.Process]:
+    """The processes that a job has started, as soon as one is of that name."""
+    while job.is_running():
+        children = job.children(recursive=True)
+        if any(name in child.name() for child in children):
+            return children
+        time.sleep(0.05)
+    raise AssertionError(f"no {name} was started")

@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from mlflow import MlflowClient
 from oracle.pictures import jpeg, smooth
@@ -21,6 +24,7 @@ from dist_resnet.data.convert import encode_table, write_shard
 from dist_resnet.data.demo import write_demo
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.launch import local
+from dist_resnet.launch.page import run_card
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import read_journal
@@ -202,3 +206,50 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
     assert len({summary["weights_sha256"] for summary in summaries}) == 1
     assert named == [[("train", 13), ("train", 170), ("validation", 20)]] * 3
     assert any(len(entry.name) == 64 for entry in (tmp_path / "cache").iterdir())
+
+
+def test_printed_commands_quote_their_paths(recipe: Recipe, execution: Execution, tmp_path: Path, caplog):
+    storage = tmp_path / "my runs"
+    plan = local.prepare_run(recipe, dataclasses.replace(execution, storage=str(storage)), job="test")
+    with caplog.at_level("INFO", logger="dist_resnet"):
+        local.run(plan)
+    (look,) = [message for message in caplog.messages if message.startswith("look at it: ")]
+    assert shlex.split(look)[3:] == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{storage}/mlflow.db"]
+    note = run_card(plan).tags["mlflow.note.content"]
+    commands = [shlex.split(words) for words in re.findall(r"`(python .*)`", note)]
+    assert [words[2:] for words in commands] == [["--run", f"{storage}/run"]] * 2
+
+
+_TWO_WORKERS = """
+import time
+from dist_resnet import cli
+from dist_resnet.launch import local
+from dist_resnet.recipe import Execution
+
+def act(worker):
+    print("working", flush=True)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    cli.run(lambda: local.in_processes(Execution(workers=2, device="cpu", cpus_per_worker=1), act))
+"""
+
+
+@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ctrl_c_ends_the_processes_of_this_machine_in_one_line(tmp_path: Path, started: bool):
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_WORKERS)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as job:
+        assert job.stdout is not None
+        if started:
+            assert [job.stdout.readline() for _ in range(2)] == ["working\n"] * 2
+        else:
+            while len(psutil.Process(job.pid).children()) < 2:
+                time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGINT)  # as a terminal does, to all of them
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert said == "two: interrupted\n"

@@ -1,6 +1,7 @@
 """Provenance. Oracle: git and the installed distributions, asked directly."""
 
 import importlib.metadata
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -32,3 +33,9 @@ def test_versions_are_the_installed_ones():
 def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking-uri", "https://someone:secret@host/x"])
     assert provenance.collect()["command"] == "job.py --execution.tracking-uri https://***@host/x"
+
+
+def test_the_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch):
+    given = ["job.py", "--data.train", "/data/set [v1]/train-*.parquet", "--execution.name", "it's"]
+    monkeypatch.setattr("sys.argv", ["jobs/job.py", *given[1:]])
+    assert shlex.split(provenance.collect()["command"]) == given
