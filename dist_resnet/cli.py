@@ -99,6 +99,7 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 def _register(run: str, tracking_uri: str | None) -> None:
     """Registers a finished run's model, once; a registry that is down costs a warning."""
     from dist_resnet.registry.publish import publish_once
+    from dist_resnet.tracking import commands
     from dist_resnet.tracking.provenance import without_credentials
 
     try:
@@ -107,9 +108,10 @@ def _register(run: str, tracking_uri: str | None) -> None:
         # Whatever a registry or its storage raises: the run is finished.
         where = ["--tracking-uri", without_credentials(tracking_uri)] if tracking_uri else []
         logger.warning(
-            "the model is not registered (%s); later: %s",
+            "the model is not registered (%s); later: %s %s",
             without_credentials(" ".join(str(error).split())),
-            shlex.join(["python", "jobs/register_model.py", "--run", run, *where]),
+            commands.python(),
+            shlex.join(["jobs/register_model.py", "--run", run, *where]),
         )
 
 

@@ -381,6 +381,8 @@ class Execution:
                 _at_least(f"execution.{name}", getattr(self, name), 1)
         if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):
             raise ValueError(f"execution.name must be the name of one folder, without slashes, got {self.name!r}")
+        if not self.experiment.strip():
+            raise ValueError("execution.experiment is empty; give the name of an MLflow experiment")
         if not self.storage:
             raise ValueError("execution.storage is empty; give a local path, s3:// or gs:// URI")
         for name in ("compile", "recompute"):

@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import json
 import logging
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from dist_resnet.launch.cluster import disconnect, own_cluster
 from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.submitted import take_over
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
-from dist_resnet.tracking import provenance, stop
+from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.card import RunCard
 from dist_resnet.tracking.mlflow_sink import MlflowSink
@@ -71,6 +70,7 @@ def prepare_sweep(
     directory = sweep_directory(execution, job, choice, recipe)
     directory.check_writable()
     execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
+    store_of(directory, execution.tracking_uri, resolve=not directory.exists(SWEEP_FILE))
     trials, entries = _trials(cells, choice.seeds, directory, execution)
     for note in dict.fromkeys(note for trial in trials for note in trial.plan.notes):
         logger.info("%s", note)
@@ -139,7 +139,7 @@ def run(sweep: Sweep) -> int:
     if not lost:
         ended = {"status": "finished", "trials": dict(counts), "mlflow_run_id": parent.run_id}
         sweep.directory.write_json(SUMMARY_FILE, ended)
-    logger.info("look at it: mlflow ui --backend-store-uri %s", shlex.quote(provenance.without_credentials(uri)))
+    logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
     return lost
 
 

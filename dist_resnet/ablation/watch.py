@@ -281,4 +281,5 @@ def _stopped_outcome(trial: Trial) -> dict[str, Any]:
         "fingerprint": trial.plan.recipe.fingerprint(),
         "mlflow_run_id": None,
         "model_uri": None,
+        "weights_uri": None,
     }

@@ -144,7 +144,7 @@ def run(probe: Probe) -> dict[str, Any]:
     known = probe.directory.read_json(RESULT_FILE)
     if known is not None:
         logger.info("the probe at %s is finished already", probe.directory.uri)
-        deliver(probe.directory, uri, wait_seconds=_SECONDS_TO_DELIVER)
+        _deliver_the_rest(probe, uri)
         return known
     measured = _measure(probe)
     recipe = probe.subjects[0].recipe
@@ -170,6 +170,14 @@ def run(probe: Probe) -> dict[str, Any]:
         "the figure is %s, tracked at %s", probe.directory.child(FIGURE_FILE), provenance.without_credentials(uri)
     )
     return result
+
+
+def _deliver_the_rest(probe: Probe, uri: str) -> None:
+    """Brings MLflow what it lacks of a finished probe, if it takes it."""
+    try:
+        deliver(probe.directory, uri, wait_seconds=_SECONDS_TO_DELIVER)
+    except OSError as error:
+        logger.warning("the probe's tracking cannot be delivered: %s", error)
 
 
 def _measure(probe: Probe) -> list[Measured]:

@@ -105,9 +105,8 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     directory = RunDirectory(storage.child(execution.name or ""))
     known = _check_unused(directory, recipe, execution)
     names, matched = _match_classes(recipe, execution, train, validation, known)
-    if execution.tracking_uri is not None:
-        # A run that goes on shall not wait for a name server that is away.
-        address.check(execution.tracking_uri, resolve=known is None)
+    # A run that goes on shall not wait for a name server or a disk that is away.
+    address.store_of(directory, execution.tracking_uri, resolve=known is None)
     return Plan(
         recipe=recipe,
         execution=execution,

@@ -162,6 +162,42 @@ class PictureProgress:
         self._stream.flush()
 
 
+class DeliveryProgress:
+    """Shows how many of a run's points have been delivered: a bar on a terminal, else a line now and then.
+
+    Called with the number of points that wait, it also shows that MLflow is waited for: the number stays as it is.
+    """
+
+    def __init__(self, name: str, *, stream: TextIO | None = None) -> None:
+        self._name, self._stream = name, stream or sys.stderr
+        self._total: int | None = None
+        self._bar: tqdm | None = None
+        self._line_at = 0.0
+
+    def __call__(self, waiting_points: int) -> None:
+        """So many points wait now."""
+        if self._total is None:
+            self._total = waiting_points
+            if self._stream.isatty():
+                self._bar = tqdm(
+                    total=waiting_points, desc=self._name, unit=" points", file=self._stream, dynamic_ncols=True
+                )
+        # A delivery that is begun anew finds how much an earlier one brought.
+        done = max(0, self._total - waiting_points)
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.refresh()
+        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or not waiting_points:
+            self._line_at = time.monotonic()
+            self._stream.write(f"{self._name}: {done}/{self._total} points delivered\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
 def _session_line(record: dict[str, Any]) -> str:
     workers = f"{record['world_size']} worker{'s' * (record['world_size'] > 1)}"
     start = f"going on after step {record['start_step']}" if record["start_step"] else "starting"

@@ -1,7 +1,6 @@
 """The driver's part while workers train: progress in the terminal, delivery to MLflow, the summary at the end."""
 
 import logging
-import shlex
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from dist_resnet.launch.preparation import Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.patience import patiently
-from dist_resnet.tracking import provenance, stop
+from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.delivery import deliver
 from dist_resnet.tracking.mlflow_sink import MlflowSink
@@ -79,9 +78,7 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
         seconds=60 * plan.execution.storage_minutes,
     )
     logger.info("%s: %s", summary["status"], _result(summary))
-    shown = provenance.without_credentials(uri)
-    look = shown if shown.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", shown])
-    logger.info("look at it: %s", look)
+    logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
     return summary
 
 
@@ -134,7 +131,9 @@ def read_outcome(plan: Plan) -> dict[str, Any]:
     return outcome | {
         "fingerprint": plan.recipe.fingerprint(),
         "mlflow_run_id": None,
+        # What MLflow's loaders take, once the model is registered.
         "model_uri": plan.directory.child(model) if model else None,
+        "weights_uri": plan.directory.child(model) if model else None,
     }
 
 
@@ -143,5 +142,5 @@ def _result(summary: dict[str, Any]) -> str:
         return f"the training loss was no longer finite at step {summary['steps']}; lower --schedule.learning-rate"
     return (
         f"{summary['steps']} steps, top-1 error {summary['top1_error']:.2%}, top-5 error {summary['top5_error']:.2%}, "
-        f"{summary['images_per_second']:.1f} images/s, weights in {summary['model_uri']}"
+        f"{summary['images_per_second']:.1f} images/s, weights in {summary.get('weights_uri') or summary['model_uri']}"
     )

@@ -24,19 +24,21 @@ from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
+from sqlalchemy.exc import SQLAlchemyError
 
 from dist_resnet.data import classes
 from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, first_line, open_client
-from dist_resnet.tracking import mlflow_sink
+from dist_resnet.tracking import mlflow_run
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.ledger import Ledger
-from dist_resnet.tracking.mlflow_sink import ensure_experiment
+from dist_resnet.tracking.mlflow_run import ensure_experiment
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.provenance import without_credentials
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory
+from dist_resnet.tracking.refusal import check_experiment, refusal_of
+from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
 
@@ -103,16 +105,18 @@ def publish_run(
             "manifest_sha256": package.seal(made.folder),
         }
         try:
-            client = mlflow_sink.open_client(uri)
+            client = mlflow_run.open_client(uri)
             run_id = _mlflow_run(client, directory)
             name = name or f"preact-resnet{recipe.model.depth}"
             version, is_champion = _register(client, made, name, run_id, tags, promote)
-        except (MlflowException, OSError) as error:
-            raise OSError(f"the registry did not take the model: {first_line(error)}") from error
+        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+            reason = refusal_of(error, uri, has_answered=True) or first_line(error)
+            raise OSError(f"the registry did not take the model: {reason}") from error
     published = Published(
         name=version.name, version=str(version.version), is_champion=is_champion, weights_sha256=made.weights_sha256
     )
     logger.info("registered as %s%s", published.uri, f", the {CHAMPION}" if is_champion else "")
+    _note_in_summary(directory, published.uri, published.weights_sha256)
     return published
 
 
@@ -122,6 +126,18 @@ def publish_once(run: str, *, tracking_uri: str | None = None) -> None:
     if directory.read_json(_REGISTERED_FILE) is None:
         published = publish_run(run, tracking_uri=tracking_uri)
         directory.write_json(_REGISTERED_FILE, {"uri": published.uri})
+
+
+def _note_in_summary(directory: RunDirectory, uri: str, weights_sha256: str) -> None:
+    """Makes a registered version the `model_uri` of the summary of the run whose final weights it has."""
+    try:
+        summary = directory.read_json(SUMMARY_FILE)
+        if summary is not None and summary.get("weights_sha256") == weights_sha256:
+            # Summaries of earlier versions name the file in `model_uri` alone.
+            weights = {"weights_uri": summary.get("weights_uri") or summary.get("model_uri")}
+            directory.write_json(SUMMARY_FILE, weights | summary | {"model_uri": uri})
+    except OSError as error:
+        logger.warning("%s does not name %s, the registered model: %s", directory.child(SUMMARY_FILE), uri, error)
 
 
 def record_evaluation(
@@ -249,6 +265,7 @@ def _register(
 ) -> tuple[ModelVersion, bool]:
     """Uploads a package, makes it a version and settles the alias; on a failure takes back what was made."""
     experiment = client.get_run(run_id).info.experiment_id if run_id else ensure_experiment(client, EXPERIMENT)
+    check_experiment(client, experiment)
     logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=tags, model_type="classifier")
     version = None
     try:

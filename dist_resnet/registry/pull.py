@@ -13,9 +13,10 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from dist_resnet.registry import package, predictor
-from dist_resnet.tracking import address
+from dist_resnet.tracking import address, database
 from dist_resnet.tracking.provenance import without_credentials
 
 CLASS_NAMES_TAG, FROM_IMAGES = "class_names", "of the training images"
@@ -89,9 +90,15 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ValueError("no tracking server is given; give --tracking-uri, or set MLFLOW_TRACKING_URI")
+    address.check_registry()
     address.check(uri, may_be_new=False)
+    address.check_database(uri)
     address.set_client_limits()
-    return MlflowClient(uri)
+    try:
+        database.connect(uri)
+        return MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise OSError(f"the registry at {without_credentials(uri)} cannot be opened: {first_line(error)}") from error
 
 
 def find_version(client: MlflowClient, model: str) -> ModelVersion:

@@ -48,10 +48,15 @@ class Ledger:
         self._note_entry(ended=True, records=records)
 
     def note_card(self, card: RunCard, *, parent: str | None, every: int) -> None:
-        """Keeps the card, the parent run's directory and which steps are sent, for later deliveries."""
+        """Keeps the card, the parent run's directory and which steps are sent, for later deliveries.
+
+        Of a card that is kept already only the experiment changes, to the one asked for last.
+        """
         known = self._read()
         if "card" not in known:
             self._write(known | {"card": card.to_dict(), "parent": parent, "every": every})
+        elif known["card"]["experiment"] != card.experiment:
+            self._write(known | {"card": known["card"] | {"experiment": card.experiment}})
 
     def note_ending(self, ending: Ending) -> None:
         """Keeps how the run ended, for later deliveries."""
