@@ -1,11 +1,13 @@
 """Refusals of MLflow's, which waiting does not mend, told apart from outages, which it does."""
 
 import errno
+import os
 import re
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import DBAPIError
 
 from dist_resnet.tracking import address, commands, database
@@ -34,6 +36,7 @@ _FINAL_UPLOADS = re.compile(
     "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket|Unable to locate credentials"
 )
 _LONGEST = 300
+_SECONDS_FOR_AN_ANSWER = 10.0
 
 
 class RefusedError(OSError):
@@ -129,13 +132,33 @@ def _of_answer(error: Exception, uri: str, has_answered: bool) -> RefusedError |
     said, shown = first_line(error), without_credentials(uri)
     if "out-of-date database schema" in said:
         return RefusedError(f"its database schema is another version's; run `{commands.mlflow()} db upgrade {shown}`")
-    if error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+    status = _status(uri) if isinstance(error, RestException) and error.error_code == "INTERNAL_ERROR" else None
+    if status == 401 or error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return RefusedError(f"it does not know this user ({said}); {_CREDENTIALS}")
-    if error.error_code == "PERMISSION_DENIED":
+    if status == 403 or error.error_code == "PERMISSION_DENIED":
         return RefusedError(f"it forbids this ({said}); {_PERMISSION}")
-    if error.error_code == "ENDPOINT_NOT_FOUND" and has_answered:
-        return None
+    if status == 404 or error.error_code == "ENDPOINT_NOT_FOUND":
+        return None if has_answered else RefusedError("there is no MLflow there (404); correct the address")
     return RefusedError(said, of_store=False) if error.error_code in _FINAL else None
+
+
+def _status(uri: str) -> int | None:
+    """The status of a server's answer to a plain question, with the credentials of the environment; None without one.
+
+    Of an answer in JSON that is not MLflow's own, such as a gateway's, MLflow's client does not say the status.
+    """
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    try:
+        return requests.get(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search",
+            params={"max_results": 1},
+            auth=(user, password) if user and password else None,
+            headers={"Authorization": f"Bearer {token}"} if token and not user else {},
+            timeout=_SECONDS_FOR_AN_ANSWER,
+        ).status_code
+    except requests.RequestException:
+        return None
 
 
 def _shown(client: MlflowClient) -> str:

@@ -1,13 +1,17 @@
 """Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
 
+import contextlib
 import dataclasses
 import json
 import marshal
+import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow.pyfunc
+import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
@@ -22,6 +26,8 @@ from dist_resnet.recipe import Evaluation, Recipe
 from dist_resnet.registry import publish, pull, read
 from dist_resnet.registry.publish import publish_run, record_evaluation
 from dist_resnet.registry.pull import download
+from dist_resnet.tracking.ledger import Ledger
+from dist_resnet.tracking.storage import RunDirectory
 
 
 def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store: str):
@@ -331,3 +337,46 @@ def test_a_store_that_is_not_there_is_no_registry(tmp_path: Path):
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(ValueError, match="no tracking server is given"):
         pull("models:/any/1")
+
+
+def test_a_summary_names_the_registered_version_of_its_weights(store: str, make_run: MakeRun, recipe):
+    run = make_run(recipe)
+    weights = publish_run(run, tracking_uri=store, name="summed-up").weights_sha256
+    file = Path(run, "summary.json")
+    assert not file.exists()
+    # As versions of this project wrote it that did not know `weights_uri`.
+    summary = {"status": "finished", "weights_sha256": weights, "model_uri": f"{run}/checkpoints/x/model.safetensors"}
+    file.write_text(json.dumps(summary))
+    published = publish_run(run, tracking_uri=store, name="summed-up")
+    noted = json.loads(file.read_text())
+    assert noted == summary | {"model_uri": "models:/summed-up/2", "weights_uri": summary["model_uri"]}
+    with _tracking_in(store):
+        loaded = mlflow.pytorch.load_model(noted["model_uri"])
+    assert loaded is not None
+    file.write_text(json.dumps(summary | {"weights_sha256": "of another checkpoint"}))
+    publish_run(run, tracking_uri=store, name="summed-up")
+    assert json.loads(file.read_text())["model_uri"] == summary["model_uri"]
+    assert published.uri == "models:/summed-up/2"
+
+
+@contextlib.contextmanager
+def _tracking_in(uri: str) -> Iterator[None]:
+    earlier = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(earlier)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def test_a_deleted_experiment_takes_no_model_and_says_what_restores_it(store: str, make_run: MakeRun, recipe):
+    client = MlflowClient(store)
+    run = make_run(recipe, name="orphan")
+    experiment = client.create_experiment("deleted")
+    run_id = client.create_run(experiment).info.run_id
+    Ledger(RunDirectory(run), store).note_run(run_id)
+    client.delete_experiment(experiment)
+    with pytest.raises(OSError, match=f"experiments restore --experiment-id {experiment}"):
+        publish_run(run, tracking_uri=store, name="orphan")
+    assert not [model for model in client.search_registered_models() if model.name == "orphan"]
