@@ -1,4 +1,4 @@
-"""jobs/deliver_tracking.py as a user starts it. Oracles: its exit codes and lines, and what MLflow's client reads back."""
+"""jobs/deliver_tracking.py as a user starts it. Oracles: its exit codes and lines, and MLflow's client."""
 
 import os
 import signal

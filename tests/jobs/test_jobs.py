@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_
     done = _run("cifar_preact164", *options, "--execution.name", "small")
     assert done.returncode == 0, done.stderr
     assert "finished: 90 steps" in done.stderr
-    assert "look at it: mlflow ui" in done.stderr
+    assert re.search(r"look at it: .*\bmlflow ui --backend-store-uri sqlite:", done.stderr), done.stderr
     again = _run("cifar_preact164", *options, "--execution.name", "small")
     assert again.returncode == 0
     assert "is finished already" in again.stderr

@@ -141,6 +141,23 @@ def test_a_tracking_address_that_cannot_be_one(recipe: Recipe, execution: Execut
     _refused(recipe, dataclasses.replace(execution, tracking_uri=uri), complaint)
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+@pytest.mark.parametrize(
+    "uri", ["./mlruns", "file:///data/mlruns", "mysql://user@127.0.0.1/mlflow", "databricks-nowhere"]
+)
+def test_an_address_of_the_environment_that_cannot_be_one(recipe, execution: Execution, variable, uri, monkeypatch):
+    monkeypatch.setenv(variable, uri)
+    _refused(recipe, execution, f"{variable}: ")
+    assert not Path(execution.storage, "run").exists()
+
+
+def test_a_store_beside_the_runs_that_is_no_database_is_refused(recipe: Recipe, execution: Execution):
+    store = Path(execution.storage, "mlflow.db")
+    store.parent.mkdir()
+    store.write_text("no database " * 100)
+    _refused(recipe, execution, f"{store} is no sqlite database .* --execution.tracking-uri")
+
+
 def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
     prepare(recipe, execution, job="test").claim()
     prepare(recipe, dataclasses.replace(execution, tracking_uri="http://server.invalid"), job="test")
