@@ -237,8 +237,13 @@ def _remove_partials(filesystem: pafs.FileSystem, folder: str, chosen: Callable[
 
 def _abandoned_at(filesystem: pafs.FileSystem, folder: str) -> Callable[[pafs.FileInfo], bool]:
     """Tells what nothing has been written to for so long that no machine still writes it, by the files' own clock."""
-    # The clock of this machine may differ from the file server's by more than any such time.
-    moment = now_at(filesystem, folder) if is_local(filesystem) else 0
+    if not is_local(filesystem):
+        return lambda entry: False  # an object store shows no such files
+    try:
+        # The clock of this machine may differ from the file server's by more than any such time.
+        moment = now_at(filesystem, folder)
+    except OSError:  # as on a full disk, of which what comes next tells
+        return lambda entry: False
     return lambda entry: entry.mtime_ns <= moment - _ABANDONED_SECONDS * 10**9
 
 
