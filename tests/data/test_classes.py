@@ -155,6 +155,19 @@ def test_numbered_names_in_the_metadata_are_compared_like_listed_ones(tmp_path: 
     assert read(classes.match(open_split(str(tmp_path)), ["a", "b", "c"], 3).split) == [2, 0, 1]
 
 
+def test_labels_of_text_are_names_and_compared_like_listed_ones(tmp_path: Path) -> None:
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = pa.array([{"bytes": b"x", "path": None}] * 4, image)
+    pq.write_table(pa.table({"image": rows, "label": ["dog", "cat", "owl", "dog"]}), tmp_path / "x.parquet")
+    split = open_split(str(tmp_path))
+    found = classes.match(split, ["owl", "ant", "dog", "cat"], 4)
+    assert read(found.split) == [2, 3, 0, 2]
+    assert found.lacking == ("ant",)
+    refused("class 'owl' of .*row 2.* is none of the model's 2 classes, 'cat', 'dog'", split, ["cat", "dog"], 2)
+    record = {"classes": {"names": None, "validation_labels": found.split.label_map.tolist()}}
+    assert read(classes.as_recorded(split, record, 4).split) == [2, 3, 0, 2]
+
+
 def test_without_names_on_both_sides_there_is_nothing_to_say(tmp_path: Path) -> None:
     found = classes.match(shards(tmp_path, [0, 2, 1], None), None, 3)
     assert found.split.label_map is None
