@@ -150,9 +150,12 @@ def _check_named(split: Split) -> None:
 def _check_labels(split: Split, num_classes: int) -> None:
     if found := split.find_outside(num_classes):
         shard, row, label = found
+        what_to_do = "give images of the model's classes"
+        if label < 0:
+            what_to_do = "a label below 0 stands for none; give shards in which every image has one"
         raise ValueError(
             f"label {label} in {shard} row {row} is none of the model's {num_classes} classes, 0 .. {num_classes - 1}; "
-            "give images of the model's classes"
+            f"{what_to_do}"
         )
 
 
