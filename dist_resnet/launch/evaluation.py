@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
 
+_MOST_NAMED = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -166,8 +168,10 @@ def _evaluate(
 
 
 def _name_damaged(pictures: Sequence[Damaged]) -> None:
-    for picture in pictures:
+    for picture in pictures[:_MOST_NAMED]:
         logger.warning("the picture %s cannot be decoded and counts as an error", picture)
+    if len(pictures) > _MOST_NAMED:
+        logger.warning("%d more cannot be decoded either", len(pictures) - _MOST_NAMED)
 
 
 def _weights_of_run(directory: RunDirectory, folder: str) -> Weights:
