@@ -28,8 +28,9 @@ _LOCATION = {"location": True}
 # part in the fingerprint, so the runs, models and names of before stay what they were.
 _ADDED = {"added": True}
 
-# What files of earlier versions say, and what is meant by it today.
-_OLD_VALUES = {("recipe.augment.color", "True"): "full", ("recipe.augment.color", "False"): "none"}
+# What the first release said, and what it says today: (field, then, now). Its files are read, and the fingerprint keeps
+# to its words, so the runs and models of before stay what they were.
+_OLD_VALUES = (("recipe.augment.color", True, "full"), ("recipe.augment.color", False, "none"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,6 +440,10 @@ def _canonical_json(recipe: Recipe) -> str:
     numbers = _without(
         _read_back(recipe), lambda entry, value: _is_location(entry, value) or _is_as_before(entry, value)
     )
+    for place, then, now in _OLD_VALUES:
+        _, part, name = place.split(".")
+        if numbers[part][name] == now:
+            numbers[part][name] = then
     return json.dumps(numbers, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -483,7 +488,7 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value`, read from JSON, as the type that a field declares. Raises ValueError where it is of another."""
-    value = _OLD_VALUES.get((where, repr(value)), value)
+    value = next((now for place, then, now in _OLD_VALUES if place == where and value is then), value)
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, where)  # pyrefly: ignore
