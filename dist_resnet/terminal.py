@@ -100,7 +100,10 @@ def ending_in_a_line(advice: str = "") -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Undoes at the block's end what a library set as handlers of SIGINT and SIGTERM within it; also a decorator."""
+    """Undoes at the block's end what a library set as handlers of SIGINT and SIGTERM within it; also a decorator.
+
+    Raises `Interrupted` then if a signal came and the library swallowed it, as compiled code can.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,6 +114,10 @@ def keeping_handlers() -> Iterator[None]:
         for number, handler in earlier.items():
             if handler is not None:
                 signal.signal(number, handler)
+    for handler in earlier.values():
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, _Signals) and owner.received is not None:
+            raise Interrupted(owner.received)
 
 
 class _Signals:
