@@ -4,6 +4,7 @@ Of 16 bits the high byte counts, of several frames the first. Transparency is la
 Other colors are converted as Pillow does. A copy of this file travels in every package.
 """
 
+import functools
 import io
 import warnings
 
@@ -26,6 +27,7 @@ _TURNS = {
 # What is sent in an image's place.
 _NO_IMAGES = (
     (b"%PDF", "a PDF"),
+    (b"%!PS", "PostScript"),
     (b"<", "markup such as HTML or SVG"),
     (b"PK\3\4", "a ZIP archive"),
     (b"\x1f\x8b", "gzip"),
@@ -56,7 +58,7 @@ def load(encoded: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
-            image = Image.open(io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded), formats=_formats())
             check_megapixels(image.height, image.width)
             image.load()
     except MemoryError:
@@ -74,6 +76,13 @@ def load(encoded: bytes) -> Image.Image:
     if encoded.startswith(_PNG_START) and "transparency" in image.info:
         image.info["transparency"] = _transparent_value(image, bits=encoded[24])
     return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that Pillow reads by itself: for EPS it starts Ghostscript, which executes what is in the file."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name != "EPS")
 
 
 def flatten(image: Image.Image) -> Image.Image:

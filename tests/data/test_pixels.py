@@ -264,3 +264,10 @@ def test_a_chunk_behind_the_pixels_is_no_transparency() -> None:
     whole = jpeg(PIXELS, format="PNG")
     late = whole[:-12] + chunk(b"tRNS", struct.pack(">HHH", 0, 0, 0)) + whole[-12:]
     assert oddity(np.frombuffer(late, np.uint8)) is None
+
+
+def test_postscript_is_no_image_for_reading_it_would_execute_it() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "EPS")
+    with pytest.raises(DamagedError, match="PostScript"):
+        decode(buffer.getvalue())
