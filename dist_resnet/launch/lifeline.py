@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_ANSWER = 5.0
+# For how many seconds Ray's own processes wait for a head that went away, 60 unless set.
+_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 # Of the time that Ray's own processes wait for the head, after which they end this process too.
 _SHARE_OF_PATIENCE = 0.5
 # In which an error that Ray's end has brought about is taken for what it is.
@@ -89,7 +91,7 @@ class Lifeline:
 
     def _reason(self) -> str:
         """Blocks until Ray has ended, and says what of it has; or until this is closed."""
-        last_answer, patience = time.monotonic(), _SHARE_OF_PATIENCE * ray_internals.head_patience_seconds()
+        last_answer, patience = time.monotonic(), _SHARE_OF_PATIENCE * float(os.environ.get(_PATIENCE, 60))
         while not self._closed.is_set():
             if gone := self._processes.first_to_end(_SECONDS_BETWEEN_LOOKS):
                 return f"its {gone} is gone"

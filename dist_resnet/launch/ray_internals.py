@@ -13,7 +13,6 @@ from pathlib import Path
 
 import grpc
 import psutil
-import ray
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private import parameter, services, worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -162,9 +161,3 @@ def _is_final(process: psutil.Process, command: Sequence[str]) -> bool:
         return False
     kept = any(argument.startswith("--redis_address=") for argument in command)
     return not kept and process.environ().get("RAY_gcs_storage", "memory") == "memory"
-
-
-def head_patience_seconds() -> float:
-    """For how long Ray's own processes wait for a head that went away. Buys the setting of clusters whose head comes
-    back."""
-    return ray._config.gcs_rpc_server_reconnect_timeout_s()

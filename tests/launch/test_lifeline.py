@@ -10,7 +10,7 @@ import time
 import pytest
 
 _PROGRAM = """
-import subprocess, sys, threading, time
+import os, subprocess, sys, threading, time
 import psutil
 from dist_resnet import logs
 from dist_resnet.launch import lifeline, ray_internals
@@ -18,7 +18,7 @@ from dist_resnet.launch import lifeline, ray_internals
 logs.configure()
 other = subprocess.Popen(["sleep", "100"])
 ray_internals.essential_processes = lambda: [psutil.Process(other.pid)] if "with" in sys.argv else []
-ray_internals.head_patience_seconds = lambda: 2.0
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "4"
 lifeline._SECONDS_BETWEEN_LOOKS, lifeline._SECONDS_TO_END = 0.2, 5.0
 line = lifeline.Lifeline("127.0.0.1:1")
 
