@@ -44,11 +44,11 @@ def _started(command: list[str], environment: dict[str, str], log: Path) -> Iter
     try:
         yield process
     finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for member in family if process.poll() is None else ():
-            with contextlib.suppress(psutil.Error):
-                member.kill()
-        process.wait()
+        if process.poll() is None:
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+            process.wait()
 
 
 def _job(place: Path, job: tuple[str, ...], **variables: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
@@ -72,9 +72,9 @@ def _until(place: Path, text: str, log: str = "job.log", seconds: float = 100.0)
 
 
 def _trains(place: Path) -> None:
-    """Waits until a run or a trial has taken steps."""
+    """Waits until the workers of a run or a trial have begun."""
     deadline = time.monotonic() + 120
-    while not any('"metrics"' in journal.read_text() for journal in place.glob("runs/**/journal/*.jsonl")):
+    while not any('"session"' in journal.read_text() for journal in place.glob("runs/**/journal/*.jsonl")):
         assert time.monotonic() < deadline, (place / "job.log").read_text()
         time.sleep(0.1)
 
