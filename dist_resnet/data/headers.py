@@ -81,18 +81,21 @@ def _jpeg_oddity(head: memoryview) -> str | None:
 def _png_oddity(head: memoryview) -> str | None:
     if head[24:25] == b"\x10":
         return "16-bit PNG"
-    has_alpha = head[25:26] in (b"\4", b"\6")
-    return "PNG with transparency" if has_alpha or _has_transparent_color(head) else None
+    chunks = _chunks_before_pixels(head)
+    if b"acTL" in chunks:
+        # Where the image for readers without animation is no frame of it, DALI shows the first frame and Pillow that.
+        return "animated PNG"
+    return "PNG with transparency" if head[25:26] in (b"\4", b"\6") or b"tRNS" in chunks else None
 
 
-def _has_transparent_color(head: memoryview) -> bool:
-    """Whether a PNG has a chunk tRNS, which comes before the pixels."""
+def _chunks_before_pixels(head: memoryview) -> set[bytes]:
+    """The kinds of a PNG's chunks before its pixels."""
+    kinds: set[bytes] = set()
     place = 8
-    while place + 8 <= len(head) and head[place + 4 : place + 8] != b"IDAT":
-        if head[place + 4 : place + 8] == b"tRNS":
-            return True
+    while place + 8 <= len(head) and (kind := bytes(head[place + 4 : place + 8])) != b"IDAT":
+        kinds.add(kind)
         place += 12 + int.from_bytes(head[place : place + 4], "big")
-    return False
+    return kinds
 
 
 def _is_odd_bmp(head: memoryview) -> bool:

@@ -260,6 +260,23 @@ def test_avif_is_laid_on_white_too() -> None:
     assert np.abs(np.asarray(decode(encoded)) - expected).mean() < 2
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_animated_png_is_the_image_that_pillow_shows(tmp_path: Path, mode: str, apart: bool) -> None:
+    first, later = Image.fromarray(PIXELS).convert(mode), Image.fromarray(255 - PIXELS).convert(mode)
+    encoded = save(first, "PNG", save_all=True, append_images=[later, first], default_image=apart)
+    assert b"acTL" in encoded
+    expected = np.asarray(first.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(encoded)), expected)
+    made = ingest(encoded)
+    assert made.converted == "animated PNG"
+    np.testing.assert_array_equal(dali(made.encoded), expected)
+    write_rows(tmp_path / "foreign.parquet", [encoded], [0])
+    requests = streams.evaluation_requests(ShardReader(open_split(str(tmp_path))), 0, 1, 60, 60, 1)
+    ((_, pixels),) = Decoder(max_batch=1, num_threads=1, device=torch.device("cpu")).decode(requests)
+    np.testing.assert_array_equal(pixels[0].numpy(), expected[:, 10:70])
+
+
 def test_a_chunk_behind_the_pixels_is_no_transparency() -> None:
     whole = jpeg(PIXELS, format="PNG")
     late = whole[:-12] + chunk(b"tRNS", struct.pack(">HHH", 0, 0, 0)) + whole[-12:]
