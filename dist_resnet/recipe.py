@@ -141,6 +141,11 @@ class Augment:
         if self.aspect[0] <= 0:
             raise ValueError(f"augment.aspect must be positive, got {self.aspect}")
 
+    @property
+    def image_side(self) -> int | None:
+        """Side in pixels that every image of a set must have, under pad; None if images may have any size."""
+        return self.size if self.kind == "pad" else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:

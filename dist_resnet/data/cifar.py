@@ -14,10 +14,7 @@ def load_pictures(
     reader: ShardReader, size: int, *, device: torch.device, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
     """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], what is
-    wrong with the pictures of these indices, which are neutral ones instead).
-
-    Raises ValueError where a picture is not size x size.
-    """
+    wrong with the pictures of these indices, which are neutral ones instead)."""
     split = reader.split
     pictures = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)

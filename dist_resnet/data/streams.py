@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
 
 import numpy as np
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _READERS = 8
 _EVALUATION_AHEAD = 4
+_MOST_OF_ANOTHER_SIZE = 100
 
 
 class _Window:
@@ -129,40 +131,52 @@ def evaluation_requests(
 
 
 def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
-    """Yields requests for every picture as it is. Raises ValueError where one is not size x size."""
-    split = reader.split
-    for pictures in _batches(reader, 0, split.num_images, batch):
+    """Yields requests for every picture as it is; one that is not size x size counts as damaged."""
+    for pictures in _batches(reader, 0, reader.split.num_images, batch):
         indices, images, labels = _columns(pictures)
         heights, widths, damaged = picture_sizes(images)
-        fits = (heights == size) & (widths == size)
-        fits[list(damaged)] = True
-        if not fits.all():
-            other = int(np.flatnonzero(~fits)[0])
-            file, row = split.locate(int(indices[other]))
-            raise ValueError(
-                f"the picture in {file} row {row} is {widths[other]} x {heights[other]}; augment.kind pad "
-                f"needs pictures of {size} x {size} (augment.size): change --augment.size or --augment.kind"
-            )
+        for place in np.flatnonzero((heights != size) | (widths != size)).tolist():
+            damaged.setdefault(place, f"it is {widths[place]} x {heights[place]}, not {size} x {size}")
         windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
         yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1).without(damaged)
 
 
-def check_some_whole(split: Split) -> None:
+def check_some_whole(split: Split, side: int | None = None) -> None:
     """Reads images of a split until one is whole by its header and its end, as nearly always the first one is.
 
-    Raises ValueError, naming the first image, if none is.
+    If a side is given, that one has to be side x side too. Raises ValueError, naming the first image, if none is whole,
+    or if the first `_MOST_OF_ANOTHER_SIZE` that are whole have another size.
     """
-    reader, first = ShardReader(split), ""
+    reader, first, others = ShardReader(split), "", []
     for number in range(split.num_row_groups):
-        for image in reader.read(number).images:
-            *_, damaged = picture_sizes([image])
-            if not damaged:
+        for row, image in enumerate(reader.read(number).images):
+            (height,), (width,), damaged = picture_sizes([image])
+            if not damaged and side in (None, height) and side in (None, width):
                 return
-            first = first or damaged[0]
+            if damaged:
+                first = first or damaged[0]
+                continue
+            others.append((int(split.group_first[number]) + row, f"{width} x {height}"))
+            if len(others) == _MOST_OF_ANOTHER_SIZE:
+                _refuse_size(split, side, others)
+    if others:
+        _refuse_size(split, side, others)
     file, row = split.locate(0)
     raise ValueError(
         f"none of the {split.num_images} images of {split.uri} can be decoded, the first is {file} row {row} "
         f"({first}); give shards of encoded images, JPEG or PNG for instance"
+    )
+
+
+def _refuse_size(split: Split, side: int | None, others: list[tuple[int, str]]) -> NoReturn:
+    """Raises the ValueError for images of another size; `others`: index and size of each that was looked at."""
+    (index, size), sizes = others[0], {size for _, size in others}
+    file, row = split.locate(index)
+    alike = len(sizes) == 1 and len(set(size.split(" x "))) == 1
+    way = f"--augment.size {size.split(' x ')[0]} or " if alike else ""
+    raise ValueError(
+        f"augment.kind pad needs images of {side} x {side} (augment.size), and none of the first {len(others)} of "
+        f"{split.uri} is, the first is {file} row {row} of {size}; give images of that size, or train with {way}--augment.kind scale"
     )
 
 

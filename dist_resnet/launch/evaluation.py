@@ -16,6 +16,7 @@ import torch
 from dist_resnet.data import classes
 from dist_resnet.data.loader import Damaged, open_loader
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.streams import check_some_whole
 from dist_resnet.launch import local
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
@@ -120,6 +121,8 @@ def evaluate(
     names = trained.classes_beside(split.class_names)
     by = match_classes or (recipe.data.match_classes if validation is None else "names")
     matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")
+    if recipe.augment.image_side is not None:
+        check_some_whole(split, recipe.augment.image_side)
     for note in matched.notes:
         logger.info("%s", note)
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     train, validation = (open_split(uri, label_column=data.label_column) for uri in (data.train, data.validation))
     steps_per_epoch(train.num_images, recipe.global_batch)
     for split in (train, validation):
-        check_some_whole(split)
+        check_some_whole(split, recipe.augment.image_side)
     data = dataclasses.replace(
         data,
         train_digest=_digest("train", data.train_digest, train),

@@ -228,11 +228,25 @@ def test_too_few_pictures_and_strange_labels_are_refused_at_once(split: Split) -
         load(few, split)
 
 
-def test_pictures_of_another_size_are_refused_by_pad(split: Split) -> None:
-    with pytest.raises(
-        ValueError, match=r"part-000.parquet row 0 is 40 x 24; augment.kind pad needs pictures of 16 x 16"
-    ):
-        next(load(PAD, split).train(0))
+@pytest.mark.parametrize("odd", [(20, 16), (16, 20), (12, 12), (40, 24)])
+def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are_what_they_were(
+    tmp_path: Path, odd: tuple[int, int]
+) -> None:
+    images = [jpeg(smooth(16, 16, n)) for n in range(40)]
+    write_rows(tmp_path / "alike" / "a.parquet", images, [0] * 40)
+    images[13] = jpeg(smooth(*odd, 13))
+    write_rows(tmp_path / "odd" / "a.parquet", images, [0] * 40)
+    ours, theirs = (list(load(PAD, open_split(str(tmp_path / name))).evaluate(16, 16)) for name in ("odd", "alike"))
+    named = [picture for batch in ours for picture in batch.damaged]
+    assert [(picture.index, picture.row) for picture in named] == [(13, 13)]
+    assert named[0].reason == f"it is {odd[1]} x {odd[0]}, not 16 x 16"
+    for mine, other in zip(ours, theirs, strict=True):
+        kept = mine.indices != 13
+        np.testing.assert_array_equal(mine.weights.numpy(), kept)
+        assert not mine.images[~kept].any()
+        assert torch.equal(mine.images[kept], other.images[kept])
+    met = {i.index for step in load(PAD, open_split(str(tmp_path / "odd"))).train(0) for b in step for i in b.damaged}
+    assert met <= {13}
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:

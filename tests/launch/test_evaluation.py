@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from jobs.inside import run_inside
+from oracle.pictures import jpeg, smooth, write_rows
 from oracle.sources import rename_classes
 from registry.conftest import trained
 
@@ -74,6 +75,26 @@ def test_a_subset_is_reported_by_the_job(run, recipe, tmp_path):
     assert done.returncode == 0
     assert json.loads(done.stdout)["classes_without_images"] == NAMES[:3]
     assert "have 1 of the model's 4 classes, none of 'horizontal stripes'" in done.stderr
+
+
+@pytest.mark.parametrize("size", [(48, 48), (32, 40), (20, 32)])
+def test_images_of_another_size_than_pad_needs_end_the_job_with_one_line(run, tmp_path, size):
+    write_rows(tmp_path / "other" / "a.parquet", [jpeg(smooth(*size, number)) for number in range(8)], [0, 1, 2, 3] * 2)
+    done = run_inside(
+        "evaluate",
+        "--run",
+        run,
+        "--validation",
+        str(tmp_path / "other"),
+        "--match-classes",
+        "numbers",
+        "--device",
+        "cpu",
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"a.parquet row 0 of {size[1]} x {size[0]}; give images of that size" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_images_of_unknown_classes_end_the_job_with_one_line(run, recipe, tmp_path):

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from jobs.inside import run_inside
+from oracle.pictures import jpeg, smooth, write_rows
 from oracle.sources import rename_classes
 
 from dist_resnet.data import classes
 from dist_resnet.data.parquet import Split, open_split, read_row_group
 from dist_resnet.launch.preparation import prepare
-from dist_resnet.recipe import Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Execution, Model, Recipe
 
 
 def _with_train(recipe: Recipe, uri: str) -> Recipe:
@@ -68,6 +69,53 @@ def test_a_global_batch_larger_than_the_data(recipe: Recipe, execution: Executio
 
 def test_more_workers_than_ghost_batches(recipe: Recipe, execution: Execution):
     _refused(recipe, dataclasses.replace(execution, workers=5), "execution.workers 5 exceeds the 4 ghost batches")
+
+
+def _of_sizes(folder: Path, sizes: list[tuple[int, int]]) -> str:
+    """A set of images of these (height, width), each class in turn."""
+    images = [jpeg(smooth(*size, number)) for number, size in enumerate(sizes)]
+    folder.mkdir()
+    write_rows(folder / "a.parquet", images, [number % 4 for number in range(len(sizes))])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        (
+            [(64, 64)] * 40,
+            r"none of the first 40 .*/a.parquet row 0 of 64 x 64; give images of that size, or train with --augment.size 64 or --aug",
+        ),
+        ([(28, 28)] * 40, "of 28 x 28; .* train with --augment.size 28 or"),
+        ([(32, 48)] * 40, "of 48 x 32; .* train with --augment.kind scale"),
+        ([(48, 32)] * 40, "of 32 x 48; .* train with --augment.kind scale"),
+        ([(40 + number, 60) for number in range(40)], "of 60 x 40; .* train with --augment.kind scale"),
+        ([(48, 48)] * 100 + [(32, 32)], "none of the first 100 "),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_images_of_another_size_than_pad_needs(
+    recipe: Recipe, execution: Execution, tmp_path: Path, sizes: list[tuple[int, int]], complaint: str, split: str
+):
+    uri = _of_sizes(tmp_path / "other", sizes)
+    of_them = dataclasses.replace(
+        recipe, data=dataclasses.replace(recipe.data, **{split: uri}, match_classes="numbers")
+    )
+    _refused(of_them, execution, f"pad needs images of 32 x 32 .*{complaint}")
+    assert not (tmp_path / "runs" / "run").exists()
+    prepare(
+        dataclasses.replace(of_them, augment=Augment(kind="scale", size=16, shorter_side=(20, 24))),
+        dataclasses.replace(execution, spare_outputs=True),
+        job="test",
+    )
+
+
+def test_one_image_of_another_size_at_the_beginning_is_no_reason_to_refuse(
+    recipe: Recipe, execution: Execution, tmp_path: Path
+):
+    uri = _of_sizes(tmp_path / "other", [(48, 64), (32, 31), *[(32, 32)] * 40])
+    of_them = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=uri, match_classes="numbers"))
+    assert prepare(of_them, dataclasses.replace(execution, spare_outputs=True), job="test").train.num_images == 42
 
 
 def test_a_depth_that_no_network_has(recipe: Recipe, execution: Execution):
