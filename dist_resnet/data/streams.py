@@ -176,7 +176,8 @@ def _refuse_size(split: Split, side: int | None, others: list[tuple[int, str]]) 
     way = f"--augment.size {size.split(' x ')[0]} or " if alike else ""
     raise ValueError(
         f"augment.kind pad needs images of {side} x {side} (augment.size), and none of the first {len(others)} of "
-        f"{split.uri} is, the first is {file} row {row} of {size}; give images of that size, or train with {way}--augment.kind scale"
+        f"{split.uri} is, the first is {file} row {row} of {size}; give images of that size, or train with {way}"
+        "--augment.kind scale"
     )
 
 
