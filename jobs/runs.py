@@ -70,8 +70,13 @@ def _list(options: Options, storage: "RunDirectory") -> None:
     from dist_resnet.tracking.storage import RunDirectory
 
     jobs = _jobs()
-    directories = [RunDirectory(storage.child(name)) for name in names_of_runs(storage)]
-    runs = [(read_standing(directory), job_of(directory, jobs)) for directory in directories]
+    runs = []
+    for name in names_of_runs(storage):
+        directory = RunDirectory(storage.child(name))
+        try:
+            runs.append((read_standing(directory), job_of(directory, jobs)))
+        except (ValueError, KeyError, TypeError) as error:
+            print(f"{name} cannot be read: {' '.join(str(error).split())}", file=sys.stderr)
     known = {job.submission_id for _, job in runs if job}
     others = [job for job in jobs if job.submission_id not in known and not job.status.is_terminal()]
     if options.json:

@@ -1,6 +1,8 @@
 """What a folder or file is called that is a split: train, validation or test, in the forms that people write."""
 
+import os
 import re
+from collections.abc import Sequence
 
 ORDER = ("train", "validation", "test")
 """The splits that names tell of; the first that is there has the classes."""
@@ -46,6 +48,31 @@ def split_of(name: str) -> str | None:
 def resembled_split(name: str) -> str | None:
     """The split of which a name has a word among others, as `seg_train` has, or None."""
     return next((_SPLITS[word] for word in _words(name) if word in _SPLITS), None)
+
+
+def check_one_split(uri: str, shards: Sequence[str]) -> None:
+    """Raises ValueError if the files that an address stands for are called after different splits.
+
+    A file's own name counts before those of its folders, and these only below the one that has all the files.
+    """
+    common = os.path.commonpath([shard.rpartition("/")[0] for shard in shards]) if shards else ""
+    named: dict[str, str] = {}
+    for shard in shards:
+        below = reversed(shard[len(common) :].split("/"))
+        if found := next(filter(None, map(resembled_split, below)), None):
+            named.setdefault(found, shard)
+    if len(named) > 1:
+        first, second = [split for split in ORDER if split in named][:2]
+        raise ValueError(
+            f"{uri} stands for shards of several splits: {named[first]} is of {first}, {named[second]} of {second}; "
+            f"give one of them, as in {_stem(named[first])}*, or link them under other names if they are to be one"
+        )
+
+
+def _stem(path: str) -> str:
+    """A file's path up to the first digit of its name."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{re.split('[0-9]', name)[0]}"
 
 
 def _words(name: str) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from dist_resnet.data import classes
 from dist_resnet.data.loader import Damaged, open_loader
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.launch import local
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
@@ -118,6 +119,8 @@ def evaluate(
     if evaluation is not None:
         recipe = dataclasses.replace(recipe, evaluation=evaluation)
     split = open_split(recipe.data.validation, label_column=label_column or recipe.data.label_column)
+    if validation is not None:
+        check_one_split(split.uri, split.shards)
     names = trained.classes_beside(split.class_names)
     by = match_classes or (recipe.data.match_classes if validation is None else "names")
     matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")

@@ -11,6 +11,7 @@ from dist_resnet.data import classes
 from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
@@ -63,8 +64,13 @@ class Plan:
             )
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says if the run is finished, else None."""
-        return self.directory.read_json(SUMMARY_FILE)
+        """What `summary.json` says if the run is finished, else None. Raises ValueError if it does not say how."""
+        summary = self.directory.read_json(SUMMARY_FILE)
+        if summary is not None and "status" not in summary:
+            raise ValueError(
+                f"{self.directory.child(SUMMARY_FILE)} is damaged, it has no status; restore it from a copy"
+            )
+        return summary
 
 
 def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
@@ -104,6 +110,9 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     storage.check_writable()
     directory = RunDirectory(storage.child(execution.name or ""))
     known = _check_unused(directory, recipe, execution)
+    if known is None:  # a run that goes on is not refused what it began with
+        for split in (train, validation):
+            check_one_split(split.uri, split.shards)
     names, matched = _match_classes(recipe, execution, train, validation, known)
     # A run that goes on shall not wait for a name server or a disk that is away.
     address.store_of(directory, execution.tracking_uri, resolve=known is None)
@@ -114,8 +123,20 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         validation=matched.split,
         directory=directory,
         classes=names,
-        notes=matched.notes,
+        notes=(*_said_of_same(train, validation), *matched.notes),
     )
+
+
+def _said_of_same(train: Split, validation: Split) -> list[str]:
+    """A line on shards that are in both splits, if any are."""
+    same = set(train.shards) & set(validation.shards)
+    if not same and train.digest != validation.digest:
+        return []
+    count = len(same) or len(validation.shards)
+    return [
+        f"{count} of the {len(validation.shards)} shards of the validation images at {validation.uri} are those of "
+        "training images too; the errors on these tell nothing of other images"
+    ]
 
 
 def _match_classes(

@@ -202,10 +202,13 @@ def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
 
 
 def names_of_runs(storage: RunDirectory) -> list[str]:
-    """The names of the runs and sweeps under a storage; a probe's results are neither."""
+    """The names of the runs and sweeps under a storage, damaged ones too; a probe's results are neither."""
     names = []
     for name in (name for name, size in storage.list("") if size < 0):
-        known = storage.read_json(f"{name}/{RECIPE_FILE}")
+        try:
+            known = storage.read_json(f"{name}/{RECIPE_FILE}")
+        except ValueError:
+            known = {}
         if (known is not None and "probe" not in known) or storage.exists(f"{name}/{SWEEP_FILE}"):
             names.append(name)
     return names

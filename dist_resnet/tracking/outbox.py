@@ -83,7 +83,10 @@ class Tail:
         self._read: dict[str, int] = {}
 
     def poll(self) -> list[dict[str, Any]]:
-        """The complete records that are new since the last call. Raises OSError, and loses none then."""
+        """The complete records that are new since the last call.
+
+        Raises OSError, and loses none then; ValueError, naming file and byte, for a line that is no record.
+        """
         records, read = [], dict(self._read)
         for name, size in self._directory.list(FOLDER):
             start = read.get(name, 0)
@@ -92,9 +95,22 @@ class Tail:
             content = self._directory.read(f"{FOLDER}/{name}", start)
             complete = content[: content.rfind(b"\n") + 1]
             read[name] = start + len(complete)
-            records += [_parse_nonfinite(json.loads(line)) for line in complete.splitlines()]
+            records += self._parsed(name, start, complete)
         # Only now: where one of several files cannot be read, none counts as read.
         self._read = read
+        return records
+
+    def _parsed(self, name: str, start: int, content: bytes) -> list[dict[str, Any]]:
+        records, place = [], start
+        for line in content.splitlines(keepends=True):
+            try:
+                records.append(_parse_nonfinite(json.loads(line)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{self._directory.child(f'{FOLDER}/{name}')} is damaged: what begins at byte {place} is no record "
+                    f"({type(error).__name__}: {error}); restore it from a copy"
+                ) from error
+            place += len(line)
         return records
 
 

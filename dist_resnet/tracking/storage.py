@@ -136,12 +136,19 @@ class RunDirectory:
         """Writes a value as indented JSON."""
         self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def read_json(self, name: str) -> Any:
-        """The value in a JSON file, or None where there is no such file."""
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file, or None if there is no file. Raises ValueError, naming it, if it holds none."""
         try:
-            return json.loads(self.read(name))
+            content = json.loads(self.read(name))
         except FileNotFoundError:
             return None
+        except ValueError as error:  # no JSON, or no text at all
+            raise ValueError(
+                f"{self.child(name)} is damaged, it is no JSON ({error}); restore it from a copy"
+            ) from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.child(name)} is damaged, it holds no JSON object; restore it from a copy")
+        return content
 
     def list(self, name: str) -> list[tuple[str, int]]:
         """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""

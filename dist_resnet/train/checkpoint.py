@@ -140,10 +140,7 @@ def latest(directory: RunDirectory) -> Checkpoint | None:
 
 def read(directory: RunDirectory, folder: str) -> Checkpoint | None:
     """The checkpoint in a folder, or None where it was never completed. Raises ValueError where it is damaged."""
-    try:
-        manifest = directory.read_json(f"{folder}/{MANIFEST}")
-    except ValueError as error:
-        raise ValueError(f"{MANIFEST} is not JSON") from error
+    manifest = directory.read_json(f"{folder}/{MANIFEST}")
     if manifest is None:
         return None
     files = {name: _verified(directory, folder, name, manifest) for name in (WEIGHTS, OPTIMIZER, STATE)}
@@ -162,7 +159,8 @@ def _verified(directory: RunDirectory, folder: str, name: str, manifest: dict[st
     except FileNotFoundError as error:
         directory.check_present()
         raise ValueError(f"{name} is missing") from error
-    if hashlib.sha256(content).hexdigest() != manifest.get(name, {}).get("sha256"):
+    recorded = manifest.get(name)
+    if not isinstance(recorded, dict) or hashlib.sha256(content).hexdigest() != recorded.get("sha256"):
         raise ValueError(f"{name} does not have the sha256 that {MANIFEST} records")
     return content
 

@@ -282,6 +282,7 @@ class Session:
         manifest = self._patiently(
             lambda: self._directory.read_json(f"{folder}/{checkpoint.MANIFEST}"), "cannot be read"
         )
+        assert manifest is not None
         return {
             "steps": self._state.step,
             "epochs": self._state.step / self._loader.steps_per_epoch,

@@ -119,6 +119,52 @@ def test_one_image_of_another_size_at_the_beginning_is_no_reason_to_refuse(
     assert prepare(of_them, dataclasses.replace(execution, spare_outputs=True), job="test").train.num_images == 42
 
 
+def _both_splits(recipe: Recipe, folder: Path) -> str:
+    """A folder as `datasets` keeps a set: the shards of all splits beside each other."""
+    folder.mkdir()
+    shutil.copy(open_split(recipe.data.train).shards[0], folder / "train-00000-of-00001.parquet")
+    shutil.copy(open_split(recipe.data.validation).shards[0], folder / "test-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("form", ["{}", "{}/*.parquet", "{}/**", "{}/t*-00000-of-00001.parquet"])
+def test_a_folder_that_has_the_shards_of_several_splits(
+    recipe: Recipe, execution: Execution, tmp_path: Path, split: str, form: str
+):
+    uri = form.format(_both_splits(recipe, tmp_path / "data"))
+    mixed = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **{split: uri}))
+    _refused(
+        mixed, execution, r"several splits: .*/train-.* of train, .*/test-.* of test; give .* as in .*/train-\*, or"
+    )
+
+
+def test_a_run_that_began_with_the_shards_of_several_splits_goes_on(
+    recipe: Recipe, execution: Execution, tmp_path: Path
+):
+    folder = _both_splits(recipe, tmp_path / "data")
+    names = [Path(folder, f"part-{number}.parquet") for number in range(2)]
+    for name, link in zip(sorted(Path(folder).iterdir()), names, strict=True):
+        name.rename(link)
+    mixed = _with_train(recipe, folder)
+    prepare(mixed, execution, job="test").claim()
+    for name, link in zip(("test-0.parquet", "train-0.parquet"), names, strict=True):
+        link.rename(Path(folder, name))
+    assert prepare(mixed, execution, job="test").train.num_images > 0
+
+
+def test_validation_on_training_images_is_said(recipe: Recipe, execution: Execution, tmp_path: Path):
+    assert not any("training images too" in note for note in prepare(recipe, execution, job="test").notes)
+    same = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=recipe.data.train))
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for shard in open_split(recipe.data.train).shards:
+        shutil.copy(shard, copies)
+    for one in (same, dataclasses.replace(same, data=dataclasses.replace(same.data, validation=str(copies)))):
+        (note,) = prepare(one, execution, job="test").notes
+        assert "are those of training images too" in note
+
+
 def test_a_depth_that_no_network_has(recipe: Recipe, execution: Execution):
     deep = dataclasses.replace(recipe, model=Model(depth=21, num_classes=4, shortcut="exclusive_gating"))
     _refused(deep, execution, "no network has 21 layers")

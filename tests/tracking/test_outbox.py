@@ -133,3 +133,13 @@ def test_a_tail_that_could_not_read_one_file_loses_none_of_another(directory: Ru
         with pytest.raises(OSError, match="away"):
             tail.poll()
     assert [record["step"] for record in tail.poll()] == [1, 2]
+
+
+@pytest.mark.parametrize("line", [b"{broken}", b"[]", b"7", b'{"no": "kind"}', b"\xff"])
+def test_a_line_that_is_no_record_is_told_with_its_file_and_place(directory: RunDirectory, line: bytes):
+    _metrics(Journal(directory), 1)
+    ((name, size),) = directory.list("journal")
+    whole = directory.read(f"journal/{name}")
+    directory.write(f"journal/{name}", whole + line + b"\n" + whole)
+    with pytest.raises(ValueError, match=f"journal/{name} is damaged: what begins at byte {size} is no record"):
+        read_journal(directory)

@@ -34,6 +34,14 @@ def test_a_missing_json_file_is_none(tmp_path: Path):
     assert directory.read_json("summary.json") == {"steps": 3}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"status": "fin', b"[1, 2]", b'"text"', b"null", b"\xff\xfe\x00"])
+def test_a_file_that_holds_no_json_object_is_named(tmp_path: Path, content: bytes):
+    directory = RunDirectory(str(tmp_path))
+    directory.write("summary.json", content)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged, .*; restore it from a copy$"):
+        directory.read_json("summary.json")
+
+
 def test_a_directory_travels_between_processes(tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     directory.write("file", b"x")

@@ -120,6 +120,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, execution, t
     assert "step_00000002 is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("manifest", ["", "[]", '"text"', '{"model.safetensors": 3}', '{"model.safetensors": {}}'])
+def test_a_damaged_manifest_is_passed_over_with_a_warning(recipe, execution, tmp_path, caplog, manifest):
+    directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
+    directory.write("checkpoints/step_00000002/manifest.json", manifest.encode())
+    with caplog.at_level("WARNING", logger="dist_resnet"):
+        found = checkpoint.latest(directory)
+    assert found is not None
+    assert found.counters["step"] == 1
+    assert "step_00000002 is damaged and passed over" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["step_00000009 (copy)", "step_00000009.bak", ".DS_Store", "__pycache__"])
 def test_what_others_leave_beside_checkpoints_is_none(name, recipe: Recipe, execution: Execution, tmp_path: Path):
     directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
