@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import psutil
+import ray
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private import parameter, services, worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -144,8 +145,9 @@ def essential_processes() -> list[psutil.Process]:
 
     Buys that their end is noticed at once; Ray notices it after up to a minute, and then ends this process in silence.
     """
-    node = worker._global_node
-    raylet, head = f"--raylet_socket_name={node.raylet_socket_name}", f"--session-name={node.session_name}"
+    # By its id: nodes in containers that share processes but not folders have sockets of the same name.
+    raylet = f"--node_id={ray.get_runtime_context().get_node_id()}"
+    head = f"--session-name={worker._global_node.session_name}"
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
