@@ -177,12 +177,12 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
     errors = [(step, 100 * value) for step, _, value in points.get("val/top1_error", [])]
     last = records[-1] if records else {}
     session = _newest(records, "session")
-    outcome = last if last.get("kind") == "finished" else {}
     ended: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
     state = ended.get(last.get("kind", ""), "unfinished" if records else "not started")
-    # Who stops a trial that is behind says so in its summary; the journal just ends.
-    if state == "unfinished" and (directory.read_json("summary.json") or {}).get("status") == "stopped":
+    # Who stops a trial that is behind says so in its summary; the journal just ends, or came to its end before.
+    if (directory.read_json("summary.json") or {}).get("status") == "stopped":
         state = "stopped early"
+    outcome = last if state == "finished" else {}
     return Trial(
         seed=entry["seed"],
         name=entry["trial"],

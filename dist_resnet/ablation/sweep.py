@@ -125,6 +125,8 @@ def run(sweep: Sweep) -> int:
         raise
     finally:
         watcher.close(status, wait_seconds=wait_seconds)
+        if status == "FINISHED" and sweep.content["early_stop"]:
+            _take_back(sweep)
         counts = Counter(trial.status for trial in sweep.trials)
         lost = counts["waiting"] + counts["running"] + counts["paused"] + counts["died"]
         if status == "FINISHED" and lost:
@@ -154,6 +156,17 @@ def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
     found = rungs.rebuild([trial.plan for trial in sweep.trials]) if sweep.content["early_stop"] else None
     plans = [trial.plan for trial in unfinished]
     return ray_tune.fit(plans, sweep.shares, sweep.directory, tell=watcher.tell, rungs=found)
+
+
+def _take_back(sweep: Sweep) -> None:
+    """Stops trials early that came to their end before the slower ones whose errors stop them came to the rung."""
+    behind = rungs.rebuild([trial.plan for trial in sweep.trials]).stopped()
+    for trial in sweep.trials:
+        if trial.name in behind and trial.is_over and trial.status != "stopped":
+            logger.info("%s came to its end, but trails behind: it counts as stopped early", trial.name)
+            summary = trial.plan.summary() or {}
+            trial.plan.directory.write_json(SUMMARY_FILE, summary | {"status": "stopped"})
+            trial.status = "stopped"
 
 
 def _stop(directory: RunDirectory) -> NoReturn:
