@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,10 @@ os.environ.pop("RAY_ADDRESS", None)
 # As `launch.cluster` has it for a Ray of our own.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.preload")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
