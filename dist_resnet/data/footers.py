@@ -86,17 +86,23 @@ def _check_bytes(filesystem: pafs.FileSystem, shard: str, metadata: pq.FileMetaD
 def find_without_bytes(
     filesystem: pafs.FileSystem, shard: str, columns: Columns, groups: Sequence[int]
 ) -> tuple[int, str | None] | None:
-    """(row, path if it has one) of the first image in these row groups that has no bytes; None if all have some."""
+    """(row, path if it has one) of the first image in these row groups that has no bytes; None if all have some.
+
+    A single image of zero bytes is a damaged one, to be named when it is read; where all are, their paths are meant.
+    """
     wanted = [name for name in (columns.bytes, columns.path) if name is not None]
     with filesystem.open_input_file(shard) as file:
         parquet = pq.ParquetFile(file)
+        first_empty, has_some = None, len(groups) < parquet.num_row_groups
         for number in groups:
             column = parquet.read_row_group(number, columns=wanted)[columns.image]
+            before = sum(parquet.metadata.row_group(one).num_rows for one in range(number))
             for place, image in enumerate(encoded_images(column)):
-                if image is None or not len(image):
-                    before = sum(parquet.metadata.row_group(one).num_rows for one in range(number))
+                if image is None:
                     return before + place, image_path(column[place])
-    return None
+                has_some = has_some or len(image) > 0
+                first_empty = first_empty or (before + place, image_path(column[place]))
+    return None if has_some else first_empty
 
 
 def _read_labels(

@@ -105,7 +105,7 @@ def check_paths(split: Split) -> Iterator[str]:
     for shard, footer in zip(split.shards, split.footers, strict=True):
         columns = columns_of(footer, split.label_column)
         groups = may_lack_bytes(metadata_of(footer), columns)
-        found = find_without_bytes(filesystem, shard, columns, groups[:1]) if groups else None
+        found = find_without_bytes(filesystem, shard, columns, groups) if groups else None
         if found is not None:
             row, path = found
             _read_path(filesystem, shard, row, path)

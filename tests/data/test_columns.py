@@ -372,7 +372,14 @@ def hollow(kind: str, rows: int = 9) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array(bytes_, pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"])
 
 
-@pytest.mark.parametrize("kind", ["null struct", "null binary", "null bytes", "empty bytes"])
+def test_a_few_images_of_zero_bytes_are_damaged_ones_and_no_reason_to_refuse_the_rest(tmp_path: Path):
+    write(tmp_path, [pa.table({"image": hollow("empty bytes")} | LABEL)])
+    split = open_split(str(tmp_path))
+    images = [image for group in range(split.num_row_groups) for image in read_row_group(split, group).images]
+    assert [len(image) for image in images] == [0 if row in (5, 8) else len(IMAGES[row]) for row in range(9)]
+
+
+@pytest.mark.parametrize("kind", ["null struct", "null binary", "null bytes"])
 def test_images_without_bytes_are_named_by_file_and_row(tmp_path: Path, kind: str):
     write(tmp_path, [LAYOUT, pa.table({"image": hollow(kind)} | LABEL)])
     pq.write_table(pa.table({"image": hollow(kind)} | LABEL), tmp_path / "train-1.parquet", row_group_size=4)

@@ -17,7 +17,7 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetAllNodeInfoReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
-from dist_resnet.launch import ray_address
+from dist_resnet.launch import ray_address, ray_internals
 from dist_resnet.launch.submitted import JobServer
 
 
@@ -34,6 +34,12 @@ def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _record(folder: Path, content: bytes) -> None:
     (folder / "ray").mkdir(exist_ok=True)
     (folder / "ray" / "ray_current_cluster").write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a network: the heads here listen on the loopback address, those of `ray start` do not."""
+    monkeypatch.setattr(ray_internals, "with_machine_address", lambda address: address)
 
 
 def _free_port() -> int:
