@@ -153,6 +153,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_that_is_continued_stops_the_same_trials_early(tmp_path):

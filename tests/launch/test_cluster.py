@@ -108,6 +108,7 @@ def test_a_job_whose_own_ray_dies_ends_with_a_line(place: Path, victim: str, job
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
     if taken := _taken():
         pytest.skip(f"another cluster has ports {taken} of this machine")
