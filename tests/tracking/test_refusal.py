@@ -81,10 +81,12 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
     sink = MlflowSink(own_store, directory, CARD)
     _wait_until(lambda: sink.refusal)
     assert _closed(sink) < 20
-    (at_once, at_the_end) = [record.getMessage() for record in caplog.records]
+    # Threads of an earlier test may still be trying a server that is away.
+    own = [record for record in caplog.records if record.name.startswith("dist_resnet")]
+    (at_once, at_the_end) = [record.getMessage() for record in own]
     assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.exp" in at_once
     assert "training goes on" in at_once
-    assert "does not answer" not in caplog.text
+    assert not any("does not answer" in record.getMessage() for record in own)
     assert "3 points wait in" in at_the_end
     assert f"jobs/deliver_tracking.py --run '{directory.uri}' --tracking-uri {own_store}" in at_the_end
 
