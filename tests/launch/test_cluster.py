@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 _JOBS = Path(__file__).parents[2] / "jobs"
+_RAY = str(Path(sys.executable).parent / "ray")
 _RUN = ("cifar_preact164.py", "--demo", "--epochs", "2000")
 _SWEEP = ("cifar_ablation.py", "--demo", "--iterations", "20000")
 # Those of `ray start --head`, whoever else is on the machine.
@@ -61,7 +62,7 @@ def _job(place: Path, job: tuple[str, ...], **variables: str) -> contextlib.Abst
 
 
 def _head(place: Path, **variables: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
+    command = [_RAY, "start", "--head", "--block", "--num-cpus=2"]
     return _started(command, _environment(place, **variables), place / "head.log")
 
 
@@ -121,17 +122,7 @@ def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
         with _head(shared, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef0123456789abcdef") as head:
             _until(shared, "Ray runtime started", "head.log")
             with_token = _environment(shared, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef0123456789abcdef")
-            submit = [
-                "ray",
-                "job",
-                "submit",
-                "--address",
-                "http://127.0.0.1:8265",
-                "--",
-                "python",
-                "-c",
-                "print(6 * 7)",
-            ]
+            submit = [_RAY, "job", "submit", "--address", "http://127.0.0.1:8265", "--", "python", "-c", "print(6 * 7)"]
             told = subprocess.run(submit, env=with_token, capture_output=True, text=True, timeout=100)
             assert told.returncode == 0, told.stdout + told.stderr
             assert "\n42\n" in told.stdout
