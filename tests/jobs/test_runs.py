@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from jobs.inside import run_inside
@@ -18,23 +19,21 @@ _SECONDS_FOR_A_CHANGE = 240.0
 
 
 def _runs(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        _command(*arguments), capture_output=True, text=True, timeout=200, check=False, env=_environment(server)
-    )
+    done = _inside(*arguments, server=server)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
 def _shown(name: str, storage: Sequence[str], server: str) -> dict:
     """What `show --json` prints; what stands for it before there is such a run."""
-    done = subprocess.run(
-        _command("show", name, "--json", *storage),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment(server),
-    )
+    done = _inside("show", name, "--json", *storage, server=server)
     return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None, "begun": {}}
+
+
+def _inside(*arguments: str, server: str) -> subprocess.CompletedProcess:
+    """In this process: a new one imports for seconds, on the cores on which the job trains."""
+    with mock.patch.dict(os.environ, _environment(server)):
+        return run_inside("runs", *arguments)
 
 
 def _command(*arguments: str) -> list[str]:
