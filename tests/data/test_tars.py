@@ -137,7 +137,11 @@ def test_validation_pictures_without_a_number_are_refused(tmp_path: Path) -> Non
         index(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, gzip.compress(b"x" * 5000), gzip.compress(tar([("a", b"b")]))])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 100, gzip.compress(b"x" * 5000), gzip.compress(tar([("a", b"b")]))],
+    ids=["empty", "text", "compressed text", "another archive"],
+)
 def test_a_devkit_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
     write_archives(tmp_path, small_pictures())
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(content)
