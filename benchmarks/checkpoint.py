@@ -60,7 +60,7 @@ def main() -> None:
         torch.ones(options.batch, device=device),
     )
     step([batch], 0.01)
-    size = sum(tensor.nbytes for part in (state.weights(), state.momenta()) for tensor in part.values())
+    size = sum(tensor.nbytes for part in (state.weights(), state.slots()) for tensor in part.values())
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {name}, {vars(options)}")
     print(f"state of {size / 1e6:.0f} MB")

@@ -29,11 +29,11 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read and verified: tensors on the CPU by name, and the counters."""
+    """A checkpoint as read and verified: tensors on the CPU by name, the optimizer's slots, and the counters."""
 
     folder: str
     weights: dict[str, torch.Tensor]
-    momenta: dict[str, torch.Tensor]
+    slots: dict[str, torch.Tensor]
     counters: dict[str, Any]
     weights_sha256: str
 
@@ -49,13 +49,13 @@ class Snapshot:
 
     step: int
     weights: dict[str, torch.Tensor]
-    momenta: dict[str, torch.Tensor]
+    slots: dict[str, torch.Tensor]
     counters: dict[str, Any]
 
     @classmethod
     def of(cls, state: TrainState) -> "Snapshot":
         """A copy of the state."""
-        return cls(step=state.step, weights=state.weights(), momenta=state.momenta(), counters=state.counters())
+        return cls(step=state.step, weights=state.weights(), slots=state.slots(), counters=state.counters())
 
 
 def folder_of(step: int) -> str:
@@ -74,7 +74,7 @@ def save(directory: RunDirectory, snapshot: Snapshot) -> None:
     state = json.dumps(snapshot.counters).encode()
     manifest = {
         WEIGHTS: _write_tensors(directory, f"{folder}/{WEIGHTS}", snapshot.weights),
-        OPTIMIZER: _write_tensors(directory, f"{folder}/{OPTIMIZER}", snapshot.momenta),
+        OPTIMIZER: _write_tensors(directory, f"{folder}/{OPTIMIZER}", snapshot.slots),
         STATE: {"size_bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()},
     }
     directory.write(f"{folder}/{STATE}", state)
@@ -147,7 +147,7 @@ def read(directory: RunDirectory, folder: str) -> Checkpoint | None:
     return Checkpoint(
         folder=folder,
         weights=safetensors.torch.load(files[WEIGHTS]),
-        momenta=safetensors.torch.load(files[OPTIMIZER]),
+        slots=safetensors.torch.load(files[OPTIMIZER]),
         counters=json.loads(files[STATE]),
         weights_sha256=manifest[WEIGHTS]["sha256"],
     )

@@ -1,5 +1,7 @@
 """Stochastic gradient descent with momentum over a model's parameters."""
 
+from collections.abc import Iterable
+
 import torch
 
 from dist_resnet.recipe import Optimizer
@@ -27,6 +29,20 @@ def build_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim
         nesterov=optimizer.nesterov,
         fused=True,
     )
+
+
+# What each optimizer keeps for a parameter. A checkpoint holds these and no others.
+_SLOTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {torch.optim.SGD: frozenset({"momentum_buffer"})}
+
+
+def check_slots(optimizer: torch.optim.Optimizer, slots: Iterable[str]) -> None:
+    """Raises ValueError where one of these slots is not what the optimizer keeps for its parameters."""
+    known = _SLOTS.get(type(optimizer), frozenset())
+    if unknown := sorted(set(slots) - known):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps {', '.join(sorted(known)) or 'nothing that is known'} for each "
+            f"parameter, not {', '.join(unknown)}: it is another optimizer's state"
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -37,7 +37,7 @@ def resume(
             seconds=patience_seconds,
             alive=alive,
         )
-    state.load(found.weights, found.momenta, found.counters)
+    state.load(found.weights, found.slots, found.counters)
 
 
 def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:

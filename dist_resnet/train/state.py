@@ -1,4 +1,4 @@
-"""Everything that a resume needs: weights, BN statistics, momentum, loss scale and the number of steps done.
+"""Everything that a resume needs: weights, BN statistics, the optimizer's state, loss scale and the steps done.
 
 Order and augmentation are pure functions of the step, so no generator's state belongs here.
 """
@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-_MOMENTUM = "momentum."
+from dist_resnet.train.optimizer import check_slots
+
+# As checkpoints of the first release call SGD's slot.
+_OLD_SLOTS = {"momentum": "momentum_buffer"}
 
 
 @dataclass(kw_only=True)
@@ -24,33 +27,40 @@ class TrainState:
         """The model's parameters and BN statistics by name, on the CPU in the default memory format."""
         return {name: _portable(tensor) for name, tensor in self.model.state_dict().items()}
 
-    def momenta(self) -> dict[str, torch.Tensor]:
-        """The momentum buffers by `momentum.<parameter name>`; empty before the first step."""
-        buffers = {}
+    def slots(self) -> dict[str, torch.Tensor]:
+        """What the optimizer keeps by `<slot>.<parameter>`, such as `momentum_buffer.head.classifier.weight`.
+
+        Empty before the first step. Raises ValueError for a slot that `load` would not put back.
+        """
+        tensors = {}
         for name, parameter in self.model.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                buffers[_MOMENTUM + name] = _portable(buffer)
-        return buffers
+            kept = {slot: value for slot, value in self.optimizer.state.get(parameter, {}).items() if value is not None}
+            check_slots(self.optimizer, kept)
+            tensors |= {f"{slot}.{name}": _portable(value) for slot, value in kept.items()}
+        return tensors
 
     def counters(self) -> dict[str, Any]:
         """The step and the loss scale as JSON values."""
         return {"step": self.step, "scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
-    def load(self, weights: dict[str, Any], momenta: dict[str, Any], counters: dict[str, Any]) -> None:
+    def load(self, weights: dict[str, Any], slots: dict[str, Any], counters: dict[str, Any]) -> None:
         """Puts back what the three methods above gave, keeping device and memory format.
 
-        Raises ValueError where the tensors are not those of this model.
+        Raises ValueError where the tensors are not those of this model and this optimizer.
         """
         try:
             self.model.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise ValueError(f"the checkpoint holds another model: {str(error).splitlines()[-1].strip()}") from error
-        for name, parameter in self.model.named_parameters():
-            if _MOMENTUM + name in momenta:
-                buffer = torch.empty_like(parameter).copy_(momenta[_MOMENTUM + name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        parameters = dict(self.model.named_parameters())
+        for key, value in slots.items():
+            slot, _, name = key.partition(".")
+            slot = _OLD_SLOTS.get(slot, slot)
+            check_slots(self.optimizer, [slot])
+            if name not in parameters or value.shape != parameters[name].shape:
+                raise ValueError(f"the checkpoint's {key} of shape {tuple(value.shape)} belongs to no parameter here")
+            self.optimizer.state[parameters[name]][slot] = torch.empty_like(parameters[name]).copy_(value)
         if counters["scaler"]:
             self.scaler.load_state_dict(counters["scaler"])
         self.step = counters["step"]

@@ -46,7 +46,7 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(recipe: Recipe, execution: Ex
     state = _trained(recipe, execution)
     found = checkpoint.latest(_saved(tmp_path, state))
     other = create_state(recipe, execution, WORKER)
-    other.load(found.weights, found.momenta, found.counters)
+    other.load(found.weights, found.slots, found.counters)
     assert other.step == state.step
     images = [
         Batch(torch.randn(8, 3, 32, 32), torch.arange(8) % 4, np.arange(8), ghost, torch.ones(8)) for ghost in range(4)
@@ -55,8 +55,43 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(recipe: Recipe, execution: Ex
         TrainStep(recipe, execution, WORKER, each)(images, 0.1)
     for name, tensor in state.weights().items():
         assert torch.equal(tensor, other.weights()[name]), name
-    for name, tensor in state.momenta().items():
-        assert torch.equal(tensor, other.momenta()[name]), name
+    for name, tensor in state.slots().items():
+        assert torch.equal(tensor, other.slots()[name]), name
+
+
+def test_checkpoints_of_the_first_release_bring_their_momentum(recipe: Recipe, execution: Execution):
+    state = _trained(recipe, execution)
+    other = create_state(recipe, execution, WORKER)
+    old = {key.replace("momentum_buffer.", "momentum."): tensor for key, tensor in state.slots().items()}
+    other.load(state.weights(), old, state.counters())
+    assert old.keys().isdisjoint(other.slots())
+    for name, tensor in state.slots().items():
+        assert torch.equal(tensor, other.slots()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "complaint"),
+    [
+        ("exp_avg.head.classifier.weight", None, "SGD keeps momentum_buffer for each parameter, not exp_avg"),
+        ("momentum_buffer.head.nothing", (4,), r"momentum_buffer.head.nothing of shape \(4,\) belongs to no parameter"),
+        ("momentum_buffer.head.classifier.bias", (5,), r"head.classifier.bias of shape \(5,\) belongs to no parameter"),
+    ],
+)
+def test_state_of_another_optimizer_or_network_is_refused(
+    recipe: Recipe, execution: Execution, key: str, shape: tuple[int, ...] | None, complaint: str
+):
+    state = _trained(recipe, execution)
+    foreign = torch.zeros(shape) if shape else state.slots()["momentum_buffer." + key.partition(".")[2]]
+    with pytest.raises(ValueError, match=complaint):
+        create_state(recipe, execution, WORKER).load(state.weights(), {key: foreign}, state.counters())
+
+
+def test_a_slot_that_could_not_be_put_back_is_not_saved_in_silence(recipe: Recipe, execution: Execution):
+    state = _trained(recipe, execution)
+    parameter = next(state.model.parameters())
+    state.optimizer.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+    with pytest.raises(ValueError, match="not exp_avg: it is another optimizer's state"):
+        state.slots()
 
 
 def test_the_same_state_gives_the_same_sha256(recipe: Recipe, execution: Execution, tmp_path: Path):
@@ -162,7 +197,7 @@ def test_the_checkpoint_of_another_model_is_refused(recipe: Recipe, execution: E
     found = checkpoint.latest(_saved(tmp_path, _trained(recipe, execution)))
     other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=5))
     with pytest.raises(ValueError, match="the checkpoint holds another model"):
-        create_state(other, execution, WORKER).load(found.weights, found.momenta, found.counters)
+        create_state(other, execution, WORKER).load(found.weights, found.slots, found.counters)
 
 
 def test_the_manifest_records_sizes_and_hashes(recipe: Recipe, execution: Execution, tmp_path: Path):

@@ -67,8 +67,8 @@ def test_weights_statistics_and_losses_are_the_same_bits(
     assert list(recomputed.weights()) == list(plain.weights())
     for name, tensor in plain.weights().items():
         assert torch.equal(tensor, recomputed.weights()[name]), name
-    for name, tensor in plain.momenta().items():
-        assert torch.equal(tensor, recomputed.momenta()[name]), name
+    for name, tensor in plain.slots().items():
+        assert torch.equal(tensor, recomputed.slots()[name]), name
 
 
 @pytest.mark.parametrize("depth", [20, 29])
