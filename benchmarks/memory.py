@@ -80,7 +80,7 @@ def bytes_per_picture(model: Model, size: int, precision: str, *, recompute: boo
     """What a forward pass of the network and its loss keeps for each picture."""
     network = build_model(model).to(memory_format=torch.channels_last).train()
     if recompute:
-        recompute_units(network, model)
+        recompute_units(network)
     execution = Execution(precision=precision)  # pyrefly: ignore
 
     def kept(batch: int) -> int:

@@ -20,13 +20,14 @@ import safetensors.torch
 import torch
 
 from dist_resnet.analysis import plots
-from dist_resnet.analysis.propagation import Batch, Propagation, Span, initial_scale, measure, scale_products
+from dist_resnet.analysis.propagation import Batch, Propagation, Span, measure, scale_products
 from dist_resnet.data import classes
 from dist_resnet.data.loader import open_loader
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.model.resnet import ResNet
+from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.address import store_of
@@ -59,8 +60,9 @@ class Subject:
     @property
     def scale(self) -> float | None:
         """What each shape-keeping shortcut scales by, as a formula has it; None where it was learned."""
-        learned = self.recipe.model.shortcut in ("exclusive_gating", "shortcut_only_gating", "conv1x1")
-        return None if self.weights is not None and learned else initial_scale(self.recipe.model)
+        shortcut = SHORTCUTS[self.recipe.model.shortcut]
+        trained = self.weights is not None and shortcut.is_learned
+        return None if trained else shortcut.gradient_scale(self.recipe.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_resnet import recipe
-from dist_resnet.model.placements import PLACEMENTS
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import Identity
 
@@ -102,31 +100,6 @@ def spans_of(network: ResNet) -> tuple[Span, ...]:
     firsts = [0, *(place + 1 for place, unit in enumerate(network.units) if unit.shares_preactivation)]
     lasts = [*(first - 1 for first in firsts[1:]), len(network.units)]
     return tuple(Span(first=first, last=last) for first, last in zip(firsts, lasts, strict=True))
-
-
-def initial_scale(model: recipe.Model) -> float | None:
-    """The root mean square by which a shape-keeping h(x) scales a gradient under fresh weights, by formula; None
-    where there is none.
-
-    identity: 1. constant_scaling: shortcut_scale. Gates: 1 - sigmoid(b_g), as if W_g x were zero. conv1x1: sqrt(2),
-    the square root of width times the weights' variance, 2 / width, unless BN follows it. dropout: 1 / sqrt(1 - rate),
-    as what is kept is divided by 1 - rate; the paper leaves that out and has a scale of 0.5. An f that is not the
-    identity, such as the original unit's ReLU, scales besides.
-
-    >>> initial_scale(recipe.Model(depth=110, num_classes=10, shortcut="constant_scaling", shortcut_scale=0.5))
-    0.5
-    """
-    match model.shortcut:
-        case "identity":
-            return 1.0
-        case "constant_scaling":
-            return abs(model.shortcut_scale)
-        case "exclusive_gating" | "shortcut_only_gating":
-            return 1 / (1 + math.exp(model.gate_bias))
-        case "conv1x1":
-            return None if PLACEMENTS[model.placement].norm_on_shortcut else math.sqrt(2)
-        case "dropout":
-            return 1 / math.sqrt(1 - model.dropout_rate)
 
 
 def scale_products(spans: Iterable[Span], scale: float) -> tuple[float, ...]:

@@ -10,7 +10,10 @@ networks have B. Only `conv1x1` has a convolution on every shortcut (option C). 
 before the widening; their 1x1 convolution carries the stride and has as many outputs as the channels it multiplies.
 """
 
+import abc
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +53,31 @@ class ZeroPad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.num_zeros))
 
 
-class Identity(nn.Module):
+class Shortcut(nn.Module, abc.ABC):
+    """One of Fig. 2's shortcuts; what others need to know of a kind, its class says."""
+
+    draws_masks: ClassVar[bool] = False
+    """Whether a pass in training draws random numbers."""
+    is_learned: ClassVar[bool] = False
+    """Whether training changes h(x) where the shape is kept."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def gradient_scale(model: recipe.Model) -> float | None:
+        """The root mean square by which a shape-keeping h(x) scales a gradient under fresh weights, by formula; None
+        where there is none. An f that is not the identity, such as the original unit's ReLU, scales besides."""
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The sum y of Eqn. (1)."""
+
+
+class Identity(Shortcut):
     """h(x) = x, Fig. 2(a)."""
+
+    @staticmethod
+    def gradient_scale(model: recipe.Model) -> float:
+        return 1.0
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
         super().__init__()
@@ -61,8 +87,16 @@ class Identity(nn.Module):
         return self.widening(x) + residual
 
 
-class ConstantScaling(nn.Module):
+class ConstantScaling(Shortcut):
     """h(x) = shortcut_scale * x, and the branch times residual_scale, Fig. 2(b)."""
+
+    @staticmethod
+    def gradient_scale(model: recipe.Model) -> float:
+        """
+        >>> ConstantScaling.gradient_scale(recipe.Model(depth=110, num_classes=10, shortcut_scale=-0.5))
+        0.5
+        """
+        return abs(model.shortcut_scale)
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
         super().__init__()
@@ -74,34 +108,47 @@ class ConstantScaling(nn.Module):
         return torch.add(residual * self.residual_scale, self.widening(x), alpha=self.shortcut_scale)
 
 
-class ExclusiveGating(nn.Module):
-    """h(x) = (1 - g(x)) * x, and the branch times g(x), Fig. 2(c); g(x) = sigmoid(W_g x + b_g)."""
+class Gating(Shortcut):
+    """h(x) = (1 - g(x)) * x for a learned gate g(x) = sigmoid(W_g x + b_g)."""
+
+    is_learned = True
+
+    @staticmethod
+    def gradient_scale(model: recipe.Model) -> float:
+        """1 - sigmoid(b_g), as if W_g x were zero."""
+        return 1 / (1 + math.exp(model.gate_bias))
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
         super().__init__()
         self.widening = _widening(passage, model)
         self.gate = _gate(passage)
+
+
+class ExclusiveGating(Gating):
+    """h(x) = (1 - g(x)) * x, and the branch times g(x), Fig. 2(c)."""
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         # lerp(a, b, g) = (1 - g) * a + g * b in one pass over memory.
         return torch.lerp(self.widening(x), residual, torch.sigmoid(self.gate(x)))
 
 
-class ShortcutOnlyGating(nn.Module):
-    """h(x) = (1 - g(x)) * x, and the branch as it is, Fig. 2(d); g(x) = sigmoid(W_g x + b_g)."""
-
-    def __init__(self, passage: Passage, model: recipe.Model) -> None:
-        super().__init__()
-        self.widening = _widening(passage, model)
-        self.gate = _gate(passage)
+class ShortcutOnlyGating(Gating):
+    """h(x) = (1 - g(x)) * x, and the branch as it is, Fig. 2(d)."""
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         # 1 - sigmoid(z) = sigmoid(-z), which keeps small values exact.
         return torch.addcmul(residual, torch.sigmoid(-self.gate(x)), self.widening(x))
 
 
-class Conv1x1(nn.Module):
+class Conv1x1(Shortcut):
     """h(x) = W x, a 1x1 convolution on every shortcut, Fig. 2(e)."""
+
+    is_learned = True
+
+    @staticmethod
+    def gradient_scale(model: recipe.Model) -> float | None:
+        """sqrt(2), the root of width times the weights' variance, 2 / width, unless BN follows the convolution."""
+        return None if PLACEMENTS[model.placement].norm_on_shortcut else math.sqrt(2)
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
         super().__init__()
@@ -111,8 +158,15 @@ class Conv1x1(nn.Module):
         return self.projection(x) + residual
 
 
-class Dropout(nn.Module):
+class Dropout(Shortcut):
     """h(x) = dropout(x) at dropout_rate, Fig. 2(f); the identity in evaluation."""
+
+    draws_masks = True
+
+    @staticmethod
+    def gradient_scale(model: recipe.Model) -> float:
+        """1 / sqrt(1 - rate), as what is kept is divided by 1 - rate; the paper leaves that out and has 0.5."""
+        return 1 / math.sqrt(1 - model.dropout_rate)
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
         super().__init__()
@@ -123,7 +177,7 @@ class Dropout(nn.Module):
         return F.dropout(self.widening(x), self.rate, self.training) + residual
 
 
-SHORTCUTS: dict[recipe.Shortcut, type[nn.Module]] = {
+SHORTCUTS: dict[recipe.Shortcut, type[Shortcut]] = {
     "identity": Identity,
     "constant_scaling": ConstantScaling,
     "exclusive_gating": ExclusiveGating,
@@ -133,7 +187,7 @@ SHORTCUTS: dict[recipe.Shortcut, type[nn.Module]] = {
 }
 
 
-def build_shortcut(passage: Passage, model: recipe.Model) -> nn.Module:
+def build_shortcut(passage: Passage, model: recipe.Model) -> Shortcut:
     """The shortcut of one residual unit, of the kind that the recipe names."""
     return SHORTCUTS[model.shortcut](passage, model)
 

@@ -306,7 +306,7 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe.optimizer, model)
     if execution.recompute:
-        recompute_units(model, recipe.model)
+        recompute_units(model)
     if execution.compile:
         model.compile()
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))

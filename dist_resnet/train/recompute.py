@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dist_resnet.model.resnet import ResNet
-from dist_resnet.recipe import Model
 
 
-def recompute_units(network: ResNet, model: Model) -> None:
-    """Makes every residual unit of a recipe's network recompute itself; the names of its weights stay."""
-    draws = model.shortcut == "dropout"
+def recompute_units(network: ResNet) -> None:
+    """Makes every residual unit of a network recompute itself; the names of its weights stay."""
     for unit in network.units:
-        unit.forward = functools.partial(_recomputed, unit.forward, draws)
+        unit.forward = functools.partial(_recomputed, unit.forward, unit.shortcut.draws_masks)
 
 
 def _recomputed(forward: Callable[[Tensor], Tensor], draws: bool, x: Tensor) -> Tensor:

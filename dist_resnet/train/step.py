@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_resnet.data.loader import Batch
+from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import Worker, data_parallel
 from dist_resnet.train.graphs import GraphedPass, warm_up
@@ -57,7 +58,7 @@ class TrainStep:
         return totals
 
     def _seed_masks(self, ghost: int) -> None:
-        if self._recipe.model.shortcut == "dropout":
+        if SHORTCUTS[self._recipe.model.shortcut].draws_masks:
             torch.manual_seed(_dropout_seed(self._recipe.seed, self._state.step, ghost))
 
     def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

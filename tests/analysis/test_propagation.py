@@ -12,8 +12,8 @@ import torch
 from oracle.resnet import Network, conv
 from torch import Tensor, nn
 
-from dist_resnet.analysis.propagation import Span, initial_scale, measure, scale_products, spans_of
-from dist_resnet.model import build_model
+from dist_resnet.analysis.propagation import Span, measure, scale_products, spans_of
+from dist_resnet.model import build_model, shortcuts
 from dist_resnet.model.initialize import initialize
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import Passage, build_shortcut
@@ -148,7 +148,7 @@ def test_products_of_scales_are_powers_that_begin_anew_in_each_span():
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
-def test_the_initial_scale_is_what_a_fresh_shortcut_does_to_a_random_gradient(shortcut: Shortcut):
+def test_the_scale_of_a_gradient_is_what_a_fresh_shortcut_does_to_a_random_gradient(shortcut: Shortcut):
     model = Model(depth=20, num_classes=5, shortcut=shortcut, gate_bias=-0.5, shortcut_scale=-0.7, dropout_rate=0.3)
     torch.manual_seed(0)
     unit = build_shortcut(Passage(in_width=256, width=256, stride=1), model)
@@ -157,13 +157,16 @@ def test_the_initial_scale_is_what_a_fresh_shortcut_does_to_a_random_gradient(sh
     x = torch.zeros(4, 256, 16, 16, requires_grad=True)
     gradient = torch.randn(x.shape)
     (back,) = torch.autograd.grad(unit(x, torch.zeros_like(x)), x, gradient)
-    assert math.sqrt(mean_square(back) / mean_square(gradient)) == pytest.approx(initial_scale(model), rel=0.01)
+    assert math.sqrt(mean_square(back) / mean_square(gradient)) == pytest.approx(
+        shortcuts.SHORTCUTS[shortcut].gradient_scale(model), rel=0.01
+    )
 
 
 def test_a_convolution_that_bn_follows_has_no_formula():
     fields: dict[str, Any] = {"depth": 20, "num_classes": 5, "shortcut": "conv1x1"}
-    assert initial_scale(Model(placement="bn_after_addition", **fields)) == pytest.approx(math.sqrt(2))
-    assert initial_scale(Model(placement="original", **fields)) is None
+    scale = shortcuts.Conv1x1.gradient_scale
+    assert scale(Model(placement="bn_after_addition", **fields)) == pytest.approx(math.sqrt(2))
+    assert scale(Model(placement="original", **fields)) is None
 
 
 class Constant(nn.Module):
