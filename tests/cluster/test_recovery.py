@@ -318,6 +318,7 @@ def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, reci
     assert summary["weights_sha256"] == _undisturbed(recipe, tmp_path, 2)["weights_sha256"]
 
 
+@pytest.mark.chaos
 def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, recipe: Recipe, tmp_path: Path):
     hosts.start_head(cpus=0)
     for host in (1, 2):

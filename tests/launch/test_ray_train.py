@@ -44,6 +44,7 @@ def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Reci
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_controller_is_replaced(ray_cluster, recipe: Recipe, on_two: Execution, caplog):
     recipe = dataclasses.replace(recipe, epochs=40)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
