@@ -49,9 +49,9 @@ def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
     """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalisation and the hand-over."""
     import torch
 
-    from dist_resnet.data.dali import Decoder
+    from dist_resnet.data.dali import DaliDecoder
 
-    decoder = Decoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
+    decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
     return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
 
 

@@ -53,7 +53,7 @@ def main() -> None:
 
 def batch_of(train: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a split as the network's input, and their labels."""
-    pictures, labels, _ = load_pictures(ShardReader(open_split(train)), 32, device=CPU, num_threads=1)
+    pictures, labels, _ = load_pictures(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
     images = Normalizer(DATASETS["cifar10"], CPU, channels_last=True)(pictures[:size])
     return images, torch.from_numpy(labels[:size].astype(np.int64))
 

@@ -21,6 +21,7 @@ Placement = Literal[
     "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
 ]
 MatchClasses = Literal["names", "numbers"]
+Decode = Literal["auto", "gpu", "cpu", "pillow"]
 
 # Marks a field that says where something lies, not what is computed: it takes no part in the fingerprint.
 _LOCATION = {"location": True}
@@ -335,8 +336,9 @@ class Execution:
     """Whether residual units are recomputed in the backward pass, which trades time for memory."""
     deterministic: bool = True
     """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
-    decode: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where DALI decodes JPEGs; auto: where the model trains."""
+    decode: Decode = "auto"
+    """Where DALI decodes JPEGs; auto: where the model trains. pillow: by Pillow on the CPU, slower, as it is where DALI
+    is not installed; its pixels differ a little from DALI's where a JPEG is cut."""
     prefetch: int = 2
     """Ghost batches per worker that are read and decoded ahead."""
     cache: str | None = None

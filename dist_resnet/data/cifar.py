@@ -3,22 +3,23 @@
 import numpy as np
 import torch
 
-from dist_resnet.data.dali import Decoder
+from dist_resnet.data.decoders import open_decoder
 from dist_resnet.data.parquet import ShardReader
 from dist_resnet.data.streams import whole_requests
+from dist_resnet.recipe import Decode
 
 _BATCH = 256
 
 
 def load_pictures(
-    reader: ShardReader, size: int, *, device: torch.device, num_threads: int
+    reader: ShardReader, size: int, *, decode: Decode, device: torch.device, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
     """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], what is
     wrong with the pictures of these indices, which are neutral ones instead)."""
     split = reader.split
     pictures = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)
-    decoder = Decoder(max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"))
+    decoder = open_decoder(decode, max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"))
     damaged = {}
     for request, pixels in decoder.decode(whole_requests(reader, size, _BATCH)):
         pictures[torch.from_numpy(request.indices)] = pixels

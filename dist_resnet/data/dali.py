@@ -1,17 +1,15 @@
 """DALI as a decoder that draws nothing: it decodes exactly the given windows, on the CPU or the GPU.
 
-On the GPU it resizes them too. On the CPU torch's uint8 kernel does, at a fifth of the cost (benchmarks/loader.py);
-both are antialiased triangle filters, as PIL's is.
+On the GPU it resizes them too, by an antialiased triangle filter. On the CPU `resize` does, at a fifth of the cost
+(benchmarks/loader.py).
 """
 
 import contextlib
 import functools
-import io
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,57 +17,14 @@ from nvidia.dali import fn, types
 from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
-from PIL import Image
 
-# torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
-# ours as the worker has cores: N x N of them.
-_SERIAL = 32768
+from dist_resnet.data.request import Request
+from dist_resnet.data.resize import resize
+
 # Batches that a pipeline works on ahead of the one that is asked for.
 _AHEAD = 2
 # On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
 _LANES = 2
-
-
-@dataclass(frozen=True)
-class Request:
-    """A batch of N encoded pictures and what to make of them."""
-
-    images: list[np.ndarray]
-    """Encoded pictures: uint8 [num_bytes] each."""
-    windows: np.ndarray
-    """int [N, 4]: top, left, height, width in source pixels, within the picture."""
-    flips: np.ndarray
-    """bool [N]: which pictures are mirrored."""
-    size: int
-    """Side of the output in pixels."""
-    indices: np.ndarray
-    """int64 [N]: the pictures' indices in the split."""
-    labels: np.ndarray
-    """int64 [N]"""
-    ghost: int
-    """Which ghost batch of the step it is, -1 in evaluation."""
-    damaged: Mapping[int, str] = field(default_factory=dict)
-    """What is wrong with the pictures at these places, which `without` has replaced by a neutral one."""
-
-    def without(self, damaged: Mapping[int, str]) -> "Request":
-        """The request with the pictures at these places, given with what is wrong, replaced by a neutral one."""
-        if not damaged:
-            return self
-        images, windows = list(self.images), self.windows.copy()
-        for place in damaged:
-            images[place] = _NEUTRAL
-            windows[place] = (0, 0, *_NEUTRAL_SIZE)
-        return replace(self, images=images, windows=windows, damaged={**self.damaged, **damaged})
-
-
-def _neutral() -> np.ndarray:
-    encoded = io.BytesIO()
-    Image.new("RGB", _NEUTRAL_SIZE, "gray").save(encoded, "PNG")
-    return np.frombuffer(encoded.getvalue(), np.uint8)
-
-
-_NEUTRAL_SIZE = (8, 8)
-_NEUTRAL = _neutral()
 
 
 class _Lane:
@@ -94,7 +49,7 @@ class _Lane:
         self.waiting.extendleft(reversed(requests))
 
 
-class Decoder:
+class DaliDecoder:
     """Decodes requests in order, several ahead of the one that is asked for."""
 
     def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
@@ -111,7 +66,7 @@ class Decoder:
         """Yields each request with its pixels, uint8 [N, size, size, 3].
 
         On a GPU they are filled on another stream than the caller's, and ready. A picture that cannot be decoded is
-        replaced by a neutral one and told of in the request that is yielded. A Decoder serves one call at a time, and
+        replaced by a neutral one and told of in the request that is yielded. A decoder serves one call at a time, and
         no further one after a call that did not reach its end.
         """
         self._requests, self._turns = requests, itertools.cycle(self._lanes)
@@ -175,14 +130,8 @@ class Decoder:
 
     def _resize(self, output: TensorListCPU, request: Request, pool: ThreadPoolExecutor) -> torch.Tensor:
         """DALI's windows, resized and mirrored."""
-        num, size = len(request.images), request.size
-        pixels = torch.empty((num, size, size, 3), dtype=torch.uint8)
-        windows = [torch.from_numpy(np.asarray(output[place])) for place in range(num)]
-        # A few parts per thread, so that their ends come together.
-        parts = [range(first, num, 4 * self._num_threads) for first in range(min(num, 4 * self._num_threads))]
-        for _ in pool.map(lambda part: _resize_part(windows, request.flips, pixels, part), parts):
-            pass
-        return pixels
+        windows = [torch.from_numpy(np.asarray(output[place])) for place in range(len(request.images))]
+        return resize(windows, request, pool, self._num_threads)
 
     def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
         """The requests that a lane has in flight, with what cannot be decoded replaced.
@@ -237,22 +186,6 @@ def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, s
         pipeline.set_outputs(pixels)
     pipeline.build()
     return pipeline
-
-
-def _resize_part(windows: list[torch.Tensor], flips: np.ndarray, pixels: torch.Tensor, part: range) -> None:
-    """Writes some of the windows, uint8 [h, w, 3], to their places in `pixels`: uint8 [N, size, size, 3]."""
-    size = pixels.shape[1]
-    rows = max(_SERIAL // (3 * size), 1)
-    for place in part:
-        picture = windows[place][None].permute(0, 3, 1, 2)
-        if picture.shape[2:] != (size, size):
-            picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        picture = picture[0].permute(1, 2, 0)
-        if flips[place]:
-            for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
-                target.copy_(source.flip(1))
-        else:
-            np.copyto(pixels[place].numpy(), picture.numpy())
 
 
 def _reason(error: BaseException) -> str:

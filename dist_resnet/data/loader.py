@@ -14,13 +14,14 @@ import torch
 
 from dist_resnet.data import augment as augmentation
 from dist_resnet.data.cifar import centre_crop, crop_pictures, load_pictures
-from dist_resnet.data.dali import Decoder, Request
 from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.decoders import open_decoder
 from dist_resnet.data.normalize import Normalizer
 from dist_resnet.data.order import FullOrder, steps_per_epoch
 from dist_resnet.data.parquet import ShardReader, Split
 from dist_resnet.data.prefetch import Prefetched
 from dist_resnet.data.ranges import Access
+from dist_resnet.data.request import Request
 from dist_resnet.data.streams import evaluation_requests, training_requests
 from dist_resnet.recipe import Execution, Recipe
 
@@ -58,7 +59,7 @@ class Batch:
 
 
 class Loader:
-    """Pictures from Parquet shards, decoded by DALI ahead of their use."""
+    """Pictures from Parquet shards, decoded ahead of their use."""
 
     def __init__(
         self,
@@ -167,8 +168,9 @@ class Loader:
         The decoder is made in the thread that runs this and goes with it.
         """
         gpu = self._device.type == "cuda"
-        place = self._device if gpu and self._execution.decode != "cpu" else torch.device("cpu")
-        decoder = Decoder(max_batch=max_batch, num_threads=self._num_threads, device=place)
+        decoder = open_decoder(
+            self._execution.decode, max_batch=max_batch, num_threads=self._num_threads, device=self._device
+        )
         for request, pixels in decoder.decode(requests):
             # The encoded pictures are views that would keep their whole row groups in memory.
             request = replace(request, images=[])
@@ -274,7 +276,11 @@ class DeviceResidentLoader(Loader):
         if name not in self._pictures:
             size = self._recipe.augment.size
             self._pictures[name] = load_pictures(
-                self._readers[name], size, device=self._device, num_threads=self._num_threads
+                self._readers[name],
+                size,
+                decode=self._execution.decode,
+                device=self._device,
+                num_threads=self._num_threads,
             )
         return self._pictures[name]
 

@@ -17,11 +17,11 @@ from typing import NoReturn
 import numpy as np
 
 from dist_resnet.data import augment as augmentation
-from dist_resnet.data.dali import Request
 from dist_resnet.data.headers import check_megapixels, check_whole, oddity, picture_size
 from dist_resnet.data.ingest import ingest
 from dist_resnet.data.order import WindowedOrder
 from dist_resnet.data.parquet import RowGroup, ShardReader, Split
+from dist_resnet.data.request import Request
 from dist_resnet.recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,11 @@ from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 
 from dist_resnet.data import augment
-from dist_resnet.data.dali import Decoder, Request
+from dist_resnet.data.dali import DaliDecoder
 from dist_resnet.data.headers import picture_size
 from dist_resnet.data.parquet import read_row_group
 from dist_resnet.data.reference import decode_centre, decode_window
+from dist_resnet.data.request import Request
 from dist_resnet.recipe import Augment
 
 MEAN_TOLERANCE = 0.3
@@ -48,7 +49,7 @@ def decode(*requests: Request, threads: int = 1, device: torch.device = CPU) -> 
     def generate() -> Generator[Request]:
         yield from requests
 
-    decoder = Decoder(max_batch=64, num_threads=threads, device=device)
+    decoder = DaliDecoder(max_batch=64, num_threads=threads, device=device)
     return [pixels.cpu().numpy().copy() for _, pixels in decoder.decode(generate())]
 
 
@@ -139,7 +140,7 @@ def test_each_resizing_thread_does_without_threads_of_torch() -> None:
     def threads_while_decoding() -> int:
         gc.collect()  # the threads of earlier decoders end with them
         work = request([jpeg(smooth(240, 240, 0))] * 16, [[0, 0, 240, 240]] * 16, 224, [True, False] * 8)
-        decoding = Decoder(max_batch=16, num_threads=2, device=CPU).decode(one for one in [work])
+        decoding = DaliDecoder(max_batch=16, num_threads=2, device=CPU).decode(one for one in [work])
         next(decoding)
         num = len(os.listdir("/proc/self/task"))
         decoding.close()
@@ -161,7 +162,7 @@ def test_requests_may_differ_in_number_and_size() -> None:
 
 
 def test_one_call_after_another_gives_its_own_requests_in_order() -> None:
-    decoder = Decoder(max_batch=64, num_threads=1, device=CPU)
+    decoder = DaliDecoder(max_batch=64, num_threads=1, device=CPU)
     for num in (1, 4, 0, 3, 5, 2):
         images = [jpeg(smooth(30, 30, 10 * num + n)) for n in range(num)]
         decoded = list(decoder.decode(request([image], [[0, 0, 30, 30]], 30) for image in images))
@@ -185,7 +186,7 @@ def test_damaged_pictures_are_replaced_and_named_and_the_others_are_as_ever(dama
     images = [jpeg(smooth(64, 64, n)) for n in range(12)]
     expected = np.concatenate(decode(*batches_of(images)))
     damaged = [damage(image) if place in places else image for place, image in enumerate(images)]
-    decoder = Decoder(max_batch=64, num_threads=1, device=CPU)
+    decoder = DaliDecoder(max_batch=64, num_threads=1, device=CPU)
     found, named = [], []
     for batch, pixels in decoder.decode(r for r in batches_of(damaged)):
         found.append(pixels.numpy().copy())

@@ -17,7 +17,7 @@ from oracle.pictures import jpeg, smooth, write_rows
 from PIL import Image, ImageOps, features
 
 from dist_resnet.data import streams
-from dist_resnet.data.dali import Decoder
+from dist_resnet.data.dali import DaliDecoder
 from dist_resnet.data.headers import oddity
 from dist_resnet.data.ingest import Shrink, ingest
 from dist_resnet.data.parquet import ShardReader, open_split
@@ -246,7 +246,7 @@ def test_shards_that_were_not_prepared_are_read_by_the_same_rule(
     streams._tell_of.cache_clear()
     requests = streams.evaluation_requests(ShardReader(split), 0, len(images), 32, 32, 64)
     with caplog.at_level(logging.WARNING, logger="dist_resnet"):
-        ((request, pixels),) = Decoder(max_batch=64, num_threads=1, device=torch.device("cpu")).decode(requests)
+        ((request, pixels),) = DaliDecoder(max_batch=64, num_threads=1, device=torch.device("cpu")).decode(requests)
     assert sorted(request.damaged) == [len(images) - 2, len(images) - 1]
     for ours, encoded in zip(pixels.numpy(), images[:-2], strict=False):
         assert np.abs(ours.astype(int) - decode_centre(encoded, 32, 32)).max() <= 1
@@ -273,7 +273,7 @@ def test_an_animated_png_is_the_image_that_pillow_shows(tmp_path: Path, mode: st
     np.testing.assert_array_equal(dali(made.encoded), expected)
     write_rows(tmp_path / "foreign.parquet", [encoded], [0])
     requests = streams.evaluation_requests(ShardReader(open_split(str(tmp_path))), 0, 1, 60, 60, 1)
-    ((_, pixels),) = Decoder(max_batch=1, num_threads=1, device=torch.device("cpu")).decode(requests)
+    ((_, pixels),) = DaliDecoder(max_batch=1, num_threads=1, device=torch.device("cpu")).decode(requests)
     np.testing.assert_array_equal(pixels[0].numpy(), expected[:, 10:70])
 
 
