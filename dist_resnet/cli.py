@@ -92,21 +92,23 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     except RuntimeError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     if summary["status"] == "finished" and execution.register:
-        _register(plan.directory.uri, plan.execution.tracking_uri)
+        _register(plan.directory.uri, plan.execution)
     sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
 
 
-def _register(run: str, tracking_uri: str | None) -> None:
+def _register(run: str, execution: Execution) -> None:
     """Registers a finished run's model, once; a registry that is down costs a warning."""
     from dist_resnet.registry.publish import publish_once
     from dist_resnet.tracking import commands
     from dist_resnet.tracking.provenance import without_credentials
 
+    tracking_uri, name = execution.tracking_uri, execution.model_name
     try:
-        publish_once(run, tracking_uri=tracking_uri)
+        publish_once(run, tracking_uri=tracking_uri, name=name)
     except Exception as error:
         # Whatever a registry or its storage raises: the run is finished.
         where = ["--tracking-uri", without_credentials(tracking_uri)] if tracking_uri else []
+        where += ["--name", name] if name else []
         logger.warning(
             "the model is not registered (%s); later: %s %s",
             without_credentials(" ".join(str(error).split())),

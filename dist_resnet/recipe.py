@@ -320,7 +320,10 @@ class Execution:
     experiment: str = "dist_resnet"
     """MLflow experiment that the run belongs to."""
     register: bool = True
-    """Whether the model of the finished run becomes a new version of preact-resnet<depth> in MLflow's registry."""
+    """Whether the model of the finished run becomes a new version of a registered model in MLflow's registry."""
+    model_name: str | None = None
+    """The registered model's name; by default preact-resnet<depth> for full pre-activation on ImageNet, else such as
+    original-dropout-resnet110-cifar10."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Of training; evaluation computes in fp32. fp32: as the published tables. tf32: fp32 whose products GPUs round to
     10 bits, faster. bf16: autocast to bfloat16, faster still, but gradients of deep networks change visibly
@@ -389,6 +392,8 @@ class Execution:
                 _at_least(f"execution.{name}", getattr(self, name), 1)
         if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):
             raise ValueError(f"execution.name must be the name of one folder, without slashes, got {self.name!r}")
+        if self.model_name is not None and (not self.model_name.strip() or set(self.model_name) & set("/:\0")):
+            raise ValueError(f"execution.model_name must be a name without slashes and colons, got {self.model_name!r}")
         if not self.experiment.strip():
             raise ValueError("execution.experiment is empty; give the name of an MLflow experiment")
         if not self.storage:

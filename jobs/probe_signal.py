@@ -4,7 +4,7 @@
     python jobs/probe_signal.py --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --all-shortcuts --depths 20 110 1001 --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --run ~/dist_resnet/NAME
-    python jobs/probe_signal.py --model models:/preact-resnet164@champion --execution.tracking-uri http://HOST:5000
+    python jobs/probe_signal.py --model models:/full_preactivation-resnet164-cifar10@champion --execution.tracking-uri http://HOST:5000
 
 With fresh weights of a recipe, as its seed draws them, or with those and the trained ones of a run or of a registered
 model. In float32, with BN in training mode, on the first ghost batches of training. Figure, CSV and JSON lie under

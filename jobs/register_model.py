@@ -1,4 +1,4 @@
-"""Registers the model of a run's checkpoint in MLflow's registry, as a new version of preact-resnet<depth>.
+"""Registers the model of a run's checkpoint in MLflow's registry, as a new version.
 
     python jobs/register_model.py --run ~/dist_resnet/NAME
     python jobs/register_model.py --run s3://bucket/runs/NAME --step 5000 --tracking-uri https://mlflow.example.org
@@ -21,7 +21,8 @@ class Options:
     step: int | None = None
     """The checkpoint after that many optimizer steps; by default the newest."""
     name: str | None = None
-    """The registered model's name; by default preact-resnet<depth>."""
+    """The registered model's name; by default preact-resnet<depth> for full pre-activation on ImageNet, else such as
+    original-dropout-resnet110-cifar10."""
     promote: Literal["better", "always", "never"] = "better"
     """Whether the version becomes the champion."""
     tracking_uri: str | None = None

@@ -119,7 +119,7 @@ def test_three_nodes_on_one_machine_train_track_and_register(monkeypatch):
         assert "only what the directory says: Ray's job server refuses this process" in refused
         assert "Traceback" not in refused
         client = MlflowClient(f"sqlite:///{folder}/dist_resnet/mlflow.db")
-        version = client.get_model_version_by_alias("preact-resnet164", "champion")
+        version = client.get_model_version_by_alias("full_preactivation-resnet164-cifar10", "champion")
         assert version.run_id is not None
         assert client.get_run(version.run_id).info.status == "FINISHED"
         assert len(client.get_metric_history(version.run_id, "train/loss")) == 60

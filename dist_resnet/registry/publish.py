@@ -1,6 +1,6 @@
 """Publishes models to MLflow's registry, with the evidence that they are worth something.
 
-A model is registered as a new version of `preact-resnet<depth>`. The alias `champion` marks the version with the lowest
+A model is registered as a new version of `default_name`. The alias `champion` marks the version with the lowest
 top-1 error among those evaluated on the same pictures at the same crop.
 """
 
@@ -27,7 +27,7 @@ from mlflow.types.schema import AnyType
 from sqlalchemy.exc import SQLAlchemyError
 
 from dist_resnet.data import classes
-from dist_resnet.recipe import Evaluation, Recipe
+from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, first_line, open_client
@@ -82,7 +82,7 @@ def publish_run(
     """Registers the model of a run's checkpoint: the newest one, or that after `step` steps.
 
     `run` is the run's directory, STORAGE/NAME; `tracking_uri` by default MLFLOW_TRACKING_URI, else the store beside
-    the runs. Raises FileNotFoundError where there is no such run or checkpoint,
+    the runs; `name` by default `default_name`. Raises FileNotFoundError where there is no such run or checkpoint,
     ValueError where a checkpoint is damaged, OSError where the registry does not take it; nothing is left half
     registered then.
     """
@@ -107,7 +107,7 @@ def publish_run(
         try:
             client = mlflow_run.open_client(uri)
             run_id = _mlflow_run(client, directory)
-            name = name or f"preact-resnet{recipe.model.depth}"
+            name = name or default_name(recipe.model, recipe.data.dataset)
             version, is_champion = _register(client, made, name, run_id, tags, promote)
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             reason = refusal_of(error, uri, has_answered=True) or first_line(error)
@@ -120,11 +120,25 @@ def publish_run(
     return published
 
 
-def publish_once(run: str, *, tracking_uri: str | None = None) -> None:
+def default_name(model: Model, dataset: str) -> str:
+    """The name under which trained networks compete for `champion`: placement, shortcut, depth and data set.
+
+    The paper's own networks, full pre-activation with identity shortcuts on ImageNet, are preact-resnet<depth>.
+
+    >>> default_name(Model(depth=110, num_classes=10, shortcut="dropout", placement="original"), "cifar10")
+    'original-dropout-resnet110-cifar10'
+    """
+    if (model.placement, model.shortcut, dataset) == ("full_preactivation", "identity", "imagenet"):
+        return f"preact-resnet{model.depth}"
+    kind = model.placement if model.shortcut == "identity" else f"{model.placement}-{model.shortcut}"
+    return f"{kind}-resnet{model.depth}-{dataset}"
+
+
+def publish_once(run: str, *, tracking_uri: str | None = None, name: str | None = None) -> None:
     """Registers the newest checkpoint of a run that was not registered this way before. Raises as `publish_run`."""
     directory = RunDirectory(run)
     if directory.read_json(_REGISTERED_FILE) is None:
-        published = publish_run(run, tracking_uri=tracking_uri)
+        published = publish_run(run, tracking_uri=tracking_uri, name=name)
         directory.write_json(_REGISTERED_FILE, {"uri": published.uri})
 
 

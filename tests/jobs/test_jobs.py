@@ -175,11 +175,18 @@ def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_
     assert json.loads(evaluated.stdout)["val/top1_error"] == pytest.approx(summary["top1_error"])
     assert summary["top1_error"] < 0.5
     store = f"sqlite:///{storage}/mlflow.db"
-    options = ("--model", "models:/preact-resnet8@champion", "--tracking-uri", store, "--workers", "2")
+    options = (
+        "--model",
+        "models:/full_preactivation-resnet8-cifar10@champion",
+        "--tracking-uri",
+        store,
+        "--workers",
+        "2",
+    )
     registered = _run("evaluate", *options, "--batch", "100", "--device", "cpu")
     assert registered.returncode == 0, registered.stderr
     assert json.loads(registered.stdout)["val/top1_error"] == pytest.approx(summary["top1_error"])
-    tags = MlflowClient(store).get_model_version_by_alias("preact-resnet8", "champion").tags
+    tags = MlflowClient(store).get_model_version_by_alias("full_preactivation-resnet8-cifar10", "champion").tags
     assert tags["run_directory"] == f"{storage}/small"
     recorded = [value for key, value in tags.items() if key.startswith("evaluation.") and key.endswith(".top1_error")]
     assert [float(value) for value in recorded] == [pytest.approx(summary["top1_error"])]

@@ -22,9 +22,9 @@ from oracle.sources import rename_classes
 from registry.conftest import MakeRun
 
 from dist_resnet.data.parquet import open_split
-from dist_resnet.recipe import Evaluation, Recipe
+from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import publish, pull, read
-from dist_resnet.registry.publish import publish_run, record_evaluation
+from dist_resnet.registry.publish import default_name, publish_run, record_evaluation
 from dist_resnet.registry.pull import download
 from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.storage import RunDirectory
@@ -127,8 +127,22 @@ def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe,
     assert run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options).returncode == 2
 
 
-def test_the_name_is_that_of_the_depth(recipe: Recipe, make_run: MakeRun, store: str):
-    assert publish_run(make_run(recipe), tracking_uri=store).name == "preact-resnet8"
+def test_the_name_tells_networks_and_data_sets_apart(recipe: Recipe, make_run: MakeRun, store: str):
+    assert publish_run(make_run(recipe), tracking_uri=store).name == "full_preactivation-resnet8-cifar10"
+
+
+@pytest.mark.parametrize(
+    ("placement", "shortcut", "dataset", "name"),
+    [
+        ("full_preactivation", "identity", "imagenet", "preact-resnet200"),
+        ("full_preactivation", "conv1x1", "imagenet", "full_preactivation-conv1x1-resnet200-imagenet"),
+        ("original", "identity", "imagenet", "original-resnet200-imagenet"),
+        ("original", "identity", "cifar100", "original-resnet200-cifar100"),
+    ],
+)
+def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, shortcut, dataset, name):
+    model = Model(depth=200, num_classes=10, placement=placement, shortcut=shortcut)
+    assert default_name(model, dataset) == name
 
 
 def test_the_champion_is_the_one_of_lowest_error_on_the_same_pictures(recipe: Recipe, make_run: MakeRun, store: str):
