@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from dist_resnet.data import classes
+from dist_resnet.data import classes, decoders
 from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
@@ -80,6 +80,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     what was got, what is allowed and what to do.
     """
     check_pair(recipe, execution)
+    decoders.check(execution.decode)
     with torch.device("meta"):
         build_model(recipe.model)
     for name, uri in (
