@@ -117,6 +117,15 @@ def _register(run: str, execution: Execution) -> None:
         )
 
 
+def run_or_model(run: str | None, model: str | None) -> str:
+    """The one of the options --run and --model that is given. Raises ValueError unless it is one, and well-formed."""
+    if (run is None) == (model is None):
+        raise ValueError(f"give either --run or --model, got --run {run} and --model {model}")
+    if model is not None and not model.startswith("models:/"):
+        raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; --run takes a run")
+    return run or model or ""
+
+
 def parse(
     recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
 ) -> tuple[Recipe, Execution, bool]:

@@ -9,9 +9,7 @@ On the model's own validation pictures, or on others. What is found of a registe
 """
 
 import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dist_resnet import cli, logs
@@ -21,7 +19,8 @@ from dist_resnet.recipe import Evaluation, Execution, MatchClasses
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: str | None = None
-    """The run's directory, STORAGE/NAME: a local path, s3:// or gs:// URI."""
+    """The run's directory, STORAGE/NAME: a local path, s3:// or gs:// URI. Its newest checkpoint is evaluated, or that
+    of STORAGE/NAME/checkpoints/step_00001000."""
     model: str | None = None
     """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
     tracking_uri: str | None = None
@@ -45,8 +44,7 @@ class Options:
     """Pictures per forward pass."""
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.model is None):
-            raise ValueError(f"give either --run or --model, got --run {self.run} --model {self.model}")
+        cli.run_or_model(self.run, self.model)
 
 
 def main() -> None:
@@ -54,13 +52,13 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     # Imported late, so that --help need not wait for torch.
-    from dist_resnet.launch.evaluation import Trained, evaluate
-    from dist_resnet.registry import package, predictor
+    from dist_resnet.launch.evaluation import evaluate
+    from dist_resnet.launch.trained import open_trained
     from dist_resnet.registry.publish import record_evaluation
-    from dist_resnet.registry.pull import download
 
-    with cli.bad_input_exits(), tempfile.TemporaryDirectory() as folder:
-        evaluation, version = None, None
+    source = cli.run_or_model(options.run, options.model)
+    with cli.bad_input_exits(), open_trained(source, tracking_uri=options.tracking_uri) as trained:
+        evaluation = None
         if options.crops is not None:
             evaluation = Evaluation(crops=options.crops, shorter_sides=options.shorter_sides or options.crops)
         execution = Execution(
@@ -68,20 +66,6 @@ def main() -> None:
             device=options.device,
             evaluation_batch=options.batch,
         )
-        if options.run is not None:
-            trained = Trained.of_run(options.run)
-        else:
-            assert options.model is not None
-            pulled = download(options.model, Path(folder, "package"), tracking_uri=options.tracking_uri)
-            # An alias may move meanwhile.
-            version = f"models:/{pulled.version.name}/{pulled.version.version}"
-            data = pulled.folder / package.DATA
-            trained = Trained.of_files(
-                data / predictor.RECIPE,
-                data / predictor.WEIGHTS,
-                data / predictor.CLASSES,
-                may_be_numbers=pulled.may_be_numbers,
-            )
         found = evaluate(
             trained,
             execution,
@@ -92,9 +76,9 @@ def main() -> None:
         )
         lacking = {"classes_without_images": found.lacking} if found.lacking else {}
         print(json.dumps(found.metrics | lacking, indent=2))
-        if version is not None:
+        if trained.version is not None:
             record_evaluation(
-                version,
+                trained.version,
                 tracking_uri=options.tracking_uri,
                 digest=found.validation_digest,
                 evaluation=found.evaluation,

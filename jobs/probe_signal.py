@@ -13,9 +13,7 @@ minutes on two CPU cores and 8 GiB.
 """
 
 import json
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from dist_resnet import cli, logs
@@ -62,10 +60,9 @@ class Options:
     """Ghost batches to measure on; means over them are given."""
 
     def __post_init__(self) -> None:
-        if self.run is not None and self.model is not None:
-            raise ValueError(f"give either --run or --model, got --run {self.run} and --model {self.model}")
         if self.run is None and self.model is None:
             return
+        cli.run_or_model(self.run, self.model)
         if self.all_shortcuts or self.depths:
             raise ValueError("--all-shortcuts and --depths are for fresh weights; leave out --run and --model")
         if given := sorted(self.recipe.differences(RECIPE)):
@@ -121,23 +118,10 @@ def subjects_of(options: Options) -> list:
 
 def _trained(options: Options) -> tuple:
     """The recipe, the weights and the class names of a run or of a registered model."""
-    from dist_resnet.launch.evaluation import Trained
-    from dist_resnet.registry import package, predictor
-    from dist_resnet.registry.pull import download
+    from dist_resnet.launch.trained import open_trained
 
-    if options.run is not None:
-        trained = Trained.of_run(options.run)
-        return trained.recipe, trained.read_weights(), trained.classes_beside(None)
-    assert options.model is not None
-    with tempfile.TemporaryDirectory() as folder:
-        pulled = download(options.model, Path(folder, "package"), tracking_uri=options.execution.tracking_uri)
-        data = pulled.folder / package.DATA
-        trained = Trained.of_files(
-            data / predictor.RECIPE,
-            data / predictor.WEIGHTS,
-            data / predictor.CLASSES,
-            may_be_numbers=pulled.may_be_numbers,
-        )
+    source = cli.run_or_model(options.run, options.model)
+    with open_trained(source, tracking_uri=options.execution.tracking_uri) as trained:
         return trained.recipe, trained.read_weights(), trained.classes_beside(None)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from dist_resnet.data import classes
@@ -19,9 +18,9 @@ from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.launch import local
+from dist_resnet.launch.trained import Trained, Weights
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
-from dist_resnet.train import checkpoint
+from dist_resnet.tracking.storage import absolute_uri
 from dist_resnet.train.damage import TooDamagedError
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
@@ -29,59 +28,7 @@ from dist_resnet.train.loop import create_state
 
 logger = logging.getLogger(__name__)
 
-Weights = dict[str, torch.Tensor]
-
 _MOST_NAMED = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A recipe, where its trained weights are read, and the names of its classes; each worker reads the weights."""
-
-    recipe: Recipe
-    read_weights: Callable[[], Weights]
-    classes: tuple[str, ...] | None = None
-    """In the order of the outputs; None where nobody knows them."""
-    may_be_numbers: bool = False
-    """Whether the names may stand for none, where they count from 0."""
-
-    @classmethod
-    def of_run(cls, run: str) -> "Trained":
-        """The newest checkpoint of a run, given its directory STORAGE/NAME.
-
-        Raises FileNotFoundError where there is no run or no checkpoint, ValueError where all are damaged.
-        """
-        directory = RunDirectory(run)
-        known = directory.read_json(RECIPE_FILE)
-        if known is None:
-            raise FileNotFoundError(
-                f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
-            )
-        found = checkpoint.latest(directory)
-        if found is None:
-            raise FileNotFoundError(f"the run at {directory.uri} has no checkpoint yet; train it further first")
-        recipe = Recipe.from_dict(known["recipe"])
-        return cls(
-            recipe=recipe,
-            read_weights=functools.partial(_weights_of_run, directory, found.folder),
-            classes=classes.recorded(known, recipe),
-        )
-
-    @classmethod
-    def of_files(cls, recipe: Path, weights: Path, names: Path, *, may_be_numbers: bool = False) -> "Trained":
-        """A recipe, weights and the outputs' names as files, such as those of a package."""
-        return cls(
-            recipe=Recipe.from_dict(json.loads(recipe.read_text())),
-            read_weights=functools.partial(safetensors.torch.load_file, weights),
-            classes=classes.of_outputs(json.loads(names.read_text())),
-            may_be_numbers=may_be_numbers,
-        )
-
-    def classes_beside(self, others: Sequence[str] | None) -> tuple[str, ...] | None:
-        """The classes' names, to be compared with these others; None if they are numbers in the place of names."""
-        if self.classes is None or not self.may_be_numbers or set(self.classes) & set(others or ()):
-            return self.classes
-        return None if list(self.classes) == classes.numbers(len(self.classes)) else self.classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +125,3 @@ def _name_damaged(pictures: Sequence[Damaged]) -> None:
         logger.warning("the picture %s cannot be decoded and counts as an error", picture)
     if len(pictures) > _MOST_NAMED:
         logger.warning("%d more cannot be decoded either", len(pictures) - _MOST_NAMED)
-
-
-def _weights_of_run(directory: RunDirectory, folder: str) -> Weights:
-    found = checkpoint.read(directory, folder)
-    if found is None:
-        raise FileNotFoundError(f"{directory.child(folder)} is gone; evaluate again")
-    return found.weights

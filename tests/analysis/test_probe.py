@@ -23,7 +23,7 @@ from dist_resnet.analysis.probe import Probe, Subject, prepare_probe
 from dist_resnet.analysis.propagation import Propagation, Span
 from dist_resnet.data.parquet import Split, open_split, read_row_group
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluation import Trained
+from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe, Shortcut
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.storage import RunDirectory
@@ -108,7 +108,7 @@ def test_trained_weights_are_measured_as_they_are_and_have_no_formula_where_scal
     recipe = subject_of(recipe, shortcut="shortcut_only_gating").recipe
     plan = local.prepare_run(recipe, dataclasses.replace(execution, name="training"), job="test")
     local.run(plan)
-    trained = Trained.of_run(plan.directory.uri)
+    trained = of_run(plan.directory.uri)
     subjects = [subject_of(trained.recipe), subject_of(trained.recipe, weights=trained.read_weights())]
     fresh, after = probe.run(prepared(subjects, execution, batches=4))["networks"]
     assert (fresh["weights"], after["weights"]) == ("fresh", "trained")

@@ -7,7 +7,8 @@ import pytest
 from oracle.pictures import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluation import Trained, evaluate
+from dist_resnet.launch.evaluation import evaluate
+from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import history, read_journal
 
@@ -101,4 +102,4 @@ def test_validation_images_none_of_which_can_be_decoded_are_an_error_and_no_resu
     assert not plan.directory.exists("summary.json")
     assert "val/loss" not in history(read_journal(plan.directory))
     with pytest.raises(ValueError, match=r"none of the 20 validation images can be decoded, the first is .*row 0"):
-        evaluate(Trained.of_run(plan.directory.uri), execution)
+        evaluate(of_run(plan.directory.uri), execution)
