@@ -51,4 +51,3 @@ def test_the_next_worker_of_a_run_is_its_spare_with_torch_imported(ray_cluster):
     second = ray.get(first.successor.remote())
     assert ray.get(second.pid.remote()) == spare
     _wait(lambda: ray.get(second.has_imported.remote("dist_resnet.launch.ray_worker")))
-    assert not ray.get(first.has_imported.remote("dist_resnet.launch.ray_worker"))
