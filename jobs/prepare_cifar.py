@@ -7,18 +7,23 @@ The target is a local path, s3:// or gs:// URI and gets `train-00000-of-00001.pa
 `test-00000-of-00001.parquet`, for `--data.train` and `--data.validation`. Takes about half a minute.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_resnet import cli
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    source: Path
+    """Folder of the published files."""
+    target: str
+    """Local path, s3:// or gs:// URI of the folder to write."""
+
+
+def main() -> None:
     """Converts; exits with code 2 and one line where the source or target cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--source", required=True, type=Path, help="folder of the published files")
-    parser.add_argument("--target", required=True, help="local path, s3:// or gs:// URI of the folder to write")
-    options = parser.parse_args(arguments)
+    options = cli.parse_options(Options, doc=__doc__)
     # Imported late, so that --help need not wait for Arrow.
     from dist_resnet.data.convert import convert_cifar
 

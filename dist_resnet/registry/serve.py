@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from dist_resnet.registry.predictor import Predictor
 
@@ -17,7 +16,7 @@ class Served(Predictor):
         try:
             return super().predict(model_input, params)
         except ValueError as error:
-            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 def _load_pyfunc(folder: str) -> Served:
