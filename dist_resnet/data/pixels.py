@@ -7,14 +7,15 @@ Other colors are converted as Pillow does. A copy of this file travels in every 
 import functools
 import io
 import warnings
+import zlib
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from dist_resnet.data import png
 from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_PNG_START = b"\x89PNG"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,6 +34,7 @@ _NO_IMAGES = (
     (b"\x1f\x8b", "gzip"),
     (b"{", "JSON"),
     (b"PAR1", "Parquet"),
+    (b"version https://git-lfs", "a Git LFS pointer: git lfs pull brings the file"),
 )
 
 
@@ -55,6 +57,30 @@ def load(encoded: bytes) -> Image.Image:
     """The image with all its pixels as Pillow reads them. Raises DamagedError."""
     if not encoded:
         raise DamagedError("no bytes")
+    if not encoded.startswith(png.SIGNATURE):
+        return _read(encoded)
+    image = _read_png(encoded)
+    try:
+        png.check_pixels(encoded)
+    except (ValueError, zlib.error) as error:
+        raise DamagedError(told(error)) from error
+    if "transparency" in image.info:
+        image.info["transparency"] = _transparent_value(image, bits=encoded[24])
+    return image
+
+
+def _read_png(encoded: bytes) -> Image.Image:
+    """A PNG as Pillow reads it, though what it says beside its pixels be damaged or too much. Raises DamagedError."""
+    try:
+        return _read(encoded)
+    except DamagedError as damaged:
+        try:
+            return _read(png.without_metadata(encoded))
+        except DamagedError:
+            raise damaged from None
+
+
+def _read(encoded: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
@@ -73,8 +99,6 @@ def load(encoded: bytes) -> Image.Image:
         raise DamagedError(told(error)) from error
     if image.mode == "F":
         raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
-    if encoded.startswith(_PNG_START) and "transparency" in image.info:
-        image.info["transparency"] = _transparent_value(image, bits=encoded[24])
     return image
 
 
