@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_resnet.data import hive
+
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAME = re.compile(
     r"(.*[_ .-])?(labels?|class|classes|category|categories|targets?|cls)([_ .-]?(id|ids|idx|index|names?))?|y"
@@ -39,6 +41,10 @@ class Columns:
     """Whether the labels are the classes' names and not their numbers."""
     class_names: tuple[str, ...] | None
     """Names of the numbers, from the schema's `huggingface` metadata; they may hold duplicates."""
+
+
+NO_COLUMNS = Columns("", None, None, "", False, None)
+"""Those of a shard without a row, in which nothing has to be found."""
 
 
 class UnlabelledError(ValueError):
@@ -205,9 +211,10 @@ def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str
     if len(found) > 1:
         raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one by {_CHOOSE}")
     if not found:
+        way_out = hive.conversion(shard.rpartition("/")[0])
         raise UnlabelledError(
-            f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; if one of "
-            f"them holds the labels, choose it by {_CHOOSE}"
+            f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; "
+            + (way_out or f"if one of them holds the labels, choose it by {_CHOOSE}")
         )
     return found[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from dist_resnet.data import hive
 from dist_resnet.data.kinds import is_named_image
 from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.splits import resembled_split
@@ -81,6 +82,16 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
             f"{folder} holds the archive {packed[0]}{_more(packed)}, which is not read (ILSVRC2012_img_train.tar and "
             "ILSVRC2012_img_val.tar are); unpack it and give the folder with what was in it"
         )
+
+
+def refuse_partitions(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
+    """Raises ValueError where the source, or a split's folder, holds folders such as `label=3`."""
+    for folder in (root, *splits):
+        for name in list_folder(filesystem, folder, LeftOut())[0]:
+            if hive.is_partition(name) and any(
+                one.endswith(".parquet") for one in list_files(filesystem, f"{folder}/{name}")
+            ):
+                raise ValueError(f"{folder} holds Parquet in folders of its own; {hive.conversion(f'{folder}/{name}')}")
 
 
 def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import pyarrow.fs as pafs
 
-from dist_resnet.data import classes, conversions, folders, spool, tars
+from dist_resnet.data import classes, conversions, duplicates, folders, spool, tars
 from dist_resnet.data.columns import UnlabelledError
 from dist_resnet.data.footers import columns_of
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
-from dist_resnet.data.sources import Source, check_no_split, join, read_index
+from dist_resnet.data.sources import Source, check_no_split, join, named_apart, read_index
 from dist_resnet.data.store import check_space, exists
 
 Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
@@ -71,6 +71,7 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     conversions.refuse_kaggle(filesystem, root)
     splits = folders.find_splits(filesystem, root, split)
     conversions.refuse_archives(filesystem, root, list(splits.values()))
+    conversions.refuse_partitions(filesystem, root, list(splits.values()))
     for name, folder in splits.items():
         check_no_split(split, folder, name)
     if not splits and split and folders.has_folders(filesystem, root):
@@ -90,6 +91,7 @@ def _spool(
     for one in opened.values():
         for line in spool.check_paths(one):
             progress.say(line)
+    _judge_copies(opened, progress)
     class_names, opened = _match(opened, progress)
     (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
     found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
@@ -115,7 +117,7 @@ def _spool(
         progress.advance(done)
     indexes = {}
     for split, of_split in tasks.items():
-        index = join([read_index(filesystem, f"{task.path}.index", target) for task in of_split])
+        index = named_apart(join([read_index(filesystem, f"{task.path}.index", target) for task in of_split]))
         indexes[split] = dataclasses.replace(index, label=opened[split].classes(index.label))
     return Source("parquet", class_names, indexes, tuple(notes))
 
@@ -136,6 +138,16 @@ def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Sp
         else:
             opened[split] = one
     return opened, notes
+
+
+def _judge_copies(opened: dict[str, Split], progress: Progress) -> None:
+    """Raises ValueError for a shard that is there twice in a split, and says which of training are in another."""
+    for one in opened.values():
+        if copy := duplicates.find_copy(one):
+            raise ValueError(f"{copy[0]} is a copy of {copy[1]}; remove one of them")
+    if "train" in opened and "validation" in opened:
+        for line in duplicates.said_of_same(opened["train"], opened["validation"]):
+            progress.say(line)
 
 
 def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:

@@ -562,8 +562,6 @@ def test_two_pictures_of_one_name_in_a_class_are_named(tmp_path: Path) -> None:
         match=rf"two pictures of class n01440764 are named {name}, in ILSVRC2012_img_train.tar/n01440764.tar and",
     ):
         prepare_here(write_archives(tmp_path / "archives", pictures), tmp_path / "a")
-    with pytest.raises(ValueError, match=rf"named {name}, in train-0000\d-of-00003.parquet and train-0000"):
-        prepare_here(write_downloaded(tmp_path / "downloaded", pictures), tmp_path / "b")
 
 
 def test_one_name_in_two_classes_is_no_mistake(tmp_path: Path) -> None:
