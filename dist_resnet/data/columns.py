@@ -178,11 +178,10 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
 def _class_names(features: dict[str, dict], label: str) -> tuple[str, ...] | None:
     names = features.get(label, {}).get("names")
     if isinstance(names, dict):  # older writers number the names
-        try:
-            names = [names[key] for key in sorted(names, key=int)]
-        except ValueError:
-            return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+        names = [names.get(str(number)) for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        return None  # of a class without a name, none of the others is certain
+    return tuple(str(name) for name in names)
 
 
 def _marked(features: dict[str, dict], schema: pa.Schema, kind: str) -> list[str]:

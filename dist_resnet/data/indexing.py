@@ -18,6 +18,7 @@ Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
 """Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
 WORK = "preparing"
 """The folder under the target for what is needed until the set is finished."""
+_MOST_CLASSES = 1_000_000
 
 
 class Progress(Protocol):
@@ -150,6 +151,16 @@ def _judge_copies(opened: dict[str, Split], progress: Progress) -> None:
             progress.say(line)
 
 
+def _check_numbers(split: Split) -> None:
+    """Raises ValueError for a label that is surely no class's number."""
+    if split.label_range[1] >= _MOST_CLASSES and (found := split.find_outside(_MOST_CLASSES)):
+        shard, row, label = found
+        raise ValueError(
+            f"label {label} in {shard} row {row} is no class's number, which run from 0 to {_MOST_CLASSES - 1}; "
+            "number the classes from 0, or make the labels text"
+        )
+
+
 def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:
     """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
 
@@ -157,6 +168,8 @@ def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...
     """
     first = "train" if "train" in opened else next(iter(opened))
     names = opened[first].class_names
+    for one in opened.values() if names is None else ():
+        _check_numbers(one)
     count = 1 + max(one.label_range[1] for one in opened.values()) if names is None else len(names)
     matched = {}
     for split, one in opened.items():

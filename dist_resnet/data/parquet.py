@@ -132,6 +132,8 @@ class Split:
             outside = f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
             if label < 0:
                 raise ValueError(f"{outside}a label below 0 stands for none; give shards in which every image has one")
+            if self.label_range == (1, num_classes):
+                raise ValueError(f"{outside}the labels begin with 1, and classes with 0: subtract 1 from every label")
             raise ValueError(
                 f"{outside}set --model.num-classes to the data's classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"

@@ -29,6 +29,7 @@ from dist_resnet.data.manifest import FORMAT, PREPARING, check_sizes, read_manif
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.shards import ShardRecord, ShardTask, read_blocks, write_shard
 from dist_resnet.data.sources import Index, Source, check_index, read_index, write_index
+from dist_resnet.data.spelling import said_of_alike
 from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import (
     PARTIAL,
@@ -267,6 +268,8 @@ def _plan(
     for split, index in source.splits.items():
         # Class names of Parquet are only names; a folder or archive of a class that holds nothing is a mistake.
         check_index(index, split, source.class_names, every_class=source.kind != "parquet" and split != "test")
+    for line in said_of_alike(source.class_names, "source"):
+        progress.say(line)
     damaged = find_damaged_classes(source, progress)
     if damaged:
         _judge_damaged_classes(damaged, options, progress)

@@ -218,9 +218,12 @@ def _labels(task: SpoolTask, table: pa.Table, first_row: int) -> np.ndarray:
         raise ValueError(f"{task.shard} row {first_row + error.row} {error.reason}; mend the shard's labels") from error
     beyond = np.flatnonzero((labels < 0) | (labels >= len(task.class_names)))
     if len(beyond):
+        label, row = labels[beyond[0]], first_row + beyond[0]
+        if label < 0:
+            raise ValueError(f"label {label} in {task.shard} row {row} stands for none; give every image a label")
         raise ValueError(
-            f"label {labels[beyond[0]]} in {task.shard} row {first_row + beyond[0]} is outside of the class list, 0 .. "
-            f"{len(task.class_names) - 1}; mend the shard's labels or its class names"
+            f"label {label} in {task.shard} row {row} is outside of the class list, 0 .. {len(task.class_names) - 1}; "
+            "mend the shard's labels or its class names"
         )
     return labels
 

@@ -11,6 +11,7 @@ from dist_resnet.data import classes, decoders, duplicates
 from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.spelling import said_of_alike
 from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
@@ -125,6 +126,8 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         directory=directory,
         classes=names,
         notes=(
+            *classes.said_of_labels(train, "training images"),
+            *said_of_alike(names or (), "training images"),
             *duplicates.said_of_copies(train, "training images"),
             *duplicates.said_of_copies(validation, "validation images"),
             *duplicates.said_of_same(train, validation),
