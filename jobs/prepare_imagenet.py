@@ -151,6 +151,7 @@ def describe(manifest: dict) -> list[str]:
             f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['pictures']} sampled pictures "
             f"by {sample['mean_difference']:.2f} of 255 levels on average, {sample['largest_difference']:.2f} at most"
         )
+    lines += [f"twice: {line}" for line in manifest.get("repeated", [])]
     return lines + [f"left out: {note}" for note in manifest["left_out"]]
 
 
