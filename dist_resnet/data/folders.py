@@ -33,9 +33,13 @@ def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> di
     """The folder of each split, as far as they are there: {"train": ".../train", "validation": ".../Valid"}.
 
     Where none of them holds folders, and there are others, they are class folders of `split`. Raises ValueError where
-    two folders are of one split.
+    two folders are of one split, or one is a broken link.
     """
-    names = list_folder(filesystem, root, LeftOut())[0]
+    left = LeftOut()
+    names = list_folder(filesystem, root, left)[0]
+    for link in left.broken:
+        if found := split_of(link.rpartition("/")[2]):
+            raise ValueError(f"{link} is of the split {found} by its name and a link to nothing; mend it, or remove it")
     named: dict[str, list[str]] = {}
     for name in names:
         if found := split_of(name):

@@ -72,6 +72,7 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     conversions.refuse_kaggle(filesystem, root)
     splits = folders.find_splits(filesystem, root, split)
     conversions.refuse_archives(filesystem, root, list(splits.values()))
+    conversions.refuse_tables(filesystem, root, list(splits.values()))
     conversions.refuse_partitions(filesystem, root, list(splits.values()))
     for name, folder in splits.items():
         check_no_split(split, folder, name)

@@ -1,6 +1,6 @@
 """Images that a set has more than once, byte for byte: in training and in another split, or in two classes.
 
-An error on images that were trained on tells nothing of others. Hashes of 64 bits of the bytes as they came are compared.
+An error on images that were trained on tells nothing of others. Compared are hashes of the bytes as they came.
 """
 
 import base64
