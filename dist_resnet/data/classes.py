@@ -170,6 +170,8 @@ def _check_labels(split: Split, num_classes: int) -> None:
     if found := split.find_outside(num_classes):
         shard, row, label = found
         what_to_do = "give images of the model's classes"
+        if split.label_map is None and split.label_range == (1, num_classes):
+            what_to_do = "the labels begin with 1, and classes with 0: subtract 1 from every label"
         if label < 0:
             what_to_do = "a label below 0 stands for none; give shards in which every image has one"
         raise ValueError(

@@ -80,15 +80,16 @@ def _jpeg_oddity(head: memoryview) -> str | None:
 
 
 def _png_oddity(head: memoryview) -> str | None:
-    if reason := png.fault(head):
+    chunks = list(png.chunks(head))
+    if reason := png.fault(chunks):
         return reason
     if head[24:25] == b"\x10":
         return "16-bit PNG"
-    chunks = {chunk.kind for chunk in itertools.takewhile(lambda one: one.kind != b"IDAT", png.chunks(head))}
-    if b"acTL" in chunks:
+    before = {chunk.kind for chunk in itertools.takewhile(lambda one: one.kind != b"IDAT", chunks)}
+    if b"acTL" in before:
         # Where the image for readers without animation is no frame of it, DALI shows the first frame and Pillow that.
         return "animated PNG"
-    return "PNG with transparency" if head[25:26] in (b"\4", b"\6") or b"tRNS" in chunks else None
+    return "PNG with transparency" if head[25:26] in (b"\4", b"\6") or b"tRNS" in before else None
 
 
 def _is_odd_bmp(head: memoryview) -> bool:

@@ -7,7 +7,7 @@ A copy of this file travels in every package.
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -47,11 +47,10 @@ def chunks(content: bytes | memoryview) -> Iterator[Chunk]:
         place = end
 
 
-def fault(content: bytes | memoryview) -> str | None:
-    """Why decoders may differ on a PNG, or None if it is as the standard has it, chunk by chunk."""
-    kinds: list[bytes] = []
-    for chunk in chunks(content):
-        kinds.append(chunk.kind)
+def fault(parts: Sequence[Chunk]) -> str | None:
+    """Why decoders may differ on a PNG of these chunks, or None if it is as the standard has it."""
+    kinds = [chunk.kind for chunk in parts]
+    for chunk in parts:
         if not chunk.is_intact:
             return f"PNG with a damaged chunk {chunk.kind.decode('ascii', 'backslashreplace')}"
         if chunk.kind[:1].isupper() and chunk.kind not in _NEEDED:

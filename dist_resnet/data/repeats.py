@@ -1,10 +1,10 @@
 """Images that a set has more than once, byte for byte: in training and in another split, or in two classes.
 
-An error on images that were trained on tells nothing of others. Compared are hashes of the bytes as they came.
+An error on images that were trained on tells nothing of others. Compared are CRC and length of the bytes as they came.
 """
 
 import base64
-import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,8 +17,8 @@ _KIND = "<u8"
 
 
 def hash_of(encoded: bytes) -> int:
-    """The hash of an image's bytes, 1 .. 2**64 - 1."""
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little") or 1
+    """The hash of an image's bytes, 1 .. 2**64 - 1: their sum and their number, which cost next to nothing."""
+    return zlib.crc32(encoded) << 32 | len(encoded)
 
 
 def pack(hashes: Sequence[int]) -> str:

@@ -42,6 +42,9 @@ def test_labels_that_begin_with_1_are_told_so(tmp_path: Path, names: list[str] |
     split = split_of(tmp_path / "s", [1, 2, 3], names)
     with pytest.raises(ValueError, match=r"label 3 in .* row 2 .* subtract 1 from every label"):
         classes.of_training(split, 3, spare_outputs=False)
+    if names is None:
+        with pytest.raises(ValueError, match=r"label 3 in .* row 2 .* subtract 1 from every label"):
+            classes.match(split, None, 3)
 
 
 @pytest.mark.parametrize(
