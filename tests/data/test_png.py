@@ -17,10 +17,11 @@ from oracle.pictures import smooth, write_rows
 from PIL import Image
 
 from dist_resnet.data import png, streams
-from dist_resnet.data.dali import Decoder
+from dist_resnet.data.dali import DaliDecoder
 from dist_resnet.data.headers import oddity
 from dist_resnet.data.ingest import ingest
 from dist_resnet.data.parquet import ShardReader, open_split
+from dist_resnet.data.pillow import PillowDecoder
 from dist_resnet.data.pixels import DamagedError, decode
 
 PIXELS = smooth(60, 80, 1)
@@ -102,14 +103,15 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
 }
 
 
-def unprepared(tmp_path: Path, encoded: bytes) -> np.ndarray | None:
-    """The image as evaluation on a shard of it sees its upper part, uint8 [20, 20, 3]; None if it is damaged."""
+def unprepared(tmp_path: Path, encoded: bytes) -> list[np.ndarray | None]:
+    """The image as evaluation on a shard of it sees a part, uint8 [20, 20, 3], or None if it is damaged: by DALI, and
+    by Pillow in its place."""
     write_rows(tmp_path / "foreign.parquet", [encoded], [0])
-    reader = ShardReader(open_split(str(tmp_path / "foreign.parquet")))
-    ((request, pixels),) = Decoder(max_batch=1, num_threads=1, device=torch.device("cpu")).decode(
-        streams.evaluation_requests(reader, 0, 1, 20, 60, 1)
-    )
-    return None if request.damaged else pixels[0].numpy()
+    reader, seen = ShardReader(open_split(str(tmp_path / "foreign.parquet"))), []
+    for decoder in (DaliDecoder(max_batch=1, num_threads=1, device=torch.device("cpu")), PillowDecoder(num_threads=1)):
+        ((request, pixels),) = decoder.decode(streams.evaluation_requests(reader, 0, 1, 20, 60, 1))
+        seen.append(None if request.damaged else pixels[0].numpy())
+    return seen
 
 
 @pytest.mark.parametrize("kind", INTACT)
@@ -119,7 +121,8 @@ def test_what_costs_no_pixel_is_no_damage_to_preparing_training_and_serving(tmp_
     made = ingest(encoded).encoded
     np.testing.assert_array_equal(dali(made), PIXELS)
     assert oddity(np.frombuffer(made, np.uint8)) is None
-    np.testing.assert_array_equal(unprepared(tmp_path, encoded), PIXELS[20:40, 30:50])
+    for seen in unprepared(tmp_path, encoded):
+        np.testing.assert_array_equal(seen, PIXELS[20:40, 30:50])
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
@@ -128,7 +131,7 @@ def test_what_lacks_pixels_is_damaged_to_preparing_training_and_serving(tmp_path
     with pytest.raises(DamagedError) as caught:
         ingest(encoded)
     assert "\n" not in str(caught.value)
-    assert unprepared(tmp_path, encoded) is None
+    assert unprepared(tmp_path, encoded) == [None, None]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
