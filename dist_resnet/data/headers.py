@@ -15,6 +15,10 @@ MOST_MEGAPIXELS = 100
 """A larger picture counts as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+# What can precede the pixels: the frame, tables, what applications have to say, comments.
+_SEGMENTS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
+# Segments that tell no pixel, and the least bytes with which one is kept.
+_SAID_BESIDE = {**dict.fromkeys([*range(0xE2, 0xF0), 0xFE], 1 << 17), 0xE0: 18, 0xEE: 16}
 _JPEG_START, _JPEG_END, _TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 4096
 
 
@@ -106,6 +110,20 @@ def _webp_oddity(head: memoryview) -> str | None:
     if (extended and head[20] & 0x10) or (lossless and head[24] & 0x10):
         return "WEBP with transparency"
     return None
+
+
+def jpeg_without_metadata(content: bytes) -> bytes:
+    """A JPEG without what precedes its pixels and says nothing of them, but for EXIF data.
+
+    JFIF's and Adobe's segments, which tell its colors, stay if they are as long as decoders want them.
+    """
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] in _SEGMENTS:
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if content[place + 1] not in _SAID_BESIDE or end - place >= _SAID_BESIDE[content[place + 1]]:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept) + content[place:]
 
 
 def _has_jpeg_end(content: bytes) -> bool:

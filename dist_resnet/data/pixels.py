@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from dist_resnet.data import png
-from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels
+from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels, jpeg_without_metadata
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _TURNS = {
@@ -27,6 +27,9 @@ _TURNS = {
 }
 # What is sent in an image's place.
 _NO_IMAGES = (
+    (png.SIGNATURE, "a damaged PNG"),
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"GIF8", "a damaged GIF"),
     (b"%PDF", "a PDF"),
     (b"%!PS", "PostScript"),
     (b"<", "markup such as HTML or SVG"),
@@ -57,9 +60,9 @@ def load(encoded: bytes) -> Image.Image:
     """The image with all its pixels as Pillow reads them. Raises DamagedError."""
     if not encoded:
         raise DamagedError("no bytes")
+    image = _read_anyhow(encoded)
     if not encoded.startswith(png.SIGNATURE):
-        return _read(encoded)
-    image = _read_png(encoded)
+        return image
     try:
         png.check_pixels(encoded)
     except (ValueError, zlib.error) as error:
@@ -69,15 +72,19 @@ def load(encoded: bytes) -> Image.Image:
     return image
 
 
-def _read_png(encoded: bytes) -> Image.Image:
-    """A PNG as Pillow reads it, though what it says beside its pixels be damaged or too much. Raises DamagedError."""
+def _read_anyhow(encoded: bytes) -> Image.Image:
+    """As `_read`, though what a PNG or JPEG says beside its pixels be damaged or too much."""
     try:
         return _read(encoded)
-    except DamagedError as damaged:
+    except DamagedError:
+        is_png, is_jpeg = encoded.startswith(png.SIGNATURE), encoded.startswith(b"\xff\xd8")
+        plain = png.without_metadata(encoded) if is_png else jpeg_without_metadata(encoded) if is_jpeg else encoded
         try:
-            return _read(png.without_metadata(encoded))
+            if plain != encoded:
+                return _read(plain)
         except DamagedError:
-            raise damaged from None
+            pass  # the first reason is told
+        raise
 
 
 def _read(encoded: bytes) -> Image.Image:

@@ -6,11 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
+from data.test_ingest import dali
 from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 
 from dist_resnet.data.headers import check_whole, picture_size
+from dist_resnet.data.ingest import ingest
 from dist_resnet.data.parquet import read_row_group
+from dist_resnet.data.pixels import decode
 from dist_resnet.data.streams import picture_sizes
 
 
@@ -118,3 +121,31 @@ def test_the_real_pictures_have_the_sizes_that_pil_sees() -> None:
         for image in read_row_group(split, number).images:
             check_whole(image)
             assert picture_size(image) == Image.open(io.BytesIO(image.tobytes())).size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("marker", "data"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xEE, b"Adobe"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_segment_that_tells_no_pixel_may_be_cut_short(marker: int, data: bytes, mode: str) -> None:
+    plain = jpeg(smooth(40, 50, 1), mode=mode)
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+    odd = plain[:2] + segment + plain[2:]
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(odd))
+    expected = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(odd)), expected)
+    np.testing.assert_array_equal(dali(ingest(odd).encoded), dali(plain))
+    assert decode(odd[:2] + jpeg_exif(6) + odd[2:], upright=True).size == (40, 50)
+
+
+def jpeg_exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = exif.tobytes()
+    return b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
