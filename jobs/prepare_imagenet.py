@@ -151,7 +151,10 @@ def describe(manifest: dict) -> list[str]:
             f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['pictures']} sampled pictures "
             f"by {sample['mean_difference']:.2f} of 255 levels on average, {sample['largest_difference']:.2f} at most"
         )
-    return lines + [f"left out: {note}" for note in manifest["left_out"]]
+    lines += [f"twice: {line}" for line in manifest.get("repeated", [])]
+    lines += [f"left out: {note}" for note in manifest["left_out"]]
+    # Names of files may have line feeds, and what moves a terminal's cursor.
+    return ["".join(one if one.isprintable() else repr(one)[1:-1] for one in line) for line in lines]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ name them in another order or lack some; its labels are mapped. Names that the m
 """
 
 import dataclasses
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.spelling import key, nearest
 from dist_resnet.recipe import MatchClasses, Recipe
 
 _MOST_NAMED = 5
@@ -127,6 +127,20 @@ def of_outputs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[:count])
 
 
+def said_of_labels(split: Split, what: str) -> list[str]:
+    """A line on classes of which a split has no image, if any are, by what its footers tell; `what`: its part."""
+    least, greatest = split.label_range
+    names = numbers(greatest + 1) if split.class_names is None else split.class_names
+    present = split.classes_present()
+    absent = set(range(len(names))).difference(range(least, greatest + 1) if present is None else present.tolist())
+    if not absent:
+        return []
+    return [
+        f"the {what} at {split.uri}, whose labels run from {least} to {greatest}, have {len(names) - len(absent)} of "
+        f"{len(names)} classes, none of {_listed([names[label] for label in sorted(absent)])}"
+    ]
+
+
 def numbers(num_classes: int) -> list[str]:
     """What stands for the names of classes that have none."""
     return [str(number) for number in range(num_classes)]
@@ -143,7 +157,12 @@ def _check_named(split: Split) -> None:
     shard, row, label = found
     raise ValueError(
         f"label {label} in {shard} row {row} has no name: the shards name {len(names)} classes, 0 .. "
-        f"{len(names) - 1}; mend the labels or the class names"
+        f"{len(names) - 1}; "
+        + (
+            "subtract 1 from every label"
+            if split.label_range == (1, len(names))
+            else "mend the labels or the class names"
+        )
     )
 
 
@@ -151,6 +170,8 @@ def _check_labels(split: Split, num_classes: int) -> None:
     if found := split.find_outside(num_classes):
         shard, row, label = found
         what_to_do = "give images of the model's classes"
+        if split.label_map is None and split.label_range == (1, num_classes):
+            what_to_do = "the labels begin with 1, and classes with 0: subtract 1 from every label"
         if label < 0:
             what_to_do = "a label below 0 stands for none; give shards in which every image has one"
         raise ValueError(
@@ -191,11 +212,6 @@ def _finish(split: Split, notes: list[str], names: Sequence[str], known: np.ndar
     return Matched(split=split, notes=tuple(notes), lacking=lacking)
 
 
-def _key(name: str) -> str:
-    # Some systems spell an accented letter of a folder's name as two characters.
-    return unicodedata.normalize("NFC", name)
-
-
 def _label_map(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
     """int64 [len(theirs)]: the place in `ours` of each name; -1 where it is not there, or not told apart.
 
@@ -204,7 +220,7 @@ def _label_map(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
     places = {side: _places(names) for side, names in (("theirs", theirs), ("ours", ours))}
     found = np.full(len(theirs), -1, np.int64)
     for label, name in enumerate(theirs):
-        mine, yours = places["theirs"][_key(name)], places["ours"].get(_key(name), [])
+        mine, yours = places["theirs"][key(name)], places["ours"].get(key(name), [])
         if mine == yours:
             found[label] = label
         elif len(mine) == len(yours) == 1:
@@ -215,7 +231,7 @@ def _label_map(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
 def _places(names: Sequence[str]) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {}
     for label, name in enumerate(names):
-        places.setdefault(_key(name), []).append(label)
+        places.setdefault(key(name), []).append(label)
     return places
 
 
@@ -231,25 +247,20 @@ def _refuse_unknown(split: Split, mapped: Split, names: Sequence[str], what: str
         _check_labels(mapped, len(names))
     name = split.class_names[place]
     escape = _escape(option)
-    if (times := Counter(map(_key, names))[_key(name)]) or split.class_names.count(name) > 1:
+    if (times := Counter(map(key, names))[key(name)]) or split.class_names.count(name) > 1:
         raise ValueError(
             f"class {name!r} of the {what} cannot be matched by name: {split.class_names.count(name)} of its labels "
             f"and {times} of the model's classes are called so; give each class a name of its own{escape}"
         )
+    near = f"; {nearest(name, names)!r} is" if nearest(name, names) else ""
     raise ValueError(
         f"class {name!r} of the {what} (label {label}, first in {shard} row {row}) is none of the model's "
-        f"{len(names)} classes, {_listed(names)}{_nearest(name, names)}; give images of the model's classes{escape}"
+        f"{len(names)} classes, {_listed(names)}{near}; give images of the model's classes{escape}"
     )
 
 
 def _escape(option: str | None) -> str:
     return f", or {option} numbers if equal labels are equal classes" if option else ""
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """A name that differs in nothing but case and spaces, for a message."""
-    folded = "".join(name.split()).casefold()
-    return next((f"; {near!r} is" for near in names if "".join(near.split()).casefold() == folded), "")
 
 
 def _said_of_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.ndarray, what: str) -> list[str]:
@@ -278,7 +289,7 @@ def _said_of_no_names(split: Split, names: Sequence[str] | None, what: str) -> l
 
 
 def _said_of_numbers(split: Split, names: Sequence[str] | None, what: str, option: str | None) -> list[str]:
-    if names is None or split.class_names is None or [*map(_key, names)] == [*map(_key, split.class_names)]:
+    if names is None or split.class_names is None or [*map(key, names)] == [*map(key, split.class_names)]:
         return []
     return [f"the class names of the {what} are not the model's; equal labels are taken for equal classes, as "
             f"{option} numbers says"]  # fmt: skip

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_resnet.data import hive
+
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAME = re.compile(
     r"(.*[_ .-])?(labels?|class|classes|category|categories|targets?|cls)([_ .-]?(id|ids|idx|index|names?))?|y"
@@ -39,6 +41,10 @@ class Columns:
     """Whether the labels are the classes' names and not their numbers."""
     class_names: tuple[str, ...] | None
     """Names of the numbers, from the schema's `huggingface` metadata; they may hold duplicates."""
+
+
+NO_COLUMNS = Columns("", None, None, "", False, None)
+"""Those of a shard without a row, in which nothing has to be found."""
 
 
 class UnlabelledError(ValueError):
@@ -172,11 +178,10 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
 def _class_names(features: dict[str, dict], label: str) -> tuple[str, ...] | None:
     names = features.get(label, {}).get("names")
     if isinstance(names, dict):  # older writers number the names
-        try:
-            names = [names[key] for key in sorted(names, key=int)]
-        except ValueError:
-            return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+        names = [names.get(str(number)) for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        return None  # of a class without a name, none of the others is certain
+    return tuple(str(name) for name in names)
 
 
 def _marked(features: dict[str, dict], schema: pa.Schema, kind: str) -> list[str]:
@@ -205,9 +210,10 @@ def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str
     if len(found) > 1:
         raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one by {_CHOOSE}")
     if not found:
+        way_out = hive.conversion(shard.rpartition("/")[0])
         raise UnlabelledError(
-            f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; if one of "
-            f"them holds the labels, choose it by {_CHOOSE}"
+            f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; "
+            + (way_out or f"if one of them holds the labels, choose it by {_CHOOSE}")
         )
     return found[0]
 

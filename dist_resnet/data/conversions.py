@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from dist_resnet.data import hive
 from dist_resnet.data.kinds import is_named_image
 from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.splits import resembled_split
@@ -22,6 +23,8 @@ _LEVELS = 4
 _PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _CLASS_KEYS = ("label", "cls", "class", "class_id", "class_name", "synset", "wnid")
 _MEMBERS = 30
+_TABLES = (".csv", ".tsv", ".txt")
+_TABLE_BYTES = 1 << 16
 
 
 def refuse_file(filesystem: pafs.FileSystem, root: str) -> None:
@@ -81,6 +84,55 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
             f"{folder} holds the archive {packed[0]}{_more(packed)}, which is not read (ILSVRC2012_img_train.tar and "
             "ILSVRC2012_img_val.tar are); unpack it and give the folder with what was in it"
         )
+
+
+def refuse_tables(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
+    """Raises ValueError where images are in no class folders and a table beside them, or above, has their classes.
+
+    So are those of Tiny ImageNet's `val`, and many of Kaggle's sets.
+    """
+    for folder in splits or (root,):
+        folders = list_folder(filesystem, folder, LeftOut())[0]
+        below = "images" if folders == ["images"] else ""
+        images = [name for name in list_files(filesystem, f"{folder}/{below}".rstrip("/")) if is_named_image(name)]
+        if not images or (folders and not below):
+            continue
+        for place in dict.fromkeys((folder, root)):
+            for name in list_files(filesystem, place):
+                separator = _separator(filesystem, f"{place}/{name}", images) if name.endswith(_TABLES) else None
+                if separator:
+                    raise ValueError(_moving(folder, below, f"{place}/{name}", separator, len(images)))
+
+
+def _separator(filesystem: pafs.FileSystem, table: str, images: Sequence[str]) -> str | None:
+    """What is between an image's name and its class in a table, as bash writes it; None if it has no such lines."""
+    with filesystem.open_input_file(table) as file:
+        lines = file.read(_TABLE_BYTES).decode(errors="replace").splitlines()
+    known = set(images)
+    for separator, written in (("\t", "$'\\t'"), (",", ","), (" ", "' '")):
+        if any(len(parts := line.split(separator)) > 1 and parts[0] in known for line in lines):
+            return written
+    return None
+
+
+def _moving(folder: str, below: str, table: str, separator: str, count: int) -> str:
+    source = f"{below}/$name" if below else "$name"
+    loop = f'while IFS={separator} read -r name class rest || [ -n "$name" ]; do if [ -f "{source}" ]; then '
+    loop += f'mkdir -p "$class" && mv "{source}" "$class/"; fi; done' + (f" && rmdir {below}" if below else "")
+    return (
+        f"{folder} holds {count} images in no class folders; {table.rpartition('/')[2]} tells their classes: move them "
+        f"into class folders, in bash, by: cd {shlex.quote(folder)} && tr -d '\\r' < {shlex.quote(table)} | {loop}"
+    )
+
+
+def refuse_partitions(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
+    """Raises ValueError where the source, or a split's folder, holds folders such as `label=3`."""
+    for folder in (root, *splits):
+        for name in list_folder(filesystem, folder, LeftOut())[0]:
+            if hive.is_partition(name) and any(
+                one.endswith(".parquet") for one in list_files(filesystem, f"{folder}/{name}")
+            ):
+                raise ValueError(f"{folder} holds Parquet in folders of its own; {hive.conversion(f'{folder}/{name}')}")
 
 
 def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:

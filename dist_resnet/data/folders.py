@@ -18,6 +18,7 @@ from dist_resnet.data.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of
 from dist_resnet.data.left_out import LeftOut, some
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Container, Index, IndexBuilder, Source
+from dist_resnet.data.spelling import key, nearest
 from dist_resnet.data.splits import ORDER, resembled_split, split_of
 from dist_resnet.data.store import is_local
 from dist_resnet.data.tree import Folder, leads_back, list_folder, walk
@@ -32,9 +33,13 @@ def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> di
     """The folder of each split, as far as they are there: {"train": ".../train", "validation": ".../Valid"}.
 
     Where none of them holds folders, and there are others, they are class folders of `split`. Raises ValueError where
-    two folders are of one split.
+    two folders are of one split, or one is a broken link.
     """
-    names = list_folder(filesystem, root, LeftOut())[0]
+    left = LeftOut()
+    names = list_folder(filesystem, root, left)[0]
+    for link in left.broken:
+        if found := split_of(link.rpartition("/")[2]):
+            raise ValueError(f"{link} is of the split {found} by its name and a link to nothing; mend it, or remove it")
     named: dict[str, list[str]] = {}
     for name in names:
         if found := split_of(name):
@@ -151,11 +156,25 @@ def _follow_links(filesystem: pafs.FileSystem, splits: dict[str, str], read: dic
 
 
 def _check_classes(splits: dict[str, str], split: str, classes: Classes, class_names: Sequence[str]) -> None:
-    if unknown := sorted(set(classes) - set(class_names)):
+    known = set(map(key, class_names))
+    if unknown := sorted(name for name in classes if key(name) not in known):
+        near = nearest(unknown[0], class_names)
         raise ValueError(
             f"{splits[split]}/{unknown[0]} is no class of {next(iter(splits.values()))}, which has "
-            f"{len(class_names)}; both splits need the same class folders"
+            f"{len(class_names)}{f', {near!r} for one' if near else ''}; both splits need the same class folders"
         )
+
+
+def _spellings(folder: str, classes: Classes) -> dict[str, str]:
+    """The folder's name of each class, by what is compared of it. Raises ValueError if one has two Unicode forms."""
+    found: dict[str, str] = {}
+    for name in classes:
+        other = found.setdefault(key(name), name)
+        if other != name:
+            raise ValueError(
+                f"{folder} holds {other!a} and {name!a}, one name in two Unicode forms; put the images into one of them"
+            )
+    return found
 
 
 def _check_layout(folder: str, split: str, classes: Classes, *, named: bool) -> None:
@@ -208,17 +227,18 @@ def _index_split(
     left: LeftOut,
     advance: Callable[[int], None],
 ) -> Index:
-    builder = IndexBuilder(uri)
+    builder, spelled = IndexBuilder(uri), _spellings(folder, classes)
+    names_here = [spelled.get(key(name), name) for name in class_names]
     with ThreadPoolExecutor(_THREADS) as pool:
-        listings = pool.map(lambda name: _images(filesystem, f"{folder}/{name}", classes.get(name, [])), class_names)
+        listings = pool.map(lambda name: _images(filesystem, f"{folder}/{name}", classes.get(name, [])), names_here)
         for label, (images, left_here) in enumerate(listings):
             if left_here.kinds and not images:
                 raise ValueError(
-                    f"{folder}/{class_names[label]} should be a class and holds no image, but {left_here.lines()[0]}; "
+                    f"{folder}/{names_here[label]} should be a class and holds no image, but {left_here.lines()[0]}; "
                     "complete the source, or move the folder elsewhere"
                 )
             origin = f"{folder.rpartition('/')[2]}/{class_names[label]}/"
-            container = Container(f"{folder}/{class_names[label]}/", origin)
+            container = Container(f"{folder}/{names_here[label]}/", origin)
             names, sizes = zip(*images, strict=True) if images else ((), ())
             builder.add(container, None, np.array(sizes), label, names)
             left.add(left_here)

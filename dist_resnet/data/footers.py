@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dist_resnet.data import places
 from dist_resnet.data.columns import (
+    NO_COLUMNS,
     Columns,
     LabelError,
     UnlabelledError,
@@ -27,6 +29,7 @@ from dist_resnet.data.columns import (
     label_texts,
     may_lack_bytes,
 )
+from dist_resnet.data.kinds import HEAD_BYTES, kind_of
 from dist_resnet.data.ranges import one_line
 
 _TAIL_BYTES = 1 << 16
@@ -52,18 +55,23 @@ def read_head(filesystem: pafs.FileSystem, shard: str, *, label_column: str | No
         size, footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
         metadata = metadata_of(footer)
         schema = metadata.schema.to_arrow_schema()
-        columns = find_columns(shard, schema, label_column)
         rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+        if not sum(rows):
+            return Head(size, footer, rows, NO_COLUMNS, None, ())
+        columns = find_columns(shard, schema, label_column)
         if not allow_paths:
             _check_bytes(filesystem, shard, metadata, columns)
         labels = label_statistics(metadata, columns)
         names: tuple[str, ...] = ()
-        if labels is None and sum(rows):
+        if labels is None:
             labels, names = _read_labels(filesystem, shard, columns)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{shard} cannot be read as Parquet ({one_line(error)}); replace it by an intact copy"
-        ) from error
+        todo = "replace it by an intact copy"
+        if not shard.endswith(".parquet"):
+            todo = (
+                f"if it is no shard, give a glob without it, such as {shard.rpartition('/')[0]}/*.parquet, else {todo}"
+            )
+        raise ValueError(f"{shard} cannot be read as Parquet ({one_line(error)}); {todo}") from error
     return Head(size, footer, rows, columns, labels, names)
 
 
@@ -128,13 +136,22 @@ def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
         size = file.size()
         tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
         if len(tail) < 12 or tail[-4:] != b"PAR1":
-            raise pa.ArrowInvalid(f"no Parquet footer in its {size} bytes")
+            _refuse_other(shard, size, kind_of("", file.read_at(min(size, HEAD_BYTES), 0)))
         length = int.from_bytes(tail[-8:-4], "little")
         if length + 12 > size:
             raise pa.ArrowInvalid(f"a footer of {length} bytes in a file of {size} bytes")
         if length + 8 > len(tail):
             tail = file.read_at(length + 8, size - length - 8)
         return size, tail[-8 - length : -8]
+
+
+def _refuse_other(shard: str, size: int, kind: str) -> NoReturn:
+    """Raises ArrowInvalid for a file that does not end as Parquet does, ValueError if it is a Git LFS pointer."""
+    if kind == "Git LFS pointer":
+        raise ValueError(f"{shard} is a Git LFS pointer in the file's place; git lfs pull brings the file")
+    if kind == "Parquet":
+        raise pa.ArrowInvalid(f"it is cut short: no Parquet footer in its {size} bytes")
+    raise pa.ArrowInvalid(f"no Parquet footer in its {size} bytes" + (f", which are {kind}" if size else ""))
 
 
 def read_column(filesystem: pafs.FileSystem, shard: str, name: str) -> pa.ChunkedArray:

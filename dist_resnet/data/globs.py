@@ -1,7 +1,8 @@
 """Finds the shards that a folder or a glob names, on local storage, S3 or GCS.
 
-A wildcard (`*`, `?`, `[...]`) stays within its folder and takes no name that begins with a dot; `**` stands for any
-number of folders. What is there under the very name that was given is taken, even if that looks like a wildcard.
+A wildcard (`*`, `?`, `[...]`) stays within its folder and takes no name that begins with a dot or, but for shards, with
+`_`, as what Spark leaves beside them does (`_SUCCESS`); `**` stands for any number of folders. What is there under the
+very name that was given is taken, even if that looks like a wildcard.
 """
 
 import fnmatch
@@ -11,10 +12,13 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dist_resnet.data import hive
 from dist_resnet.data.ranges import one_line
 from dist_resnet.terminal import escaped, not_text
 
 _SHARDS = "*.parquet"
+_ADVICE = "run jobs/prepare_imagenet.py or give --data.train and --data.validation"
+_LOOKED_INTO = 20
 
 
 def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[str], str]:
@@ -28,9 +32,9 @@ def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
     if not shards:
-        raise FileNotFoundError(
-            f"no Parquet shards match {uri}; run jobs/prepare_imagenet.py or give --data.train and --data.validation"
-        )
+        below = _shard_below(filesystem, path)
+        todo = f"there are some below, such as {below}; give {_glob_of(path, below)}" if below else _ADVICE
+        raise FileNotFoundError(f"no Parquet shards match {uri}; {todo}")
     return shards, names
 
 
@@ -96,10 +100,31 @@ def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
     """
     if not parts or not names:
         return not parts and not names
-    is_hidden = names[0].startswith(".") and not parts[0].startswith(".")
+    is_hidden = names[0].startswith((".", "_")) and names[0][0] != parts[0][0] and not _is_shard(names[0])
     if parts[0] == "**":
         return _fits(names, parts[1:]) or (not is_hidden and _fits(names[1:], parts))
     return not is_hidden and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
+
+
+def _glob_of(folder: str, shard: str) -> str:
+    """What to give for a shard in a folder right in this one: the folder's shards, or those of all partitions."""
+    below = shard.rpartition("/")[0]
+    return f"{folder}/*/{_SHARDS}" if hive.is_partition(below.rpartition("/")[2]) else f"{below}/{_SHARDS}"
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith("_") and name.endswith(".parquet")
+
+
+def _shard_below(filesystem: pafs.FileSystem, path: str) -> str | None:
+    """A shard in a folder right in this one, if it is a folder and one of the first few has any."""
+    if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+        return None
+    folders = [
+        place for place, kind in _entries(filesystem, pafs.FileSelector(path)) if kind == pafs.FileType.Directory
+    ]
+    found = (next(_files(filesystem, folder, [_SHARDS]), None) for folder in folders[:_LOOKED_INTO])
+    return next(filter(None, found), None)
 
 
 def _is_glob(part: str) -> bool:

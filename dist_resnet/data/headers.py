@@ -4,16 +4,21 @@ Heights and widths are those stored: EXIF orientation is ignored.
 """
 
 import io
+import itertools
 
 import numpy as np
 from PIL import Image
 
+from dist_resnet.data import png
+
 MOST_MEGAPIXELS = 100
 """A larger picture counts as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+# What can precede the pixels: the frame, tables, what applications have to say, comments.
+_SEGMENTS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
+# Segments that tell no pixel, and the least bytes with which one is kept.
+_SAID_BESIDE = {**dict.fromkeys([*range(0xE2, 0xF0), 0xFE], 1 << 17), 0xE0: 18, 0xEE: 16}
 _JPEG_START, _JPEG_END, _TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 4096
 
 
@@ -23,7 +28,7 @@ def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     size = None
     if head[:2] == _JPEG_START:
         size = _jpeg_size(head)
-    elif head[:8] == _PNG and len(head) >= 24:
+    elif head[:8] == png.SIGNATURE and head[12:16] == b"IHDR" and len(head) >= 24:
         size = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     else:
         size = _pillow_size(encoded)
@@ -39,27 +44,25 @@ def check_megapixels(height: int, width: int) -> None:
 
 
 def check_whole(encoded: np.ndarray) -> None:
-    """Raises ValueError where an encoded picture, uint8 [num_bytes], is cut short.
+    """Raises ValueError where an encoded JPEG, uint8 [num_bytes], is cut short; a PNG without an end is an oddity.
 
     A decoder that is asked for the upper part of a picture would not notice that the lower part is missing.
     """
     tail = encoded[-_TAIL_BYTES:].tobytes()
-    if encoded[:2].tobytes() == _JPEG_START:
-        if _JPEG_END not in tail and not _has_jpeg_end(encoded.tobytes()):
-            raise ValueError("the JPEG is cut short: it has no end")
-    elif encoded[:8].tobytes() == _PNG and _PNG_END not in tail:
-        raise ValueError("the PNG is cut short: it has no end")
+    is_jpeg = encoded[:2].tobytes() == _JPEG_START
+    if is_jpeg and _JPEG_END not in tail and not _has_jpeg_end(encoded.tobytes()):
+        raise ValueError("the JPEG is cut short: it has no end")
 
 
 def oddity(encoded: np.ndarray) -> str | None:
     """Why the decoder that trains would not give the pixels of `pixels.decode`, or None where it does.
 
-    `encoded`: uint8 [num_bytes], of an image that `picture_size` knows.
+    `encoded`: uint8 [num_bytes]. What is None's may be damaged, or cut short, all the same.
     """
     head = encoded.data
     if head[:2] == _JPEG_START:
         return _jpeg_oddity(head)
-    if head[:8] == _PNG:
+    if head[:8] == png.SIGNATURE:
         return _png_oddity(head)
     if head[:2] == b"BM":
         return "16-bit or compressed BMP" if _is_odd_bmp(head) else None
@@ -70,7 +73,9 @@ def oddity(encoded: np.ndarray) -> str | None:
 
 def _jpeg_oddity(head: memoryview) -> str | None:
     frame = _find_segment(head, _FRAMES)
-    if frame is None or head[frame + 9 : frame + 10] != b"\4":
+    if frame is None:
+        return "JPEG with an odd header"
+    if head[frame + 9 : frame + 10] != b"\4":
         return None
     marker = _find_segment(head, frozenset({0xEE}))
     marked = marker is not None and head[marker + 4 : marker + 9] == b"Adobe"
@@ -79,23 +84,16 @@ def _jpeg_oddity(head: memoryview) -> str | None:
 
 
 def _png_oddity(head: memoryview) -> str | None:
+    chunks = list(png.chunks(head))
+    if reason := png.fault(chunks):
+        return reason
     if head[24:25] == b"\x10":
         return "16-bit PNG"
-    chunks = _chunks_before_pixels(head)
-    if b"acTL" in chunks:
+    before = {chunk.kind for chunk in itertools.takewhile(lambda one: one.kind != b"IDAT", chunks)}
+    if b"acTL" in before:
         # Where the image for readers without animation is no frame of it, DALI shows the first frame and Pillow that.
         return "animated PNG"
-    return "PNG with transparency" if head[25:26] in (b"\4", b"\6") or b"tRNS" in chunks else None
-
-
-def _chunks_before_pixels(head: memoryview) -> set[bytes]:
-    """The kinds of a PNG's chunks before its pixels."""
-    kinds: set[bytes] = set()
-    place = 8
-    while place + 8 <= len(head) and (kind := bytes(head[place + 4 : place + 8])) != b"IDAT":
-        kinds.add(kind)
-        place += 12 + int.from_bytes(head[place : place + 4], "big")
-    return kinds
+    return "PNG with transparency" if head[25:26] in (b"\4", b"\6") or b"tRNS" in before else None
 
 
 def _is_odd_bmp(head: memoryview) -> bool:
@@ -112,6 +110,20 @@ def _webp_oddity(head: memoryview) -> str | None:
     if (extended and head[20] & 0x10) or (lossless and head[24] & 0x10):
         return "WEBP with transparency"
     return None
+
+
+def jpeg_without_metadata(content: bytes) -> bytes:
+    """A JPEG without what precedes its pixels and says nothing of them, but for EXIF data.
+
+    JFIF's and Adobe's segments, which tell its colors, stay if they are as long as decoders want them.
+    """
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] in _SEGMENTS:
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if content[place + 1] not in _SAID_BESIDE or end - place >= _SAID_BESIDE[content[place + 1]]:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept) + content[place:]
 
 
 def _has_jpeg_end(content: bytes) -> bool:

@@ -6,18 +6,19 @@ from typing import Any, Protocol
 
 import pyarrow.fs as pafs
 
-from dist_resnet.data import classes, conversions, folders, spool, tars
+from dist_resnet.data import classes, conversions, duplicates, folders, spool, tars
 from dist_resnet.data.columns import UnlabelledError
 from dist_resnet.data.footers import columns_of
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.ranges import filesystem_of
-from dist_resnet.data.sources import Source, check_no_split, join, read_index
+from dist_resnet.data.sources import Source, check_no_split, join, named_apart, read_index
 from dist_resnet.data.store import check_space, exists
 
 Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
 """Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
 WORK = "preparing"
 """The folder under the target for what is needed until the set is finished."""
+_MOST_CLASSES = 1_000_000
 
 
 class Progress(Protocol):
@@ -71,6 +72,8 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     conversions.refuse_kaggle(filesystem, root)
     splits = folders.find_splits(filesystem, root, split)
     conversions.refuse_archives(filesystem, root, list(splits.values()))
+    conversions.refuse_tables(filesystem, root, list(splits.values()))
+    conversions.refuse_partitions(filesystem, root, list(splits.values()))
     for name, folder in splits.items():
         check_no_split(split, folder, name)
     if not splits and split and folders.has_folders(filesystem, root):
@@ -90,6 +93,7 @@ def _spool(
     for one in opened.values():
         for line in spool.check_paths(one):
             progress.say(line)
+    _judge_copies(opened, progress)
     class_names, opened = _match(opened, progress)
     (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
     found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
@@ -115,7 +119,7 @@ def _spool(
         progress.advance(done)
     indexes = {}
     for split, of_split in tasks.items():
-        index = join([read_index(filesystem, f"{task.path}.index", target) for task in of_split])
+        index = named_apart(join([read_index(filesystem, f"{task.path}.index", target) for task in of_split]))
         indexes[split] = dataclasses.replace(index, label=opened[split].classes(index.label))
     return Source("parquet", class_names, indexes, tuple(notes))
 
@@ -138,6 +142,26 @@ def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Sp
     return opened, notes
 
 
+def _judge_copies(opened: dict[str, Split], progress: Progress) -> None:
+    """Raises ValueError for a shard that is there twice in a split, and says which of training are in another."""
+    for one in opened.values():
+        if copy := duplicates.find_copy(one):
+            raise ValueError(f"{copy[0]} is a copy of {copy[1]}; remove one of them")
+    if "train" in opened and "validation" in opened:
+        for line in duplicates.said_of_same(opened["train"], opened["validation"]):
+            progress.say(line)
+
+
+def _check_numbers(split: Split) -> None:
+    """Raises ValueError for a label that is surely no class's number."""
+    if split.label_range[1] >= _MOST_CLASSES and (found := split.find_outside(_MOST_CLASSES)):
+        shard, row, label = found
+        raise ValueError(
+            f"label {label} in {shard} row {row} is no class's number, which run from 0 to {_MOST_CLASSES - 1}; "
+            "number the classes from 0, or make the labels text"
+        )
+
+
 def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:
     """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
 
@@ -145,6 +169,8 @@ def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...
     """
     first = "train" if "train" in opened else next(iter(opened))
     names = opened[first].class_names
+    for one in opened.values() if names is None else ():
+        _check_numbers(one)
     count = 1 + max(one.label_range[1] for one in opened.values()) if names is None else len(names)
     matched = {}
     for split, one in opened.items():

@@ -79,7 +79,7 @@ def _why_converted(encoded: bytes, picture: Image.Image) -> str | None:
         return reason
     try:
         seen = picture_size(content)
-        check_whole(content)  # Pillow does not miss a PNG's last chunk
+        check_whole(content)
     except ValueError:
         seen = None
     return None if seen == (picture.height, picture.width) else f"{picture.format} with an odd header"

@@ -46,7 +46,7 @@ class Split:
     uri: str
     """The glob or folder that was opened."""
     shards: tuple[str, ...]
-    """Paths of the shards within their file system, sorted."""
+    """Paths of the shards within their file system, sorted, without those that have no row."""
     group_shard: np.ndarray
     """int64 [R]: which shard row group r lies in."""
     group_number: np.ndarray
@@ -65,7 +65,7 @@ class Split:
     footers: tuple[bytes, ...]
     """The shards' footers."""
     digest: str
-    """sha256 (hex) over the shards' footers in listing order; names and places of files take no part."""
+    """sha256 (hex) over all shards' footers in listing order; names and places of files take no part."""
     label_range: tuple[int, int]
     """Least and greatest label, as the files have them; of text, its place among the class names."""
     shard_labels: tuple[tuple[int, int], ...]
@@ -132,6 +132,8 @@ class Split:
             outside = f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
             if label < 0:
                 raise ValueError(f"{outside}a label below 0 stands for none; give shards in which every image has one")
+            if self.label_range == (1, num_classes):
+                raise ValueError(f"{outside}the labels begin with 1, and classes with 0: subtract 1 from every label")
             raise ValueError(
                 f"{outside}set --model.num-classes to the data's classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
@@ -176,18 +178,20 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     read = functools.partial(read_head, filesystem, label_column=label_column, allow_paths=allow_paths)
     with ThreadPoolExecutor(min(32, len(shards))) as pool:
         heads = list(pool.map(read, shards))
-    _check_alike(shards, heads)
     _check_manifest(filesystem, names, shards, heads)
-    places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
-    if not places:
-        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
-    shard_of, number, rows = np.array(places, dtype=np.int64).T
     digest = hashlib.sha256()
     for head in heads:
         digest.update(len(head.footer).to_bytes(8, "little") + head.footer)
+    # One without a row says nothing, whatever its columns are: Spark writes such for empty partitions.
+    filled = [(shard, head) for shard, head in zip(shards, heads, strict=True) if sum(head.rows)]
+    if not filled:
+        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
+    shards, heads = map(list, zip(*filled, strict=True))
+    _check_alike(shards, heads)
+    places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
+    shard_of, number, rows = np.array(places, dtype=np.int64).T
     columns, class_names = heads[0].columns, _class_names(heads)
     ranges = [_label_range(head, class_names) for head in heads]
-    filled = [bounds for head, bounds in zip(heads, ranges, strict=True) if sum(head.rows)]
     _say_labels(uri, columns, class_names)
     return Split(
         uri=uri,
@@ -201,7 +205,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
         label_column=columns.label,
         footers=tuple(head.footer for head in heads),
         digest=digest.hexdigest(),
-        label_range=(min(low for low, _ in filled), max(high for _, high in filled)),
+        label_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         shard_labels=tuple(ranges),
     )
 

@@ -7,14 +7,15 @@ Other colors are converted as Pillow does. A copy of this file travels in every 
 import functools
 import io
 import warnings
+import zlib
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels
+from dist_resnet.data import png
+from dist_resnet.data.headers import MOST_MEGAPIXELS, check_megapixels, jpeg_without_metadata
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_PNG_START = b"\x89PNG"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,6 +27,9 @@ _TURNS = {
 }
 # What is sent in an image's place.
 _NO_IMAGES = (
+    (png.SIGNATURE, "a damaged PNG"),
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"GIF8", "a damaged GIF"),
     (b"%PDF", "a PDF"),
     (b"%!PS", "PostScript"),
     (b"<", "markup such as HTML or SVG"),
@@ -33,6 +37,7 @@ _NO_IMAGES = (
     (b"\x1f\x8b", "gzip"),
     (b"{", "JSON"),
     (b"PAR1", "Parquet"),
+    (b"version https://git-lfs", "a Git LFS pointer: git lfs pull brings the file"),
 )
 
 
@@ -55,6 +60,34 @@ def load(encoded: bytes) -> Image.Image:
     """The image with all its pixels as Pillow reads them. Raises DamagedError."""
     if not encoded:
         raise DamagedError("no bytes")
+    image = _read_anyhow(encoded)
+    if not encoded.startswith(png.SIGNATURE):
+        return image
+    try:
+        png.check_pixels(encoded)
+    except (ValueError, zlib.error) as error:
+        raise DamagedError(told(error)) from error
+    if "transparency" in image.info:
+        image.info["transparency"] = _transparent_value(image, bits=encoded[24])
+    return image
+
+
+def _read_anyhow(encoded: bytes) -> Image.Image:
+    """As `_read`, though what a PNG or JPEG says beside its pixels be damaged or too much."""
+    try:
+        return _read(encoded)
+    except DamagedError:
+        is_png, is_jpeg = encoded.startswith(png.SIGNATURE), encoded.startswith(b"\xff\xd8")
+        plain = png.without_metadata(encoded) if is_png else jpeg_without_metadata(encoded) if is_jpeg else encoded
+        try:
+            if plain != encoded:
+                return _read(plain)
+        except DamagedError:
+            pass  # the first reason is told
+        raise
+
+
+def _read(encoded: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
@@ -73,8 +106,6 @@ def load(encoded: bytes) -> Image.Image:
         raise DamagedError(told(error)) from error
     if image.mode == "F":
         raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
-    if encoded.startswith(_PNG_START) and "transparency" in image.info:
-        image.info["transparency"] = _transparent_value(image, bits=encoded[24])
     return image
 
 

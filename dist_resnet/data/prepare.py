@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.fs as pafs
 
+from dist_resnet.data import repeats
 from dist_resnet.data.damaged_classes import DamagedClass, find_damaged_classes, refusal
 from dist_resnet.data.indexing import WORK, Progress, Run, index_source
 from dist_resnet.data.ingest import DamagedError, Shrink, difference, ingest
@@ -29,6 +30,7 @@ from dist_resnet.data.manifest import FORMAT, PREPARING, check_sizes, read_manif
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.shards import ShardRecord, ShardTask, read_blocks, write_shard
 from dist_resnet.data.sources import Index, Source, check_index, read_index, write_index
+from dist_resnet.data.spelling import said_of_alike
 from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import (
     PARTIAL,
@@ -135,7 +137,7 @@ def _prepare(
             raise
         reason = " ".join(str(error).split())
         raise OSError(f"{options.target} is full ({reason}); free space and give the same command again") from error
-    manifest = _manifest(options, plan, records)
+    manifest = _manifest(options, plan, records) | {"repeated": _said_of_repeats(options, plan, indexes, records)}
     write_manifest(filesystem, folder, manifest)
     _clean_up(filesystem, folder)
     return manifest
@@ -267,6 +269,8 @@ def _plan(
     for split, index in source.splits.items():
         # Class names of Parquet are only names; a folder or archive of a class that holds nothing is a mistake.
         check_index(index, split, source.class_names, every_class=source.kind != "parquet" and split != "test")
+    for line in said_of_alike(source.class_names, "source"):
+        progress.say(line)
     damaged = find_damaged_classes(source, progress)
     if damaged:
         _judge_damaged_classes(damaged, options, progress)
@@ -438,6 +442,22 @@ def _manifest(options: Options, plan: _Plan, records: dict[str, list[ShardRecord
         "class_names": list(plan.class_names),
         "splits": splits,
     }
+
+
+def _said_of_repeats(
+    options: Options, plan: _Plan, indexes: dict[str, Index], records: dict[str, list[ShardRecord]]
+) -> list[str]:
+    """A line for each kind of images that are there twice; none if an earlier version wrote some of the shards."""
+    splits = {}
+    for split, of_split in records.items():
+        order = _order(len(indexes[split]), options.seed, split)
+        found = np.concatenate([repeats.unpack(record.hashes) for record in of_split])
+        if len(found) != len(order):
+            return []
+        hashes = np.empty_like(found)
+        hashes[order] = found
+        splits[split] = indexes[split], hashes
+    return repeats.said_of_repeats(splits, plan.class_names)
 
 
 def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass]:

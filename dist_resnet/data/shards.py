@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dist_resnet.data import places
+from dist_resnet.data import places, repeats
 from dist_resnet.data.convert import encode_table
 from dist_resnet.data.ingest import DamagedError, Shrink, ingest
 from dist_resnet.data.ranges import filesystem_of
@@ -71,6 +71,8 @@ class ShardRecord:
     """Encoded bytes of the pictures as they came, without the damaged ones."""
     picture_bytes: int = 0
     """Encoded bytes of the pictures in the shard."""
+    hashes: str = ""
+    """What `repeats` packs of all pictures of the task; empty in records of earlier versions."""
 
 
 def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
@@ -81,6 +83,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
     """
     filesystem, _ = filesystem_of(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
+    hashes: list[int] = []
     found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "picture_bytes": 0}
     with whole_file(filesystem, task.path) as stream, ShardWriter(stream, task.class_names) as writer:
         for rows, pictures in read_blocks(task.index):
@@ -90,7 +93,9 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
                     ingested = ingest(encoded, task.shrink)
                 except DamagedError as error:
                     _take_damaged(task, row, str(error), found["damaged"])
+                    hashes.append(repeats.NONE)
                     continue
+                hashes.append(repeats.hash_of(encoded))
                 if ingested.converted:
                     found["converted"].append({"picture": task.index.describe(row), "reason": ingested.converted})
                 found["shrunk"] += ingested.shrunk
@@ -107,6 +112,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
         sha256=writer.sha256,
         footer_sha256=hashlib.sha256(footer).hexdigest(),
         class_counts=counts.tolist(),
+        hashes=repeats.pack(hashes),
         **found,
     )
     write_json(filesystem, task.record, dataclasses.asdict(record))

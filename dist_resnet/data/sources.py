@@ -4,6 +4,7 @@ Known are a folder of class folders (torchvision's ImageFolder), ImageNet's own 
 Hugging Face layout. Nothing is unpacked.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,11 +161,27 @@ def check_index(index: Index, split: str, class_names: Sequence[str], *, every_c
     _check_names(index, class_names)
 
 
+def named_apart(index: Index) -> Index:
+    """The index with the container before a name that an earlier picture of the class has: of Parquet, its shard."""
+    known: set[tuple[int, str]] = set()
+    pairs = {(pair["label"], pair["name"]) for pair in _named_alike(index).to_pylist()}
+    names = index.name.to_pylist() if pairs else []
+    for row, pair in enumerate(zip(index.label.tolist(), names, strict=True) if pairs else ()):
+        if pair in known:
+            names[row] = index.describe(row)
+        elif pair in pairs:
+            known.add(pair)
+    return dataclasses.replace(index, name=pa.array(names, pa.string())) if pairs else index
+
+
+def _named_alike(index: Index) -> pa.Table:
+    """Each label and name that several pictures have."""
+    table = pa.table({"label": index.label, "name": index.name})
+    return table.group_by(["label", "name"]).aggregate([([], "count_all")]).filter(pc.field("count_all") > 1)
+
+
 def _check_names(index: Index, class_names: Sequence[str]) -> None:
-    pairs = (
-        pa.table({"label": index.label, "name": index.name}).group_by(["label", "name"]).aggregate([([], "count_all")])
-    )
-    twice = pairs.filter(pc.field("count_all") > 1)
+    twice = _named_alike(index)
     if not len(twice):
         return
     label, name = twice["label"][0].as_py(), twice["name"][0].as_py()

@@ -6,6 +6,7 @@ the encoded pictures of each source shard are first put one after the other into
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import posixpath
@@ -21,12 +22,13 @@ import pyarrow.parquet as pq
 
 from dist_resnet.data.columns import Columns, LabelError, encoded_images, image_path, may_lack_bytes
 from dist_resnet.data.footers import columns_of, find_without_bytes, metadata_of, numbers_of
+from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.parquet import Split
 from dist_resnet.data.ranges import filesystem_of, one_line
 from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import child_uri, exists, whole_file
-from dist_resnet.data.tree import list_files
+from dist_resnet.data.tree import list_files, list_folder
 
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _ROWS_AT_ONCE = 64
@@ -49,12 +51,16 @@ class SpoolTask:
 
 
 def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
-    """The glob of each split's Parquet shards in a folder or its `data/`, by their names, or of all as one `split`.
+    """The glob of each split's Parquet shards in a folder, in its folders of splits or its `data/`, by their names.
+
+    If no name says which split it is, all are of `split`.
 
     Raises ValueError where the names say that some are missing, or say no split, or one for which there is `split` or
     another name.
     """
     folder, shards = root, _list_shards(filesystem, root)
+    if not shards and (in_folders := _in_folders(filesystem, root, uri, split)):
+        return in_folders
     if not shards:
         folder, uri = f"{root}/data", child_uri(uri, "data")
         shards = _list_shards(filesystem, folder)
@@ -81,6 +87,26 @@ def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
         splits[found] = begin
     globs = {begin: f"{begin}[!a-zA-Z]*parquet" if begin else "[!.~]*.parquet" for begin in named}
     return {found: child_uri(uri, globs[begin]) for found, begin in splits.items()}
+
+
+def _in_folders(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
+    """The glob of the Parquet shards in each split's folder, called `train` or `split=train`, if there are any."""
+    folders = list_folder(filesystem, root, LeftOut())[0]
+    named = {name: found for name in folders if (found := split_of(name.removeprefix("split=")))}
+    shards = {name: _list_shards(filesystem, f"{root}/{name}") for name in named}
+    splits: dict[str, str] = {}
+    for name, found in named.items() if any(shards.values()) else ():
+        check_no_split(split, f"{root}/{name}", found)
+        if found in splits:
+            raise ValueError(f"{root} holds two folders of the split {found}, {name} is one; keep one elsewhere")
+        if shards[name]:
+            _check_complete(name, shards[name])
+            splits[found] = child_uri(uri, f"{glob.escape(name)}/[!.~]*.parquet")
+        elif found != "test":
+            raise ValueError(
+                f"{root}/{name} holds no Parquet shards, and other splits' folders do; give all of one kind"
+            )
+    return splits
 
 
 def _list_shards(filesystem: pafs.FileSystem, folder: str) -> list[str]:
@@ -140,7 +166,7 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
         yield len(read_index(target, f"{task.path}.index", task.target))
         return
     base = task.shard.rpartition("/")[2]
-    names: list[str] = []
+    names: dict[str, None] = {}
     sizes: list[int] = []
     labels: list[int] = []
     with whole_file(target, task.path) as stream:
@@ -148,13 +174,14 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
             for image, path, label in zip(images, paths, found.tolist(), strict=True):
                 encoded = _encoded(task, len(names), image, path)
                 stream.write(encoded)
-                names.append(path or f"{base} row {len(names)}")
+                # Shards of many writers call every image the same, or number them anew.
+                names[path if path and path not in names else f"{base} row {len(names)}"] = None
                 sizes.append(len(encoded))
                 labels.append(label)
             yield len(images)
     builder = IndexBuilder(task.target)
     offsets = np.cumsum(sizes) - sizes
-    builder.add(Container(task.path, f"{base}/"), offsets, np.array(sizes), np.array(labels), names)
+    builder.add(Container(task.path, f"{base}/"), offsets, np.array(sizes), np.array(labels), list(names))
     with whole_file(target, f"{task.path}.index") as stream:
         write_index(stream, builder.build())
 
@@ -191,9 +218,12 @@ def _labels(task: SpoolTask, table: pa.Table, first_row: int) -> np.ndarray:
         raise ValueError(f"{task.shard} row {first_row + error.row} {error.reason}; mend the shard's labels") from error
     beyond = np.flatnonzero((labels < 0) | (labels >= len(task.class_names)))
     if len(beyond):
+        label, row = labels[beyond[0]], first_row + beyond[0]
+        if label < 0:
+            raise ValueError(f"label {label} in {task.shard} row {row} stands for none; give every image a label")
         raise ValueError(
-            f"label {labels[beyond[0]]} in {task.shard} row {first_row + beyond[0]} is outside of the class list, 0 .. "
-            f"{len(task.class_names) - 1}; mend the shard's labels or its class names"
+            f"label {label} in {task.shard} row {row} is outside of the class list, 0 .. {len(task.class_names) - 1}; "
+            "mend the shard's labels or its class names"
         )
     return labels
 

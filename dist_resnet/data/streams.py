@@ -191,12 +191,11 @@ def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dic
     damaged = {}
     for place, image in enumerate(images):
         try:
+            if reason := oddity(image):
+                image = images[place] = _converted(image, reason)
             size = picture_size(image)
             check_megapixels(*size)
             check_whole(image)
-            if reason := oddity(image):
-                images[place] = _converted(image, reason)
-                size = picture_size(images[place])
             sizes[place] = size
         except ValueError as error:
             damaged[place] = str(error)
@@ -204,8 +203,9 @@ def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dic
 
 
 def _converted(image: np.ndarray, reason: str) -> np.ndarray:
+    made = ingest(image.tobytes()).encoded
     _tell_of(reason)
-    return np.frombuffer(ingest(image.tobytes()).encoded, np.uint8)
+    return np.frombuffer(made, np.uint8)
 
 
 @functools.cache

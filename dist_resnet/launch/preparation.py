@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from dist_resnet.data import classes, decoders
+from dist_resnet.data import classes, decoders, duplicates
 from dist_resnet.data.classes import Matched
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.spelling import said_of_alike
 from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
@@ -124,20 +125,15 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         validation=matched.split,
         directory=directory,
         classes=names,
-        notes=(*_said_of_same(train, validation), *matched.notes),
+        notes=(
+            *classes.said_of_labels(train, "training images"),
+            *said_of_alike(names or (), "training images"),
+            *duplicates.said_of_copies(train, "training images"),
+            *duplicates.said_of_copies(validation, "validation images"),
+            *duplicates.said_of_same(train, validation),
+            *matched.notes,
+        ),
     )
-
-
-def _said_of_same(train: Split, validation: Split) -> list[str]:
-    """A line on shards that are in both splits, if any are."""
-    same = set(train.shards) & set(validation.shards)
-    if not same and train.digest != validation.digest:
-        return []
-    count = len(same) or len(validation.shards)
-    return [
-        f"{count} of the {len(validation.shards)} shards of the validation images at {validation.uri} are those of "
-        "training images too; the errors on these tell nothing of other images"
-    ]
 
 
 def _match_classes(

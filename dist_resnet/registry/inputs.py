@@ -99,8 +99,21 @@ def _pixels(value: Any) -> np.ndarray:
         pixels = pixels.astype(np.uint8)  # JSON has no uint8.
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         found = repr(value) if pixels.ndim == 0 else f"{pixels.dtype} {list(pixels.shape)}"
-        raise ValueError(f"an array must be uint8 [H, W, 3], got {found}")
+        raise ValueError(f"an array must be uint8 [H, W, 3], got {found}{_advice(pixels)}")
     return np.ascontiguousarray(pixels)
+
+
+def _advice(pixels: np.ndarray) -> str:
+    """What to do about an array that is nearly the pixels of an image."""
+    if pixels.ndim == 2 and pixels.shape[1] == 3:
+        return "; put a list around an image that is alone"
+    if pixels.ndim == 2:
+        return "; repeat grey values for the three colors"
+    if pixels.ndim == 3 and pixels.shape[2] != 3 and pixels.shape[0] == 3:
+        return "; put the colors last"
+    if pixels.dtype.kind == "f" and pixels.ndim == 3:
+        return "; multiply values from 0 to 1 by 255 and round them"
+    return ""
 
 
 def _is_list_of_texts(row: Any) -> bool:

@@ -43,6 +43,7 @@ _MODULES = (
     "data/headers.py",
     "data/normalize.py",
     "data/pixels.py",
+    "data/png.py",
     "data/reference.py",
     "model/__init__.py",
     "model/depths.py",

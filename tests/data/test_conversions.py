@@ -169,3 +169,51 @@ def test_an_archive_beside_split_folders_does_no_harm(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", pictures)
     (source / "train.tar").write_bytes(tar(pictures["train"][SYNSETS[0]]))
     assert prepare_here(source, tmp_path / "target")["left_out"] == ["train.tar beside the split folders"]
+
+
+@pytest.mark.parametrize(
+    ("below", "table", "line", "heading"),
+    [
+        ("images", "val_annotations.txt", "{name}\t{kind}\t0\t0\t62\t57", None),
+        ("", "val.csv", "{name},{kind}", "image,label"),
+        ("", "../val.csv", "{name},{kind},more", "image,label,x"),
+        ("", "labels.txt", "{name} {kind}", None),
+        ("", "labels.tsv", "{name}\t{kind}", "file\tclass"),
+    ],
+)
+def test_images_whose_classes_a_table_tells_are_refused_with_what_moves_them(
+    tmp_path: Path, below: str, table: str, line: str, heading: str | None
+) -> None:
+    source = write_folders(tmp_path / "a set", small_pictures())
+    val = source / "val"
+    lines = [] if heading is None else [heading]
+    (val / below).mkdir(exist_ok=True)
+    for number, file in enumerate(sorted(val.glob("n*/*"))):
+        lines.append(line.format(name=f"{number} a.jpg" if "," in line else f"{number}.jpg", kind=file.parent.name))
+        file.rename(val / below / lines[-1].split(file.parent.name)[0][:-1])
+    for folder in val.glob("n*/"):
+        folder.rmdir()
+    (val / table).write_bytes("\r\n".join(lines).encode())
+    with pytest.raises(ValueError, match=r"val holds 10 images in no class folders; .* tells their classes") as caught:
+        prepare_here(source, tmp_path / "target")
+    bash(str(caught.value).partition("in bash, by: ")[2])
+    assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["class_counts"] == [2] * 5
+
+
+def test_a_text_beside_flat_images_that_is_no_table_of_them_says_nothing(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    for file in (source / "val").glob("n*/*"):
+        file.rename(source / "val" / file.name.replace("ILSVRC2012_val_", ""))
+    for folder in (source / "val").glob("n*/"):
+        folder.rmdir()
+    (source / "val" / "README.txt").write_text("validation images of five classes\n")
+    with pytest.raises(ValueError, match="val has no class folders; put each class's images into a folder of its own"):
+        prepare_here(source, tmp_path / "target")
+
+
+def test_a_split_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", small_pictures())
+    (source / "train").rename(source / "elsewhere")
+    (source / "train").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="train is of the split train by its name and a link to nothing; mend it"):
+        prepare_here(source, tmp_path / "target")

@@ -2,14 +2,18 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
+from data.test_ingest import dali
 from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 
 from dist_resnet.data.headers import check_whole, picture_size
+from dist_resnet.data.ingest import ingest
 from dist_resnet.data.parquet import read_row_group
+from dist_resnet.data.pixels import decode
 from dist_resnet.data.streams import picture_sizes
 
 
@@ -51,6 +55,7 @@ def claiming(width: int, height: int, format: str) -> bytes:
     encoded = bytearray(jpeg(smooth(16, 16, 0), format=format))
     if format == "PNG":
         encoded[16:24] = struct.pack(">II", width, height)
+        encoded[29:33] = struct.pack(">I", zlib.crc32(encoded[12:29]))
     else:
         frame = encoded.index(b"\xff\xc0")
         encoded[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -86,7 +91,7 @@ def test_a_picture_of_more_than_a_hundred_megapixels_counts_as_damaged_whatever_
     assert damaged[0] == "65535 x 65535 is more than 100 megapixels"
     assert damaged[1] == "10001 x 10000 is more than 100 megapixels"
     assert damaged[2] == "4294967295 x 4294967295 is more than 100 megapixels"
-    assert "3600000000 pixels" in damaged[3]
+    assert damaged[3] == "more than 100 megapixels"
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}, {"format": "PNG"}, {"format": "BMP"}])
@@ -97,7 +102,7 @@ def test_a_whole_picture_is_whole_whatever_follows_it(options: dict, after: byte
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"format": "PNG"}, {"exif": "thumbnail"}])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": "thumbnail"}])
 @pytest.mark.parametrize("missing", [2, 12, 300])
 def test_a_picture_that_is_cut_short_is_found_where_pil_finds_it(options: dict, missing: int) -> None:
     if "exif" in options:
@@ -106,9 +111,8 @@ def test_a_picture_that_is_cut_short_is_found_where_pil_finds_it(options: dict, 
     encoded = jpeg(smooth(337, 353, 0), **options)[:-missing]
     with pytest.raises(ValueError, match="is cut short"):
         check_whole(np.frombuffer(encoded, np.uint8))
-    if options.get("format") != "PNG" or missing > 12:  # PIL does not miss a PNG's last chunk, DALI does
-        with pytest.raises(OSError, match="truncated"):
-            Image.open(io.BytesIO(encoded)).load()
+    with pytest.raises(OSError, match="truncated"):
+        Image.open(io.BytesIO(encoded)).load()
 
 
 def test_the_real_pictures_have_the_sizes_that_pil_sees() -> None:
@@ -117,3 +121,31 @@ def test_the_real_pictures_have_the_sizes_that_pil_sees() -> None:
         for image in read_row_group(split, number).images:
             check_whole(image)
             assert picture_size(image) == Image.open(io.BytesIO(image.tobytes())).size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("marker", "data"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xEE, b"Adobe"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_segment_that_tells_no_pixel_may_be_cut_short(marker: int, data: bytes, mode: str) -> None:
+    plain = jpeg(smooth(40, 50, 1), mode=mode)
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+    odd = plain[:2] + segment + plain[2:]
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(odd))
+    expected = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(odd)), expected)
+    np.testing.assert_array_equal(dali(ingest(odd).encoded), dali(plain))
+    assert decode(odd[:2] + jpeg_exif(6) + odd[2:], upright=True).size == (40, 50)
+
+
+def jpeg_exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = exif.tobytes()
+    return b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data

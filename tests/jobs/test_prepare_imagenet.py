@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -110,6 +111,17 @@ def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: li
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith(("finding", "reading"))]
     assert complaint.format(tmp_path) in line
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_name_with_line_feeds_makes_one_line(tmp_path: Path) -> None:
+    pictures = small_pictures()
+    pictures["train"][SYNSETS[1]].append(("a\nb\t\x1b[2J.jpg", b"rubbish"))
+    pictures["validation"][SYNSETS[0]][0] = ("leak.jpg", pictures["train"][SYNSETS[0]][0][1])
+    source = write_folders(tmp_path / "source", pictures)
+    lines = runpy.run_path(str(JOB))["describe"](prepare_here(source, tmp_path / "target"))
+    assert any(rf"left out: train/{SYNSETS[1]}/a\nb\t\x1b[2J.jpg (no picture" in line for line in lines)
+    assert any(line.startswith("twice: 1 of 10 validation images are in train too") for line in lines)
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--on-damaged-class", "refuse"]])

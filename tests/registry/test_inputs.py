@@ -117,6 +117,22 @@ def test_ascii_image_files_are_not_taken_for_base64() -> None:
 
 
 @pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (smooth(9, 8, 0) / 255, r"got float64 \[9, 8, 3\]; multiply values from 0 to 1 by 255"),
+        (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a list around an image that is alone"),
+        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat grey values for the three colors"),
+        (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the colors last"),
+        (np.zeros((9, 8, 4), np.uint8), r"got uint8 \[9, 8, 4\]$"),
+    ],
+)
+def test_an_array_that_is_nearly_an_image_is_told_what_to_do(array: np.ndarray, said: str) -> None:
+    for form in (array, array.tolist()):
+        with pytest.raises(ValueError, match=said):
+            open_image(form, upright=True)
+
+
+@pytest.mark.parametrize(
     "given",
     [[PLAIN, PLAIN], [np.array([PLAIN, PLAIN])], [[PLAIN, PLAIN]], {"image": [[PLAIN, PLAIN]]}, np.array([PLAIN] * 2)],
 )
