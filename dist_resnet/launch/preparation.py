@@ -176,7 +176,7 @@ def _digest(split: str, insisted: str | None, found: Split) -> str:
 def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> dict[str, Any] | None:
     """What the run's `recipe.json` holds, None if it is new.
 
-    Raises ValueError where the run of another recipe lives in the directory.
+    Raises ValueError where the run of another recipe, or no run, lives in the directory.
     """
     try:
         known = directory.read_json(RECIPE_FILE)
@@ -185,6 +185,7 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
         raise ValueError(
             f"{directory.child(RECIPE_FILE)} cannot be read ({error}); use another --execution.name"
         ) from error
+    directory.check_kind("run")
     if earlier is not None and earlier.fingerprint() != recipe.fingerprint():
         differences = earlier.differences(recipe)
         if changed := [split for split in ("train", "validation") if f"data.{split}_digest" in differences]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
@@ -18,6 +18,8 @@ SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
 _LOCAL = ("file", "local")
 _CHUNK_BYTES = 16 << 20
+# A full disk still has room for a file in which there is nothing.
+_MARK = b"writable\n" * 500
 
 
 def absolute_uri(uri: str) -> str:
@@ -77,6 +79,15 @@ class RunDirectory:
         """
         if not self.exists(RECIPE_FILE):
             raise FileNotFoundError(f"{self.child(RECIPE_FILE)} is not there; is its disk mounted?")
+
+    def check_kind(self, kind: Literal["run", "sweep", "probe"]) -> None:
+        """Raises ValueError where the directory is that of something of another kind."""
+        recipe = self.read_json(RECIPE_FILE)
+        found = (
+            "sweep" if self.exists(SWEEP_FILE) else None if recipe is None else "probe" if "probe" in recipe else "run"
+        )
+        if found not in (None, kind):
+            raise ValueError(f"{self.uri} is that of a {found}; use another --execution.name for a {kind}")
 
     def path(self, name: str) -> str:
         """The path of `name` within the file system."""
@@ -184,7 +195,7 @@ class RunDirectory:
         """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
         marker = f".writable-{os.getpid()}"
         try:
-            self.write(marker, b"")
+            self.write(marker, _MARK)
             self.open()[0].delete_file(self.path(marker))
         except OSError as error:
             raise ValueError(
