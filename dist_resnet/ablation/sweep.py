@@ -310,7 +310,7 @@ def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
         differences.append(f"the recipe of {changed[0]} ({_recipe_difference(directory, was, now, changed[0])})")
     if differences:
         raise ValueError(
-            f"the name {directory.uri.rsplit('/', 1)[-1]} is used by a sweep with another grid: "
+            f"the name {directory.name} is used by a sweep with another grid: "
             f"{'; '.join(differences)}; use another --execution.name, or the same options to continue that sweep"
         )
 
@@ -342,7 +342,7 @@ def _sweep_card(sweep: Sweep) -> RunCard:
     content = {key: value for key, value in sweep.content.items() if key != "cells"}
     return RunCard(
         experiment=sweep.execution.experiment,
-        name=sweep.directory.uri.rsplit("/", 1)[-1],
+        name=sweep.directory.name,
         params=content | {"cells": len({entry["key"] for entry in sweep.content["cells"]})},
         tags=provenance.collect() | {"sweep_directory": sweep.directory.uri},
         texts={SWEEP_FILE: sweep.directory.read(SWEEP_FILE).decode()},

@@ -15,7 +15,7 @@ from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
-from dist_resnet.tracking import address
+from dist_resnet.tracking import address, outbox
 from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -124,7 +124,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         validation=matched.split,
         directory=directory,
         classes=names,
-        notes=(*_said_of_same(train, validation), *matched.notes),
+        notes=(*_said_of_same(train, validation), *matched.notes, *_said_of_precision(directory, execution)),
     )
 
 
@@ -137,6 +137,17 @@ def _said_of_same(train: Split, validation: Split) -> list[str]:
     return [
         f"{count} of the {len(validation.shards)} shards of the validation images at {validation.uri} are those of "
         "training images too; the errors on these tell nothing of other images"
+    ]
+
+
+def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
+    """A line where a run goes on at another precision than it began with."""
+    began = (outbox.first_record(directory) or {}).get("precision", execution.precision)
+    if began == execution.precision:
+        return []
+    return [
+        f"the run began with --execution.precision {began} and goes on with {execution.precision}, which changes its "
+        "numbers beyond rounding; to keep to them, stop it and give the former"
     ]
 
 

@@ -216,7 +216,7 @@ def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, 
 
 def label(plan: Plan) -> str:
     """SWEEP/TRIAL: what a trial is called among the runs of a cluster."""
-    return f"{plan.directory.parent.uri.rpartition('/')[2]}/{plan.name}"
+    return f"{plan.directory.parent.name}/{plan.name}"
 
 
 def _report(step: int, metrics: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ and no longer count. Whoever wants to show or deliver a run (progress bar, MLflo
 
 import collections
 import json
+import logging
 import math
 import os
 import threading
@@ -15,7 +16,10 @@ from typing import Any
 
 from dist_resnet.tracking.storage import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "journal"
+_MOST_OF_A_SESSION = 1 << 16
 _SECONDS_BETWEEN_APPENDS, _SECONDS_BETWEEN_OBJECTS = 0.5, 15.0
 
 
@@ -112,6 +116,17 @@ class Tail:
                 ) from error
             place += len(line)
         return records
+
+
+def first_record(directory: RunDirectory) -> dict[str, Any] | None:
+    """The oldest record, which is the first session's; None where there is none, or none that can be read."""
+    try:
+        for name, _ in directory.list(FOLDER):
+            if name.endswith(".jsonl"):
+                return json.loads(directory.read(f"{FOLDER}/{name}", size=_MOST_OF_A_SESSION).partition(b"\n")[0])
+    except (OSError, ValueError) as error:
+        logger.debug("the first record of %s cannot be read: %s", directory.uri, error)
+    return None
 
 
 def read_journal(directory: RunDirectory) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
 
@@ -18,13 +20,32 @@ SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
 _LOCAL = ("file", "local")
 _CHUNK_BYTES = 16 << 20
+# Taken for a path it would be a folder of that name in the working directory.
+_HALF_A_URI = re.compile(r"(s3a?|gs|gcs|hdfs|abfss?|https?):(?!//[^/])|file:(?!///)", re.IGNORECASE)
+# What is not quoted in a URI as people write it; nobody means a fragment.
+_SAFE = "%/:?[]@!$&'()*+,;=~"
 # A full disk still has room for a file in which there is nothing.
 _MARK = b"writable\n" * 500
 
 
 def absolute_uri(uri: str) -> str:
-    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are.
+
+    Raises ValueError for `~NAME` of nobody, for what lacks the slashes or the bucket of a URI, and where a relative
+    path means nothing because the working directory is gone.
+    """
+    if _HALF_A_URI.match(uri):
+        raise ValueError(f"{uri!r} is no whole URI; give s3://bucket/path, gs://bucket/path, or a local path")
+    if "://" in uri:
+        return uri
+    path = os.path.expanduser(uri)
+    if path.startswith("~"):
+        raise ValueError(f"{uri!r} begins with a user of whom nothing is known here; give the whole path")
+    try:
+        path = os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri!r} is relative to a working directory that is gone; give the whole path") from error
+    return f"/{path.lstrip('/')}"
 
 
 class RunDirectory:
@@ -35,7 +56,8 @@ class RunDirectory:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = absolute_uri(uri).rstrip("/")
+        uri = absolute_uri(uri)
+        self.uri = (quote(uri, safe=_SAFE, errors="surrogateescape") if "://" in uri else uri).rstrip("/") or "/"
         self._opened: tuple[pafs.FileSystem, str] | None = None
         self._known = False
         self.open()
@@ -64,7 +86,14 @@ class RunDirectory:
     @property
     def parent(self) -> "RunDirectory":
         """The storage that the run lies on."""
-        return RunDirectory(self.uri.rpartition("/")[0])
+        location, options = self._split()
+        return RunDirectory((location.rpartition("/")[0] or "/") + options)
+
+    @property
+    def name(self) -> str:
+        """What the run is called on its storage."""
+        name = self._split()[0].rpartition("/")[2]
+        return unquote(name) if "://" in self.uri else name
 
     @property
     def is_local(self) -> bool:
@@ -95,7 +124,13 @@ class RunDirectory:
 
     def child(self, name: str) -> str:
         """The URI of `name`."""
-        return f"{self.uri}/{name}"
+        location, options = self._split()
+        return f"{location.rstrip('/')}/{quote(name) if '://' in self.uri else name}{options}"
+
+    def _split(self) -> tuple[str, str]:
+        """The URI and, from a question mark on, its options, such as those of another S3 server."""
+        location, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return location, question + options
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
@@ -137,11 +172,11 @@ class RunDirectory:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def read(self, name: str, start: int = 0) -> bytes:
-        """The content of a file from byte `start` on. Raises FileNotFoundError."""
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """The content of a file from byte `start` on, at most `size` bytes. Raises FileNotFoundError."""
         with self.open()[0].open_input_file(self.path(name)) as file:
             file.seek(start)
-            return file.read()
+            return file.read(size)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""
