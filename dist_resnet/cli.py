@@ -87,10 +87,8 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
         if demo:
             recipe = write_pictures(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
-    try:
+    with failures_exit():
         summary = ray_train.run(plan)
-    except RuntimeError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     if summary["status"] == "finished" and execution.register:
         _register(plan.directory.uri, plan.execution)
     sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
@@ -172,6 +170,16 @@ def bad_input_exits() -> Iterator[None]:
         _refuse(_not_text(error))
     except (ValueError, OSError) as error:
         _refuse(str(error))
+
+
+@contextlib.contextmanager
+def failures_exit() -> Iterator[None]:
+    """Turns a RuntimeError or an OSError within the block, that of a run, into one line and exit code 1."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        sys.exit(f"{Path(sys.argv[0]).name}: {reason}; once that is mended, the same command continues")
 
 
 def _refuse(reason: str) -> NoReturn:

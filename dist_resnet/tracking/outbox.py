@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.storage import RunDirectory, naming
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class Journal:
             return
         if self._size_bytes == 0:
             self._directory.write(name, b"")
-        with open(self._directory.path(name), "r+b") as file:
+        path = self._directory.path(name)
+        with naming(path), open(path, "r+b") as file:
             # What a full disk let through of an earlier try is overwritten.
             file.truncate(self._size_bytes)
             file.seek(self._size_bytes)

@@ -135,18 +135,23 @@ class RunDirectory:
     def write(self, name: str, content: bytes) -> None:
         """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
         filesystem, path = self.open()[0], self.path(name)
-        if self.is_local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.getpid()}.partial"
-            with open(temporary, "wb") as file:
+        if not self.is_local:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{os.getpid()}.partial"
+        try:
+            with naming(path), open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(os.path.dirname(path))
-        else:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
+        except OSError:
+            with contextlib.suppress(OSError):  # what it takes of a full disk
+                os.unlink(temporary)
+            raise
+        _sync_folder(os.path.dirname(path))
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -162,7 +167,8 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            yield temporary
+            with naming(str(path)):
+                yield temporary
             # Some libraries make files that their owner alone can read.
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
@@ -234,8 +240,20 @@ class RunDirectory:
             self.open()[0].delete_file(self.path(marker))
         except OSError as error:
             raise ValueError(
-                f"storage {self.uri} cannot be written ({error}); give a writable path or URI: --execution.storage URI"
+                f"storage {self.uri} cannot be written ({error}); make room or rights there, or give another "
+                "path or URI: --execution.storage URI"
             ) from error
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Has an OSError of the block say which file it is about, where writing failed and not opening."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
 
 
 def _sync_folder(path: str) -> None:

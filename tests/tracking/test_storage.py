@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,26 @@ def test_a_directory_of_another_kind_is_refused(tmp_path: Path):
 def test_an_unknown_kind_of_storage_is_named():
     with pytest.raises(ValueError, match="storage ftp://host/runs cannot be opened"):
         RunDirectory("ftp://host/runs")
+
+
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path):
+    """A limit on files' sizes has the part of a disk that is full."""
+    directory, limits = RunDirectory(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    directory.write("file", b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
+            directory.write("file", b"x" * 2000)
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/large'"), directory.staged("large") as path:
+            path.write_bytes(b"x" * 2000)
+        with pytest.raises(
+            ValueError, match=r"cannot be written \(.*File too large.*\); make room or rights there, or"
+        ):
+            directory.check_writable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["file"]
+    assert directory.read("file") == b"old"
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path):
