@@ -64,6 +64,8 @@ def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
     Interrupted by Ctrl-C it exits with 130, by SIGTERM with 143, after one line that ends in the advice.
     """
     terminal.open_streams()
+    with bad_input_exits():
+        terminal.check_working_directory()
     with terminal.ending_in_a_line(advice):
         try:
             main()
