@@ -35,6 +35,7 @@ _OLD_VALUES = (("recipe.augment.color", True, "full"), ("recipe.augment.color", 
 
 # Bytes that file systems and MLflow's databases take.
 _LONGEST_NAME = 250
+_NOT_IN_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TAKEN_NAMES = ("mlflow.db", "mlartifacts")
 
 
@@ -531,7 +532,7 @@ def _check_literals(config: Any) -> None:
 
 def _check_name(name: str) -> None:
     """Raises ValueError where a run's name cannot be that of a folder, or not be typed after a command."""
-    if not name.strip(". ") or set(name) & set("/\\") or not name.isprintable() or name.startswith("-"):
+    if not name.strip(". ") or name.startswith("-") or _NOT_IN_A_NAME.search(name):
         raise ValueError(
             "execution.name must be the name of one folder, without slashes and control characters, and not begin with "
             f"a dash, got {name!r}"
