@@ -38,6 +38,9 @@ def lock(folder: str, *, shared: bool = False) -> Callable[[], None]:
         os.close(descriptor)
         raise LockedError(describe(said)) from error
     except OSError:
+        if not os.fstat(descriptor).st_size:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         os.close(descriptor)
         raise
     if not _is_file(descriptor, path):

@@ -82,3 +82,4 @@ def test_a_file_system_without_locks_says_so(tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match="No locks available"):
         lock(str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before
+    assert not list(tmp_path.iterdir())
