@@ -303,7 +303,7 @@ def _card(probe: Probe) -> RunCard:
     recipe, directory = probe.subjects[0].recipe, provenance.without_credentials(probe.directory.uri)
     return RunCard(
         experiment=probe.execution.experiment,
-        name=directory.rsplit("/", 1)[-1],
+        name=probe.directory.name,
         params=recipe.flat() | {"networks": len(probe.subjects), "batches": probe.num_batches},
         tags=provenance.collect()
         | {
