@@ -64,6 +64,8 @@ def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
     Interrupted by Ctrl-C it exits with 130, by SIGTERM with 143, after one line that ends in the advice.
     """
     terminal.open_streams()
+    with bad_input_exits():
+        terminal.check_working_directory()
     with terminal.ending_in_a_line(advice):
         try:
             main()
@@ -87,10 +89,8 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
         if demo:
             recipe = write_pictures(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
-    try:
+    with failures_exit():
         summary = ray_train.run(plan)
-    except RuntimeError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     if summary["status"] == "finished" and execution.register:
         _register(plan.directory.uri, plan.execution)
     sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
@@ -172,6 +172,16 @@ def bad_input_exits() -> Iterator[None]:
         _refuse(_not_text(error))
     except (ValueError, OSError) as error:
         _refuse(str(error))
+
+
+@contextlib.contextmanager
+def failures_exit() -> Iterator[None]:
+    """Turns a RuntimeError or an OSError within the block, that of a run, into one line and exit code 1."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        sys.exit(f"{Path(sys.argv[0]).name}: {reason}; once that is mended, the same command continues")
 
 
 def _refuse(reason: str) -> NoReturn:

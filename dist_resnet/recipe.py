@@ -33,6 +33,11 @@ _ADDED = {"added": True}
 # to its words, so the runs and models of before stay what they were.
 _OLD_VALUES = (("recipe.augment.color", True, "full"), ("recipe.augment.color", False, "none"))
 
+# Bytes that file systems and MLflow's databases take.
+_LONGEST_NAME = 250
+_NOT_IN_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_TAKEN_NAMES = ("mlflow.db", "mlartifacts")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -390,8 +395,8 @@ class Execution:
         for name in ("cpus_per_worker", "trials_per_gpu"):
             if getattr(self, name) is not None:
                 _at_least(f"execution.{name}", getattr(self, name), 1)
-        if self.name is not None and (not self.name or self.name.strip(".") == "" or set(self.name) & set("/\\\0")):
-            raise ValueError(f"execution.name must be the name of one folder, without slashes, got {self.name!r}")
+        if self.name is not None:
+            _check_name(self.name)
         if self.model_name is not None and (not self.model_name.strip() or set(self.model_name) & set("/:\0")):
             raise ValueError(f"execution.model_name must be a name without slashes and colons, got {self.model_name!r}")
         if not self.experiment.strip():
@@ -523,6 +528,21 @@ def _check_literals(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}; got {getattr(config, name)!r}")
+
+
+def _check_name(name: str) -> None:
+    """Raises ValueError where a run's name cannot be that of a folder, or not be typed after a command."""
+    if not name.strip(". ") or name.startswith("-") or _NOT_IN_A_NAME.search(name):
+        raise ValueError(
+            "execution.name must be the name of one folder, without slashes and control characters, and not begin with "
+            f"a dash, got {name!r}"
+        )
+    if (length := len(name.encode(errors="surrogateescape"))) > _LONGEST_NAME:
+        raise ValueError(
+            f"execution.name has {length} bytes, a folder's name at most {_LONGEST_NAME}: {name[:40]!r}..."
+        )
+    if name in _TAKEN_NAMES:
+        raise ValueError(f"execution.name {name} is that of what MLflow keeps under the storage; give another")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -46,6 +46,14 @@ def not_text(name: str | bytes) -> str:
     return f"the name {escaped(name)} is no UTF-8; rename it, as convmv does for whole folders"
 
 
+def check_working_directory() -> None:
+    """Raises ValueError if the working directory was deleted or made anew: torch, for one, ends the process then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ValueError('the working directory is gone; cd to one that is there, such as by `cd "$PWD"`') from error
+
+
 def open_streams() -> None:
     """Makes standard output and standard error take any text and lose what nobody can read, without an error.
 

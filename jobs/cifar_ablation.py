@@ -102,7 +102,9 @@ def main() -> None:
             drawn = write_pictures(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
             data = dataclasses.replace(data, train=drawn.train, validation=drawn.validation)
         planned = sweep.prepare_sweep(recipe, options.choice, data, execution, job=job, early_stop=options.early_stop)
-    sys.exit(1 if sweep.run(planned) else 0)
+    with cli.failures_exit():
+        lost = sweep.run(planned)
+    sys.exit(1 if lost else 0)
 
 
 def recipe_of(options: Options) -> Recipe:

@@ -73,7 +73,7 @@ def _deliver(directory: "RunDirectory", uri: str, options: Options) -> bool:
     from dist_resnet.launch.progress import DeliveryProgress
     from dist_resnet.tracking.delivery import deliver
 
-    progress = DeliveryProgress(directory.uri.rpartition("/")[2])
+    progress = DeliveryProgress(directory.name)
     try:
         return deliver(directory, uri, wait_seconds=60 * options.minutes, experiment=options.experiment, watch=progress)
     finally:

@@ -74,3 +74,13 @@ def test_help_teaches_every_field(capsys):
     told = capsys.readouterr().out
     for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Pictures over which one set of BN"):
         assert text in told
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device", "/runs/a"), RuntimeError("rank 0:\nit")])
+def test_a_run_that_fails_ends_in_a_line_that_says_how_to_continue(failure: Exception):
+    with pytest.raises(SystemExit) as ended, cli.failures_exit():
+        raise failure
+    line = str(ended.value.code)
+    assert " ".join(str(failure).split()) in line
+    assert line.endswith("; once that is mended, the same command continues")
+    assert "\n" not in line

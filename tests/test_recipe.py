@@ -142,6 +142,12 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(hang_minutes=0), "execution.hang_minutes must be above 0, got 0"),
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
+        (lambda: Execution(name=" "), "execution.name must be the name of one folder"),
+        (lambda: Execution(name="a\nb"), "and control characters, and not begin with a dash, got 'a\\nb'"),
+        (lambda: Execution(name="-run"), "and not begin with a dash, got '-run'"),
+        (lambda: Execution(name="x" * 300), "execution.name has 300 bytes, a folder's name at most 250: 'xxx"),
+        (lambda: Execution(name="\u00e9" * 126), "execution.name has 252 bytes, a folder's name at most 250"),
+        (lambda: Execution(name="mlflow.db"), "execution.name mlflow.db is that of what MLflow keeps"),
         (lambda: Execution(cuda_graphs=True, compile=True), "cuda_graphs does not go with execution.compile"),
         (lambda: Execution(cuda_graphs=True, recompute=True), "cuda_graphs does not go with execution.recompute"),
         (lambda: Execution(cuda_graphs=True, workers=2), "cuda_graphs works with one worker, got 2"),
@@ -151,6 +157,11 @@ def test_reading_a_recipe_is_strict(damage, complaint):
 def test_impossible_values_are_named(make, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
         make()
+
+
+@pytest.mark.parametrize("name", ["my run", "50%", "r\u00e9seau", "a#b?c", "x" * 250, "..x", "\u00e9" * 125])
+def test_what_can_be_a_folder_can_be_a_runs_name(name: str):
+    assert Execution(name=name).name == name
 
 
 def test_more_workers_than_ghost_batches_are_refused():

@@ -175,3 +175,14 @@ def test_handlers_of_a_library_are_undone():
     elsewhere = threading.Thread(target=terminal.keeping_handlers().__enter__)
     elsewhere.start()
     elsewhere.join()
+
+
+def test_a_working_directory_that_is_gone_is_said_before_anything_else(tmp_path: Path):
+    (tmp_path / "gone").mkdir()
+    program = "import os; os.rmdir(os.getcwd()); from dist_resnet import cli; cli.run(lambda: print('works'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2
+    assert done.stderr == '-c: the working directory is gone; cd to one that is there, such as by `cd "$PWD"`\n'
+    assert done.stdout == ""

@@ -74,7 +74,7 @@ def read_record(directories: Sequence[RunDirectory]) -> Record:
         raise ValueError("no sweep was given; name at least one by its folder or URI, STORAGE/NAME")
     sweeps: dict[str, Sweep] = {}
     for directory in directories:
-        name = directory.uri.rpartition("/")[2]
+        name = directory.name
         if name in sweeps:
             raise ValueError(f"two sweeps are called {name}; results name sweeps by their folders, rename one of them")
         sweeps[name] = read_sweep(directory)

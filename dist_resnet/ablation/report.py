@@ -34,7 +34,7 @@ def write_report(directory: RunDirectory) -> dict[str, bytes]:
     FileNotFoundError where `directory` holds no sweep.
     """
     sweep = read_sweep(directory)
-    blocks = _blocks(sweep, directory.uri.rsplit("/", 1)[-1])
+    blocks = _blocks(sweep, directory.name)
     files = {block.name: block.content for block in blocks if isinstance(block, Picture)}
     files |= {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
     for name, content in files.items():

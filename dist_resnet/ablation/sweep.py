@@ -28,6 +28,7 @@ from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.card import RunCard
+from dist_resnet.tracking.holding import keeping, release, taking
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import read_journal
 from dist_resnet.tracking.storage import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
@@ -47,6 +48,11 @@ class Sweep:
     """What `sweep.json` holds."""
     shares: tuple[ray_tune.Share, ...] = ()
     """What each of `unfinished` takes of the cluster."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every trial has its result and the sweep has been summed up."""
+        return self.directory.read_json(SUMMARY_FILE) is not None
 
     @property
     def unfinished(self) -> list[Trial]:
@@ -86,10 +92,18 @@ def prepare_sweep(
         if (summary := trial.plan.summary()) is not None:
             trial.sum_up(summary)
     sweep = Sweep(directory=directory, execution=execution, trials=tuple(trials), content=content)
+    if sweep.is_finished:
+        return sweep
+    with taking(directory):
+        return _allot(sweep)
+
+
+def _allot(sweep: Sweep) -> Sweep:
+    """The sweep with its trials' shares of the cluster."""
     unfinished = sweep.unfinished
     if not unfinished:
         return sweep
-    settled, shares = ray_tune.allot([trial.plan for trial in unfinished], execution)
+    settled, shares = ray_tune.allot([trial.plan for trial in unfinished], sweep.execution)
     for trial in unfinished:
         own = dataclasses.replace(trial.plan.execution, device=settled.device, cpus_per_worker=settled.cpus_per_worker)
         trial.plan = dataclasses.replace(trial.plan, execution=own)
@@ -102,9 +116,15 @@ def run(sweep: Sweep) -> int:
     A sweep whose every trial has one leaves `summary.json` beside `sweep.json`, and is not touched again. Raises
     KeyboardInterrupt where it was stopped.
     """
-    if sweep.directory.read_json(SUMMARY_FILE) is not None:
+    if sweep.is_finished:
+        release(sweep.directory)
         logger.info("the sweep at %s is finished already: %d trials", sweep.directory.uri, len(sweep.trials))
         return 0
+    with keeping(sweep.directory):
+        return _run(sweep)
+
+
+def _run(sweep: Sweep) -> int:
     _claim(sweep)
     stop.withdraw(sweep.directory)
     unfinished = sweep.unfinished
@@ -268,7 +288,8 @@ def _entry(cell: Cell, seed: int, plan: Plan) -> dict[str, Any]:
 
 
 def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
-    """Raises ValueError, naming what differs, where another grid's sweep lives in the directory."""
+    """Raises ValueError, naming what differs, where another grid's sweep, or what is none, lives in the directory."""
+    directory.check_kind("sweep")
     known = directory.read_json(SWEEP_FILE)
     if known is None:
         return
@@ -289,7 +310,7 @@ def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
         differences.append(f"the recipe of {changed[0]} ({_recipe_difference(directory, was, now, changed[0])})")
     if differences:
         raise ValueError(
-            f"the name {directory.uri.rsplit('/', 1)[-1]} is used by a sweep with another grid: "
+            f"the name {directory.name} is used by a sweep with another grid: "
             f"{'; '.join(differences)}; use another --execution.name, or the same options to continue that sweep"
         )
 
@@ -321,7 +342,7 @@ def _sweep_card(sweep: Sweep) -> RunCard:
     content = {key: value for key, value in sweep.content.items() if key != "cells"}
     return RunCard(
         experiment=sweep.execution.experiment,
-        name=sweep.directory.uri.rsplit("/", 1)[-1],
+        name=sweep.directory.name,
         params=content | {"cells": len({entry["key"] for entry in sweep.content["cells"]})},
         tags=provenance.collect() | {"sweep_directory": sweep.directory.uri},
         texts={SWEEP_FILE: sweep.directory.read(SWEEP_FILE).decode()},

@@ -33,6 +33,7 @@ from dist_resnet.tracking import provenance
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.card import DataSet, RunCard
 from dist_resnet.tracking.delivery import deliver
+from dist_resnet.tracking.holding import keeping
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.outbox import Journal
 from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
@@ -148,6 +149,11 @@ def run(probe: Probe) -> dict[str, Any]:
         logger.info("the probe at %s is finished already", probe.directory.uri)
         _deliver_the_rest(probe, uri)
         return known
+    with keeping(probe.directory):
+        return _run(probe, uri)
+
+
+def _run(probe: Probe, uri: str) -> dict[str, Any]:
     measured = _measure(probe)
     recipe = probe.subjects[0].recipe
     claim = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict(), "probe": probe.identity}
@@ -297,7 +303,7 @@ def _card(probe: Probe) -> RunCard:
     recipe, directory = probe.subjects[0].recipe, provenance.without_credentials(probe.directory.uri)
     return RunCard(
         experiment=probe.execution.experiment,
-        name=directory.rsplit("/", 1)[-1],
+        name=probe.directory.name,
         params=recipe.flat() | {"networks": len(probe.subjects), "batches": probe.num_batches},
         tags=provenance.collect()
         | {
@@ -378,11 +384,13 @@ def _with_pictures(subject: Subject, train: Split) -> Subject:
 
 
 def _check_unused(probe: Probe) -> None:
-    """Raises ValueError where a run or another probe lives in the directory."""
+    """Raises ValueError where another probe, or what is none, lives in the directory."""
+    probe.directory.check_kind("probe")
     known = probe.directory.read_json(RECIPE_FILE)
     if known is not None and known.get("probe") != probe.identity:
-        what = "a probe of other networks or pictures" if "probe" in known else "a run"
-        raise ValueError(f"{probe.directory.uri} holds {what}; use another --execution.name")
+        raise ValueError(
+            f"{probe.directory.uri} holds a probe of other networks or pictures; use another --execution.name"
+        )
 
 
 def _ratio(over: float, under: float) -> float:

@@ -11,8 +11,6 @@ any order. The driver holds the index, about 120 bytes a picture.
 
 import contextlib
 import errno
-import fcntl
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +41,7 @@ from dist_resnet.data.store import (
     whole_file,
     write_json,
 )
+from dist_resnet.lock import LockedError, lock
 
 _PLAN = f"{WORK}/plan.json"
 _SAMPLE = 200
@@ -150,23 +149,17 @@ def _alone(filesystem: pafs.FileSystem, folder: str, target: str) -> Iterator[bo
         yield False
         return
     filesystem.create_dir(folder, recursive=True)
-    # The folder itself is locked, for a lock file could not be removed safely; the kernel unlocks it at any end.
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(
-            f"{target} is being prepared by another process on this machine; wait for it, or stop it first"
-        ) from error
-    except OSError:
-        alone = False  # some network file systems have no such locks
-    else:
-        alone = True
+        unlock = lock(folder)
+    except LockedError as error:
+        raise ValueError(f"{target} is being prepared by {error.holder}; wait for it, or stop it first") from error
+    except OSError:  # some network file systems have no such locks
+        yield False
+        return
     try:
-        yield alone
+        yield True
     finally:
-        os.close(descriptor)
+        unlock()
 
 
 def _claim(filesystem: pafs.FileSystem, folder: str, options: Options) -> dict[str, Any] | None:

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 # Ray reads it when it is imported. Otherwise workers would each resolve the environment again under `uv run`.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -24,6 +26,11 @@ T = TypeVar("T")
 
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
 
+
+class RayFailedError(SystemExit):
+    """Ray does not start or work, though nothing that was given is wrong: a message for the way out, exit code 1."""
+
+
 _own = threading.Event()
 _lifelines: list[Lifeline] = []
 
@@ -33,7 +40,7 @@ def connect(execution: Execution) -> None:
     """Connects to the cluster at hand, or starts a Ray here with a core for each worker, and says which.
 
     If that Ray ends, this process ends soon after, with a line that says so. Raises ValueError, with what to set, if
-    the cluster that was named cannot be used or no Ray could work here.
+    the cluster that was named cannot be used or no Ray could work here, and RayFailedError if Ray fails all the same.
     """
     if ray.is_initialized():
         return
@@ -43,7 +50,25 @@ def connect(execution: Execution) -> None:
         _start(execution)
     else:
         _join(address)
-    _lifelines.append(Lifeline(ray.get_runtime_context().gcs_address))
+    try:
+        _lifelines.append(Lifeline(ray.get_runtime_context().gcs_address))
+    except Exception as error:
+        _fail("Ray started and then failed", error)
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has, such as CPU and GPU. Raises RayFailedError if it does not say."""
+    try:
+        return ray.cluster_resources()
+    except Exception as error:
+        _fail("Ray started and then failed", error)
+
+
+def _fail(what: str, error: Exception) -> NoReturn:
+    job, logs = Path(sys.argv[0]).name, f"{ray_internals.temporary_folder()}/session_latest/logs"
+    raise RayFailedError(
+        f"{job}: {what} ({first_line(error)}); {logs} may say why, and the same command tries again"
+    ) from error
 
 
 def disconnect() -> None:
@@ -85,9 +110,7 @@ def _start(execution: Execution) -> None:
         with ray_internals.free_ports():
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET)
     except Exception as error:
-        raise ValueError(
-            f"Ray does not start here ({first_line(error)}); {folder}/session_latest/logs may say why"
-        ) from error
+        _fail("Ray does not start here", error)
     _own.set()
 
 

@@ -49,6 +49,7 @@ class Lifeline:
         self._ended: Future = Future()
         self._needed, self._holding = True, False
         self._processes = _Processes(ray_internals.essential_processes())
+        self._folder = ray_internals.sockets_folder()
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
         # Before Ray's own, which ends a Ray of this process's own, or waits for one that is no more.
         atexit.register(self._at_exit)
@@ -95,11 +96,22 @@ class Lifeline:
         while not self._closed.is_set():
             if gone := self._processes.first_to_end(_SECONDS_BETWEEN_LOOKS):
                 return f"its {gone} is gone"
+            self._look_for_folder()
             if self._processes.include_head or ray_internals.head_answers(self._head, _SECONDS_TO_ANSWER):
                 last_answer = time.monotonic()
             elif time.monotonic() - last_answer > patience:
                 return f"its head at {self._head} has not answered for {patience:.0f} s"
         return ""
+
+    def _look_for_folder(self) -> None:
+        """Says once that Ray's folder is gone; what has begun by then goes on."""
+        if self._folder is not None and not os.path.isdir(self._folder):
+            logger.error(
+                "Ray's folder %s is gone, as a cleaner of temporary files may have it: no worker can start from now "
+                "on; stop and give the same command again, with RAY_TMPDIR as a folder that nothing cleans",
+                self._folder,
+            )
+            self._folder = None
 
     def _at_exit(self) -> None:
         """Ends the process at once if Ray has ended: to leave it would be to wait for it."""

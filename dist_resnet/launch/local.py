@@ -20,6 +20,7 @@ from dist_resnet.launch.preparation import Plan, prepare
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.holding import hold
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
@@ -27,9 +28,13 @@ from dist_resnet.train.precision import check_precision
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     """Checks a run for `execution.workers` processes of this machine.
 
-    Raises ValueError or FileNotFoundError, before anything starts, as `prepare` does.
+    From then on no other process may run it. Raises ValueError or FileNotFoundError, before anything starts, as
+    `prepare` does.
     """
-    return prepare(recipe, settle(execution), job=job)
+    plan = prepare(recipe, settle(execution), job=job)
+    if plan.summary() is None:
+        hold(plan.directory)
+    return plan
 
 
 def run(plan: Plan) -> dict[str, Any]:

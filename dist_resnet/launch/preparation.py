@@ -16,7 +16,7 @@ from dist_resnet.data.splits import check_one_split
 from dist_resnet.data.streams import check_some_whole
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
-from dist_resnet.tracking import address
+from dist_resnet.tracking import address, outbox
 from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -132,8 +132,20 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
             *duplicates.said_of_copies(validation, "validation images"),
             *duplicates.said_of_same(train, validation),
             *matched.notes,
+            *_said_of_precision(directory, execution),
         ),
     )
+
+
+def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
+    """A line where a run goes on at another precision than it began with."""
+    began = (outbox.first_record(directory) or {}).get("precision", execution.precision)
+    if began == execution.precision:
+        return []
+    return [
+        f"the run began with --execution.precision {began} and goes on with {execution.precision}, which changes its "
+        "numbers beyond rounding; to keep to them, stop it and give the former"
+    ]
 
 
 def _match_classes(
@@ -172,7 +184,7 @@ def _digest(split: str, insisted: str | None, found: Split) -> str:
 def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> dict[str, Any] | None:
     """What the run's `recipe.json` holds, None if it is new.
 
-    Raises ValueError where the run of another recipe lives in the directory.
+    Raises ValueError where the run of another recipe, or no run, lives in the directory.
     """
     try:
         known = directory.read_json(RECIPE_FILE)
@@ -181,6 +193,7 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
         raise ValueError(
             f"{directory.child(RECIPE_FILE)} cannot be read ({error}); use another --execution.name"
         ) from error
+    directory.check_kind("run")
     if earlier is not None and earlier.fingerprint() != recipe.fingerprint():
         differences = earlier.differences(recipe)
         if changed := [split for split in ("train", "validation") if f"data.{split}_digest" in differences]:

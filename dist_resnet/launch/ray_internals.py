@@ -157,6 +157,15 @@ def essential_processes() -> list[psutil.Process]:
     return found
 
 
+def sockets_folder() -> str | None:
+    """Where this node's processes find each other; None while this process is connected to no Ray.
+
+    Buys a word when a cleaner of temporary files takes it away: what starts from then on waits for ever.
+    """
+    node = worker._global_node
+    return None if node is None else node.get_sockets_dir_path()
+
+
 def _is_final(process: psutil.Process, command: Sequence[str]) -> bool:
     """Whether a process is a head's server that keeps all it knows in its memory."""
     if Path(command[0]).name != "gcs_server":

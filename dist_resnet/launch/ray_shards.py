@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dist_resnet.launch.cluster import connect  # first: it sets what Ray reads when it is imported
+from dist_resnet.launch.cluster import connect, resources  # first: it sets what Ray reads when it is imported
 
 # isort: split
 import ray
@@ -49,7 +49,7 @@ class _Tasks:
         if not waiting:
             return
         connect(Execution(workers=self._workers or 1, cpus_per_worker=1))
-        most = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        most = self._workers or max(1, int(resources().get("CPU", 1)))
         try:
             while waiting or running:
                 while waiting and len(running) < most:

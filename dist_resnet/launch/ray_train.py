@@ -18,12 +18,12 @@ from dist_resnet.launch.cluster import (
     first_line,
     hold,
     own_cluster,
+    resources,
 )  # first: it sets what Ray reads
 
 # How often the controller looks whether its workers live.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-import ray
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -44,6 +44,7 @@ from dist_resnet.launch.telemetry import RunTelemetry
 from dist_resnet.launch.trainer import LeanTrainer
 from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.holding import taking
 from dist_resnet.train import checkpoint
 from dist_resnet.train.precision import check_precision
 
@@ -63,16 +64,17 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     """Checks a run, connects to Ray and settles on which device and on how many cores each worker trains.
 
     Uses the cluster that RAY_ADDRESS or a `ray start` on this machine names, else starts Ray in this process for as
-    long as it lives. Raises ValueError or FileNotFoundError, before any worker starts, as `prepare` does and where
-    the cluster lacks what was asked for.
+    long as it lives. From then on no other process may run it. Raises ValueError or FileNotFoundError, before any
+    worker starts, as `prepare` does and where another process runs it or the cluster lacks what was asked for.
     """
     plan = prepare(recipe, execution, job=job)
     if plan.summary() is not None:
         return plan
-    connect(execution)
-    execution = allot(plan.execution, ray.cluster_resources())
-    check_precision(execution)
-    return dataclasses.replace(plan, execution=execution)
+    with taking(plan.directory):
+        connect(execution)
+        execution = allot(plan.execution, resources())
+        check_precision(execution)
+        return dataclasses.replace(plan, execution=execution)
 
 
 def run(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_resnet.launch.cluster import connect, disconnect, hold  # first: it sets what Ray reads when it is imported
+from dist_resnet.launch.cluster import (
+    connect,
+    disconnect,
+    hold,
+    resources,
+)  # first: it sets what Ray reads when it is imported
 
 # Tune's CSV, JSON and TensorBoard files would repeat the journals, its table ours; Ctrl-C is the driver's own affair.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -67,8 +72,8 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
     asked for than the cluster has.
     """
     connect(execution)
-    resources = ray.cluster_resources()
-    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    found = resources()
+    gpus, cores = int(found.get("GPU", 0)), int(found.get("CPU", 1))
     execution = settle(execution, gpus=gpus, cores=cores)
     check_precision(execution)
     cpus = execution.cpus_per_worker or 1
@@ -211,7 +216,7 @@ def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, 
 
 def label(plan: Plan) -> str:
     """SWEEP/TRIAL: what a trial is called among the runs of a cluster."""
-    return f"{plan.directory.parent.uri.rpartition('/')[2]}/{plan.name}"
+    return f"{plan.directory.parent.name}/{plan.name}"
 
 
 def _report(step: int, metrics: dict[str, float]) -> None:
@@ -319,7 +324,7 @@ def _peak_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int]
 
 def hardware() -> str:
     """What the cluster has, such as `8 CPU cores, 1 x H200`."""
-    resources = ray.cluster_resources()
-    kinds = [key.split(":", 1)[1] for key in resources if key.startswith("accelerator_type:")]
-    gpus = f", {resources['GPU']:g} x {' and '.join(kinds) or 'GPU'}" if resources.get("GPU") else ""
-    return f"{resources.get('CPU', 0):g} CPU cores{gpus}"
+    found = resources()
+    kinds = [key.split(":", 1)[1] for key in found if key.startswith("accelerator_type:")]
+    gpus = f", {found['GPU']:g} x {' and '.join(kinds) or 'GPU'}" if found.get("GPU") else ""
+    return f"{found.get('CPU', 0):g} CPU cores{gpus}"

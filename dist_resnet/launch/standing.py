@@ -150,7 +150,7 @@ def _sweep_standing(directory: RunDirectory, content: dict[str, Any]) -> SweepSt
         else:
             trials[name] = "waiting"
     return SweepStanding(
-        name=directory.uri.rpartition("/")[2],
+        name=directory.name,
         directory=directory.uri,
         status=status_of_sweep(directory),
         trials=trials,
@@ -178,7 +178,7 @@ def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
     errors = history(records).get("val/top1_error", [(None, None, None)])
     checkpoints = [record for record in records if record["kind"] == "checkpoint"]
     return Standing(
-        name=directory.uri.rpartition("/")[2],
+        name=directory.name,
         directory=directory.uri,
         status=status,
         told_at=last.get("time"),

@@ -13,6 +13,7 @@ from dist_resnet.patience import patiently
 from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.delivery import deliver
+from dist_resnet.tracking.holding import keeping, release
 from dist_resnet.tracking.mlflow_sink import MlflowSink
 from dist_resnet.tracking.observer import Observer, Tolerated, nobody
 from dist_resnet.tracking.outbox import Tail, read_journal
@@ -33,9 +34,15 @@ def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = 
     """
     finished = plan.summary()
     if finished is not None:
+        release(plan.directory)
         logger.info("the run at %s is %s already: %s", plan.directory.uri, finished["status"], _result(finished))
         _deliver_the_rest(plan)
         return finished
+    with keeping(plan.directory):
+        return _supervise(plan, run_workers, observer)
+
+
+def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) -> dict[str, Any]:
     plan.claim()
     stop.withdraw(plan.directory)
     uri = _tracking_uri(plan)

@@ -172,6 +172,8 @@ def exported(name: str) -> str:
 
 
 def _made(kind: type, descriptions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:
+    # Ray takes no other letters, and a run's name may have them.
+    tags = {key: value.encode("ascii", "backslashreplace").decode() for key, value in tags.items()}
     return {
         name: kind(f"dist_resnet_{name}", description, tuple(tags)).set_default_tags(tags)
         for name, description in descriptions.items()

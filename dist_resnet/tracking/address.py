@@ -89,7 +89,9 @@ def embedded_store(storage: RunDirectory) -> str:
     are on an object store."""
     folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
     os.makedirs(folder, exist_ok=True)
-    return f"sqlite:///{folder}/mlflow.db"
+    # What would mean another file in an address.
+    quoted = re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", folder).replace("?", "%3F")
+    return f"sqlite:///{quoted}/mlflow.db"
 
 
 def _check_named(variable: str | None, uri: str, *, resolve: bool) -> None:

@@ -7,15 +7,19 @@ and no longer count. Whoever wants to show or deliver a run (progress bar, MLflo
 
 import collections
 import json
+import logging
 import math
 import os
 import threading
 import time
 from typing import Any
 
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.storage import RunDirectory, naming
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "journal"
+_MOST_OF_A_SESSION = 1 << 16
 _SECONDS_BETWEEN_APPENDS, _SECONDS_BETWEEN_OBJECTS = 0.5, 15.0
 
 
@@ -60,7 +64,8 @@ class Journal:
             return
         if self._size_bytes == 0:
             self._directory.write(name, b"")
-        with open(self._directory.path(name), "r+b") as file:
+        path = self._directory.path(name)
+        with naming(path), open(path, "r+b") as file:
             # What a full disk let through of an earlier try is overwritten.
             file.truncate(self._size_bytes)
             file.seek(self._size_bytes)
@@ -112,6 +117,17 @@ class Tail:
                 ) from error
             place += len(line)
         return records
+
+
+def first_record(directory: RunDirectory) -> dict[str, Any] | None:
+    """The oldest record, which is the first session's; None where there is none, or none that can be read."""
+    try:
+        for name, _ in directory.list(FOLDER):
+            if name.endswith(".jsonl"):
+                return json.loads(directory.read(f"{FOLDER}/{name}", size=_MOST_OF_A_SESSION).partition(b"\n")[0])
+    except (OSError, ValueError) as error:
+        logger.debug("the first record of %s cannot be read: %s", directory.uri, error)
+    return None
 
 
 def read_journal(directory: RunDirectory) -> list[dict[str, Any]]:

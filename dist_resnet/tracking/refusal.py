@@ -59,7 +59,7 @@ def refusal_of(error: Exception, uri: str, *, has_answered: bool) -> RefusedErro
         return error
     if isinstance(error, ImportError):
         return RefusedError(f"the Python package {error.name or error} is not installed; install it")
-    return _of_sqlite(uri) or _of_database(error) or _of_answer(error, uri, has_answered)
+    return _of_sqlite(uri, has_answered) or _of_database(error) or _of_answer(error, uri, has_answered)
 
 
 def refusal_of_a_file(error: Exception) -> RefusedError | None:
@@ -101,10 +101,15 @@ def first_line(error: BaseException) -> str:
     return without_credentials((str(error).splitlines() or [type(error).__name__])[0])[:_LONGEST]
 
 
-def _of_sqlite(uri: str) -> RefusedError | None:
+def _of_sqlite(uri: str, has_answered: bool) -> RefusedError | None:
     """Why a sqlite file cannot be tracked in as it is now."""
-    if database.sqlite_file(uri) is None:
+    file = database.sqlite_file(uri)
+    if file is None:
         return None
+    if has_answered and not file.exists():
+        return RefusedError(
+            f"its database {file} is gone; put it back, or leave it to the next delivery to make another"
+        )
     try:
         address.check(uri)
     except ValueError as error:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
 
@@ -18,11 +20,32 @@ SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
 _LOCAL = ("file", "local")
 _CHUNK_BYTES = 16 << 20
+# Taken for a path it would be a folder of that name in the working directory.
+_HALF_A_URI = re.compile(r"(s3a?|gs|gcs|hdfs|abfss?|https?):(?!//[^/])|file:(?!///)", re.IGNORECASE)
+# What is not quoted in a URI as people write it; nobody means a fragment.
+_SAFE = "%/:?[]@!$&'()*+,;=~"
+# A full disk still has room for a file in which there is nothing.
+_MARK = b"writable\n" * 500
 
 
 def absolute_uri(uri: str) -> str:
-    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are.
+
+    Raises ValueError for `~NAME` of nobody, for what lacks the slashes or the bucket of a URI, and where a relative
+    path means nothing because the working directory is gone.
+    """
+    if _HALF_A_URI.match(uri):
+        raise ValueError(f"{uri!r} is no whole URI; give s3://bucket/path, gs://bucket/path, or a local path")
+    if "://" in uri:
+        return uri
+    path = os.path.expanduser(uri)
+    if path.startswith("~"):
+        raise ValueError(f"{uri!r} begins with a user of whom nothing is known here; give the whole path")
+    try:
+        path = os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri!r} is relative to a working directory that is gone; give the whole path") from error
+    return f"/{path.lstrip('/')}"
 
 
 class RunDirectory:
@@ -33,7 +56,8 @@ class RunDirectory:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = absolute_uri(uri).rstrip("/")
+        uri = absolute_uri(uri)
+        self.uri = (quote(uri, safe=_SAFE, errors="surrogateescape") if "://" in uri else uri).rstrip("/") or "/"
         self._opened: tuple[pafs.FileSystem, str] | None = None
         self._known = False
         self.open()
@@ -62,7 +86,14 @@ class RunDirectory:
     @property
     def parent(self) -> "RunDirectory":
         """The storage that the run lies on."""
-        return RunDirectory(self.uri.rpartition("/")[0])
+        location, options = self._split()
+        return RunDirectory((location.rpartition("/")[0] or "/") + options)
+
+    @property
+    def name(self) -> str:
+        """What the run is called on its storage."""
+        name = self._split()[0].rpartition("/")[2]
+        return unquote(name) if "://" in self.uri else name
 
     @property
     def is_local(self) -> bool:
@@ -78,29 +109,49 @@ class RunDirectory:
         if not self.exists(RECIPE_FILE):
             raise FileNotFoundError(f"{self.child(RECIPE_FILE)} is not there; is its disk mounted?")
 
+    def check_kind(self, kind: Literal["run", "sweep", "probe"]) -> None:
+        """Raises ValueError where the directory is that of something of another kind."""
+        recipe = self.read_json(RECIPE_FILE)
+        found = (
+            "sweep" if self.exists(SWEEP_FILE) else None if recipe is None else "probe" if "probe" in recipe else "run"
+        )
+        if found not in (None, kind):
+            raise ValueError(f"{self.uri} is that of a {found}; use another --execution.name for a {kind}")
+
     def path(self, name: str) -> str:
         """The path of `name` within the file system."""
         return f"{self.open()[1]}/{name}" if name else self.open()[1]
 
     def child(self, name: str) -> str:
         """The URI of `name`."""
-        return f"{self.uri}/{name}"
+        location, options = self._split()
+        return f"{location.rstrip('/')}/{quote(name) if '://' in self.uri else name}{options}"
+
+    def _split(self) -> tuple[str, str]:
+        """The URI and, from a question mark on, its options, such as those of another S3 server."""
+        location, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return location, question + options
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
         filesystem, path = self.open()[0], self.path(name)
-        if self.is_local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.getpid()}.partial"
-            with open(temporary, "wb") as file:
+        if not self.is_local:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{os.getpid()}.partial"
+        try:
+            with naming(path), open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(os.path.dirname(path))
-        else:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
+        except OSError:
+            with contextlib.suppress(OSError):  # what it takes of a full disk
+                os.unlink(temporary)
+            raise
+        _sync_folder(os.path.dirname(path))
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -116,7 +167,8 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            yield temporary
+            with naming(str(path)):
+                yield temporary
             # Some libraries make files that their owner alone can read.
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
@@ -126,11 +178,11 @@ class RunDirectory:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def read(self, name: str, start: int = 0) -> bytes:
-        """The content of a file from byte `start` on. Raises FileNotFoundError."""
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """The content of a file from byte `start` on, at most `size` bytes. Raises FileNotFoundError."""
         with self.open()[0].open_input_file(self.path(name)) as file:
             file.seek(start)
-            return file.read()
+            return file.read(size)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""
@@ -184,12 +236,24 @@ class RunDirectory:
         """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
         marker = f".writable-{os.getpid()}"
         try:
-            self.write(marker, b"")
+            self.write(marker, _MARK)
             self.open()[0].delete_file(self.path(marker))
         except OSError as error:
             raise ValueError(
-                f"storage {self.uri} cannot be written ({error}); give a writable path or URI: --execution.storage URI"
+                f"storage {self.uri} cannot be written ({error}); make room or rights there, or give another "
+                "path or URI: --execution.storage URI"
             ) from error
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Has an OSError of the block say which file it is about, where writing failed and not opening."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
 
 
 def _sync_folder(path: str) -> None:

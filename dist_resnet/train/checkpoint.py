@@ -88,7 +88,7 @@ def _write_tensors(directory: RunDirectory, name: str, tensors: dict[str, torch.
         try:
             safetensors.torch.save_file(tensors, path)
         except safetensors.SafetensorError as error:
-            raise OSError(f"{name} cannot be written: {error}") from error
+            raise OSError(f"{directory.child(name)} cannot be written: {error}") from error
         with path.open("rb") as file:
             return {"size_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

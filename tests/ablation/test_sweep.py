@@ -18,7 +18,9 @@ from dist_resnet.ablation.grid import Choice, Pictures
 from dist_resnet.data.demo import CLASS_NAMES, write_demo
 from dist_resnet.data.parquet import read_row_group
 from dist_resnet.launch import local
+from dist_resnet.lock import lock
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.storage import RunDirectory
 
 TABLE_1 = Choice(
     tables=("1", "2"), depths=(8,), shortcuts=("identity",), placements=("original",), seeds=2, iterations=4
@@ -200,6 +202,33 @@ def test_a_name_used_with_another_grid_is_refused_and_what_differs_is_named(base
     with pytest.raises(ValueError, match="the recipe of table1/original/8 .*schedule"):
         sweep.prepare_sweep(cooler, TABLE_1, ten_classes, quick, job="test")
     sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
+
+
+def test_a_sweep_on_the_name_of_a_run_is_refused(base, ten_classes, quick, monkeypatch):
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    run = RunDirectory(f"{quick.storage}/sweep")
+    run.write_json("recipe.json", {})
+    with pytest.raises(ValueError, match="runs/sweep is that of a run; use another --execution.name for a sweep"):
+        sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
+    assert [name for name, _ in run.list("")] == ["recipe.json"]
+
+
+def test_a_sweep_that_another_process_works_on_is_refused_and_one_that_was_refused_leaves_nothing(
+    base, ten_classes, quick, monkeypatch
+):
+    def refuse(plans, execution):
+        raise ValueError("no cluster")
+
+    monkeypatch.setattr(sweep.ray_tune, "allot", refuse)
+    with pytest.raises(ValueError, match="no cluster"):
+        sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
+    folder = Path(quick.storage, "sweep")
+    assert not folder.exists()
+    folder.mkdir()
+    unlock = lock(str(folder))
+    with pytest.raises(ValueError, match=f"runs/sweep is being worked on by process {os.getpid()} on "):
+        sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
+    unlock()
 
 
 def test_cifar_100_asked_of_shards_with_ten_classes_is_refused(base, ten_classes, quick):

@@ -337,7 +337,7 @@ def test_two_jobs_do_not_prepare_one_target_at_once(tmp_path: Path) -> None:
 
     def second(function, tasks):
         seen.append(True)
-        with pytest.raises(ValueError, match=r"target is being prepared by another process on this machine; wait for"):
+        with pytest.raises(ValueError, match=rf"target is being prepared by process {os.getpid()} on .*; wait for"):
             prepare_here(source, tmp_path / "target")
         yield from in_turn(function, tasks)
 

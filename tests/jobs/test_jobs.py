@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from jobs.inside import run_inside
 from mlflow import MlflowClient
 
+from dist_resnet.lock import lock
 from dist_resnet.model import build_model
 from dist_resnet.model.depths import layout_of
 from dist_resnet.train.schedule import learning_rate, num_steps
@@ -213,6 +216,24 @@ def test_bad_input_to_the_registry_jobs_exits_with_2_and_one_line(name, argument
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(pictures: tuple[str, str], tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    unlock, started = lock(str(tmp_path / "run")), ray.is_initialized()
+    done = run_inside(
+        *("cifar_preact164", "--data.train", pictures[0], "--data.validation", pictures[1], "--model.num-classes", "4"),
+        *("--global-batch", "32", "--ghost-batch", "8"),
+        *("--execution.storage", str(tmp_path), "--execution.name", "run"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(
+        f"cifar_preact164.py: {tmp_path}/run is being worked on by process {os.getpid()} on {socket.gethostname()}, "
+    )
+    assert done.stderr.count("\n") == 1
+    assert ray.is_initialized() == started
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    unlock()
 
 
 def test_an_address_that_no_job_can_use_is_refused_before_a_run_is_begun(

@@ -98,6 +98,43 @@ def _taken() -> list[int]:
         return taken
 
 
+_FAILING = """
+import sys
+from dist_resnet import cli
+from dist_resnet.launch import cluster, ray_tune
+
+def fail(*_, **__):
+    raise RuntimeError("of many lines\\nthe reason")
+
+def do_nothing(*_, **__):
+    return cluster
+
+cluster.gcs_address = "127.0.0.1:1"
+cluster.ray.init = fail if sys.argv[1] == "init" else do_nothing
+cluster.ray.get_runtime_context = do_nothing
+cluster.Lifeline = fail if sys.argv[1] == "lifeline" else do_nothing
+cluster.ray.cluster_resources = fail
+cli.run(lambda: ray_tune.allot([], cluster.Execution()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("init", "Ray does not start here"),
+        *((part, "Ray started and then failed") for part in ("lifeline", "resources")),
+    ],
+)
+def test_a_ray_that_fails_while_it_starts_costs_a_line(place: Path, part: str, said: str):
+    command = [sys.executable, "-c", _FAILING, part]
+    environment = _environment(place, RAY_ADDRESS="local")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines() == [
+        f"-c: {said} (the reason); {place}/ray/session_latest/logs may say why, and the same command tries again"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "job"), [("raylet", _RUN), ("gcs_server", _SWEEP), ("raylet", _SWEEP)])
 def test_a_job_whose_own_ray_dies_ends_with_a_line(place: Path, victim: str, job: tuple[str, ...]):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 _PROGRAM = """
-import os, subprocess, sys, threading, time
+import os, subprocess, sys, tempfile, threading, time
 import psutil
 from dist_resnet import logs
 from dist_resnet.launch import lifeline, ray_internals
@@ -20,7 +20,11 @@ other = subprocess.Popen(["sleep", "100"])
 ray_internals.essential_processes = lambda: [psutil.Process(other.pid)] if "with" in sys.argv else []
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "4"
 lifeline._SECONDS_BETWEEN_LOOKS, lifeline._SECONDS_TO_END = 0.2, 5.0
+folder = tempfile.mkdtemp()
+if "folder" in sys.argv:
+    ray_internals.sockets_folder = lambda: folder
 line = lifeline.Lifeline("127.0.0.1:1")
+os.rmdir(folder)
 
 def end():
     other.kill()
@@ -35,6 +39,10 @@ elif "returns" in sys.argv:
     print(line.hold(lambda: 42), flush=True)
     other.kill()
     time.sleep(1)
+elif "folder" in sys.argv:
+    print(line.hold(lambda: time.sleep(1) or 42), flush=True)
+    line.close()
+    other.kill()
 elif "again" in sys.argv:
     line.hold(lambda: 42)
     other.kill()
@@ -76,6 +84,13 @@ def test_a_process_that_holds_nothing_is_ended_at_once():
     assert told.returncode == 1
     assert told.stdout == ""
     assert told.stderr.count("the same command continues") == 1
+
+
+def test_a_folder_of_rays_that_is_gone_is_said_once_and_what_has_begun_goes_on():
+    told = _run("with", "folder")
+    assert (told.returncode, told.stdout) == (0, "42\n")
+    (line,) = told.stderr.splitlines()
+    assert "is gone, as a cleaner of temporary files may have it: no worker can start from now on; stop and" in line
 
 
 @pytest.mark.parametrize("how", ["with returns", "with closed", "returns"])

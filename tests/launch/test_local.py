@@ -25,6 +25,8 @@ from dist_resnet.data.demo import write_demo
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.launch import local
 from dist_resnet.launch.page import run_card
+from dist_resnet.launch.preparation import Plan
+from dist_resnet.lock import LockedError, lock
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.outbox import read_journal
@@ -94,6 +96,25 @@ def test_a_finished_run_leaves_its_summary_recipe_journal_curve_and_mlflow_run(r
     errors = [float(row["top1_error"]) for row in rows]
     assert errors == sorted(errors, reverse=True)
     assert sum(int(row["images"]) for row in rows) == plan.validation.num_images
+
+
+def test_a_run_is_held_from_its_preparation_to_its_end(recipe: Recipe, execution: Execution, monkeypatch):
+    plan = local.prepare_run(recipe, execution, job="test")
+    held = []
+
+    def instead_of_training(plan: Plan) -> None:
+        with pytest.raises(LockedError):
+            lock(plan.directory.uri)
+        held.append(plan.name)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(local, "start_workers", instead_of_training)
+    with pytest.raises(LockedError):
+        lock(plan.directory.uri)
+    with pytest.raises(RuntimeError, match="enough"):
+        local.run(plan)
+    assert held == ["run"]
+    lock(plan.directory.uri)()
 
 
 def test_a_finished_run_is_not_run_again(recipe: Recipe, execution: Execution, caplog):

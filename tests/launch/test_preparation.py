@@ -18,6 +18,7 @@ from dist_resnet.data import classes
 from dist_resnet.data.parquet import Split, open_split, read_row_group
 from dist_resnet.launch.preparation import prepare
 from dist_resnet.recipe import Augment, Execution, Model, Recipe
+from dist_resnet.tracking.outbox import Journal
 
 
 def _with_train(recipe: Recipe, uri: str) -> Recipe:
@@ -40,6 +41,31 @@ def test_a_good_run_is_planned_and_nothing_is_written_yet(recipe: Recipe, execut
 def test_a_run_without_a_name_is_named_by_job_and_fingerprint(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, dataclasses.replace(execution, name=None), job="cifar")
     assert plan.name == f"cifar-{plan.recipe.fingerprint()[:8]}"
+
+
+def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, execution: Execution):
+    plan = prepare(recipe, execution, job="test")
+    plan.claim()
+    journal = Journal(plan.directory)
+    journal.append("session", start_step=0, precision="fp32")
+    journal.append("metrics", step=1, values={"train/loss": 1.0})
+    journal.commit()
+    assert prepare(recipe, execution, job="test").notes == ()
+    (note,) = prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes
+    assert note.startswith("the run began with --execution.precision fp32 and goes on with bf16, which changes its num")
+    (Path(plan.directory.uri) / "journal" / "000001.jsonl").write_bytes(b"\xff damaged")
+    assert prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes == ()
+
+
+def test_the_name_of_a_sweep_or_a_probe_is_none_for_a_run(recipe: Recipe, execution: Execution):
+    plan = prepare(recipe, execution, job="test")
+    plan.directory.write_json("sweep.json", {})
+    _refused(recipe, execution, "runs/run is that of a sweep; use another --execution.name for a run")
+    plan.directory.delete("sweep.json")
+    plan.claim()
+    known = plan.directory.read_json("recipe.json")
+    plan.directory.write_json("recipe.json", known | {"probe": {}})
+    _refused(recipe, execution, "runs/run is that of a probe; use another --execution.name for a run")
 
 
 def test_no_shards(recipe: Recipe, execution: Execution, tmp_path: Path):

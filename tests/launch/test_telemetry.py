@@ -6,6 +6,7 @@ import time
 import urllib.request
 
 import pytest
+from ray.util.metrics import Gauge
 
 from dist_resnet.launch import ray_train, telemetry
 from dist_resnet.recipe import Execution, Recipe
@@ -23,6 +24,12 @@ def _served() -> dict[str, list[tuple[dict[str, str], float]]]:
     for name, labels, value in re.findall(r"(?m)^(ray_dist_resnet_\w+)\{(.*)\} (\S+)$", text):
         samples.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
     return samples
+
+
+def test_a_run_of_any_name_is_measured():
+    made = telemetry._made(Gauge, {"named": "A gauge."}, {"run": "r\u00e9seau 1"})["named"]
+    made.set(1.0)
+    assert made.info["default_tags"] == {"run": r"r\xe9seau 1"}
 
 
 @pytest.mark.ray

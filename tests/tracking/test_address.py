@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tracking.frozen import immutable
 
-from dist_resnet.tracking import address
+from dist_resnet.tracking import address, database
 from dist_resnet.tracking.storage import RunDirectory
 
 
@@ -141,6 +141,16 @@ def test_what_cannot_be_written_is_refused_by_path(storage, monkeypatch, tmp_pat
             _refused(storage, f"sqlite:///{path}", f"{path} cannot be written", monkeypatch)
         # A run that goes on shall not wait for its tracking.
         assert address.store_of(storage, f"sqlite:///{file}", resolve=False)
+
+
+@pytest.mark.parametrize("name", ["what?", "a%20b", "50%", "a#b", "my runs"])
+def test_the_store_beside_the_runs_is_there_whatever_their_folder_is_called(name: str, monkeypatch, tmp_path: Path):
+    monkeypatch.delenv(address.VARIABLE, raising=False)
+    uri = address.store_of(RunDirectory(str(tmp_path / name / "run")), None)
+    database.connect(uri)
+    assert (tmp_path / name / "mlflow.db").is_file()
+    assert database.sqlite_file(uri) == tmp_path / name / "mlflow.db"
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_a_check_leaves_a_store_as_it_is(storage, tmp_path: Path):

@@ -161,6 +161,28 @@ def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directo
     assert _steps(own_store, _run_id(directory, own_store)) == [1, 2, 3, 4, 5]
 
 
+def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_makes_another(
+    own_store, store, directory, caplog
+):
+    sink = MlflowSink(own_store, directory, CARD)
+    _wait_until(lambda: sink.run_id and not sink.waiting_points)
+    file = Path(own_store.removeprefix("sqlite:///"))
+    file.unlink()
+    _train(directory, range(4, 6))
+    assert _closed(sink) < 20
+    assert f"refuses: its database {file} is gone; put it back, or" in caplog.text
+    assert "2 points wait in" in caplog.text
+    file.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
+    job = Path(__file__).parents[2] / "jobs" / "deliver_tracking.py"
+    command = [sys.executable, str(job), "--run", directory.uri, "--tracking-uri", own_store]
+    delivered = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert delivered.returncode == 0, delivered.stderr
+    assert "no longer has the run" in delivered.stderr
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        steps = database.execute("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+    assert steps == [(1,), (2,), (3,), (4,), (5,)]
+
+
 def test_a_store_that_becomes_read_only_refuses_and_waits_for_nobody(own_store, directory, caplog):
     sink = MlflowSink(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
