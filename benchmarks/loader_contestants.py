@@ -31,7 +31,7 @@ Batches = Iterator[int]
 
 
 def prepared(folder: Path, pipeline: str, threads: int) -> Batches:
-    """dist_resnet, one worker, on shards as convert.write_shard makes them."""
+    """dist_resnet, one worker, on shards as convert.write_table makes them."""
     return _ours(folder / "prepared", pipeline, threads)
 
 

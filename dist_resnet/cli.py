@@ -18,6 +18,7 @@ import tyro
 
 from dist_resnet import logs, terminal
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.wording import one_line
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ def _register(run: str, execution: Execution) -> None:
         where += ["--name", name] if name else []
         logger.warning(
             "the model is not registered (%s); later: %s %s",
-            without_credentials(" ".join(str(error).split())),
+            without_credentials(one_line(error)),
             commands.python(),
             shlex.join(["jobs/register_model.py", "--run", run, *where]),
         )
@@ -180,8 +181,9 @@ def failures_exit() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        sys.exit(f"{Path(sys.argv[0]).name}: {reason}; once that is mended, the same command continues")
+        sys.exit(
+            f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is mended, the same command continues"
+        )
 
 
 def _refuse(reason: str) -> NoReturn:

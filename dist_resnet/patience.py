@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from dist_resnet.wording import one_line
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ def patiently(
             now = time.monotonic()
             if failing_since is None:
                 failing_since = now
-                logger.warning("%s (%s); trying again for %.0f minutes", what, _one_line(error), seconds / 60)
+                logger.warning("%s (%s); trying again for %.0f minutes", what, one_line(error), seconds / 60)
             if now - failing_since >= seconds:
                 raise
             time.sleep(min(pause, max(0.01, failing_since + seconds - now)))
@@ -46,7 +48,3 @@ def patiently(
         if failing_since is not None:
             logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)
         return found
-
-
-def _one_line(error: OSError) -> str:
-    return " ".join(str(error).split())[:300]

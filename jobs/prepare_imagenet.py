@@ -27,16 +27,55 @@ ImageNet takes about two CPU-hours and as much space as it has already; from Par
 docs/data-format.md describes what is written.
 """
 
-import argparse
 import os
 import sys
+from dataclasses import dataclass
+from typing import Literal
 
 from dist_resnet import cli, logs
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    source: str | None = None
+    """Local path, s3:// or gs:// URI of the folder that holds the images."""
+    target: str | None = None
+    """Local path, s3:// or gs:// URI of the folder to write."""
+    split: str | None = None
+    """The split that a source without split folders or names is, such as train."""
+    label_column: str | None = None
+    """The column of labels, if Parquet shards have several."""
+    shorter_side: int | None = None
+    """Shrink images whose shorter side is longer to so many pixels, as JPEG."""
+    quality: int | None = None
+    """JPEG quality of shrunk images, 1 to 100; 90 by default."""
+    on_damaged: Literal["skip", "error"] = "skip"
+    """Leave damaged images out, or stop."""
+    on_damaged_class: Literal["refuse", "keep"] = "refuse"
+    """If every image of a class is damaged: write no set, or one with that class empty."""
+    seed: int = 0
+    """Of the shuffle."""
+    shard_megabytes: float = 500.0
+    """Size of a shard, about."""
+    workers: int | None = None
+    """Tasks at once; by default the cluster's or machine's CPU cores."""
+    check: str | None = None
+    """In place of preparing: read the prepared set in this folder whole and compare it with its manifest."""
+
+    def __post_init__(self) -> None:
+        if self.check is None and (self.source is None or self.target is None):
+            raise ValueError("give --source and --target, or --check")
+        if self.check is not None and (self.source or self.target):
+            raise ValueError("--check stands alone; the set is what follows it")
+        if self.quality is not None and self.shorter_side is None:
+            raise ValueError("--quality is that of shrunk images; give --shorter-side too")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers must be at least 1, got {self.workers}")
+
+
+def main() -> None:
     """Prepares or checks; exits with 2 and one line where that cannot be done, with 1 where a check finds damage."""
-    options = _parse(arguments)
+    options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     with cli.bad_input_exits():
         if options.check is not None:
@@ -44,55 +83,21 @@ def main(arguments: list[str] | None = None) -> None:
         _prepare(options)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--source", help="local path, s3:// or gs:// URI of the folder that holds the pictures")
-    parser.add_argument("--target", help="local path, s3:// or gs:// URI of the folder to write")
-    parser.add_argument("--split", help="the split that a source without split folders or names is, such as train")
-    parser.add_argument("--label-column", help="the column of labels, if Parquet shards have several")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
-    parser.add_argument("--shard-megabytes", type=float, default=500, help="size of a shard, about (500)")
-    parser.add_argument(
-        "--on-damaged", choices=["skip", "error"], default="skip", help="leave damaged pictures out, or stop (skip)"
-    )
-    parser.add_argument(
-        "--on-damaged-class",
-        choices=["refuse", "keep"],
-        default="refuse",
-        help="if every image of a class is damaged: write no set, or one with that class empty (refuse)",
-    )
-    parser.add_argument(
-        "--shorter-side", type=int, help="shrink pictures whose shorter side is longer to so many pixels, as JPEG"
-    )
-    parser.add_argument("--quality", type=int, help="JPEG quality of shrunk pictures, 1 to 100 (90)")
-    parser.add_argument("--workers", type=int, help="tasks at once; by default the cluster's or machine's CPU cores")
-    parser.add_argument("--check", metavar="PATH", help="read a prepared set whole and compare it with its manifest")
-    options = parser.parse_args(arguments)
-    if options.check is None and (options.source is None or options.target is None):
-        parser.error("give --source and --target, or --check")
-    if options.check is not None and (options.source or options.target):
-        parser.error("--check stands alone; the set is what follows it")
-    if options.quality is not None and options.shorter_side is None:
-        parser.error("--quality is that of shrunk pictures; give --shorter-side too")
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers must be at least 1, got {options.workers}")
-    return options
-
-
-def _prepare(options: argparse.Namespace) -> None:
+def _prepare(options: Options) -> None:
     # Imported late, so that --help need not wait for Ray.
+    from dist_resnet.data import prepare
     from dist_resnet.data.ingest import Shrink
-    from dist_resnet.data.prepare import Options
     from dist_resnet.launch import ray_shards
+
+    assert options.source is not None
+    assert options.target is not None
 
     shrink = None
     if options.shorter_side is not None:
         quality = 90 if options.quality is None else options.quality
         shrink = Shrink(shorter_side=options.shorter_side, quality=quality)
     manifest = ray_shards.prepare(
-        Options(
+        prepare.Options(
             source=options.source,
             target=options.target,
             split=options.split,

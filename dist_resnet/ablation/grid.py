@@ -17,6 +17,7 @@ from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.order import steps_per_epoch
 from dist_resnet.model.depths import layout_of
 from dist_resnet.recipe import Data, MatchClasses, Placement, Recipe, Shortcut
+from dist_resnet.wording import some
 
 Published = paper.Table1 | paper.Table2 | paper.Table3 | paper.Replication
 Dataset = Literal["cifar10", "cifar100"]
@@ -324,4 +325,4 @@ def trial_name(cell: Cell, seed: int) -> str:
 
 
 def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") if keys else "none"
+    return some(keys) or "none"

@@ -3,7 +3,6 @@
 Colours are of the Okabe-Ito palette, and nothing is told by colour alone: marks differ in shape, lines in dashes.
 """
 
-import io
 import math
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from dist_resnet.ablation.results import Cell
 from dist_resnet.paper import FAIL_ABOVE
+from dist_resnet.tracking.plots import to_png
 
 BLACK, BLUE, VERMILLION = "#000000", "#0072B2", "#D55E00"
 _COLUMNS = 3
@@ -69,7 +69,7 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
     axes.grid(axis="both", alpha=0.25)
     figure.suptitle(title)
     figure.legend(handles=_error_key(cells), loc="outside lower center", ncols=3, frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> bytes:
@@ -116,7 +116,7 @@ def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> by
             axes.text(0.5, 0.5, "not started", transform=axes.transAxes, ha="center", color="#555555")
     figure.suptitle(title)
     figure.legend(handles=_curve_key(baseline), loc="outside lower center", ncols=2, frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw(left: Axes, right: Axes, cell: Cell, color: str, *, marked: bool) -> None:
@@ -184,9 +184,3 @@ def _label(cell: Cell, cells: Sequence[Cell]) -> str:
 
 def _thousands(value: float, _: object) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()

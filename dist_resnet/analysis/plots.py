@@ -3,7 +3,6 @@
 Colours are of the Okabe-Ito palette, and nothing is told by colour alone: lines differ in dashes.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dist_resnet.analysis.propagation import Propagation
+from dist_resnet.tracking.plots import to_png
 
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 _DPI = 96
@@ -65,7 +65,7 @@ def propagation(rows: Sequence[Sequence[Panel]], title: str) -> bytes:
         axes.set_xlabel("residual unit l", fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=_key(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _curves(panel: Panel) -> dict[str, list[float]]:
@@ -143,9 +143,3 @@ def _key() -> list[Line2D]:
         "formula": "the same by formula",
     }
     return [Line2D([], [], label=label, **_STYLES[name]) for name, label in labels.items()]
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", pil_kwargs={"optimize": True})
-    return picture.getvalue()

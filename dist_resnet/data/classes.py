@@ -15,6 +15,7 @@ import numpy as np
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.data.spelling import key, nearest
 from dist_resnet.recipe import MatchClasses, Recipe
+from dist_resnet.wording import some
 
 _MOST_NAMED = 5
 _UNNAMED = "unnamed {}"
@@ -297,6 +298,4 @@ def _said_of_numbers(split: Split, names: Sequence[str] | None, what: str, optio
 
 def _listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    shown = ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:_MOST_NAMED])
-    more = len(names) - _MOST_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    return some([repr(name if len(name) <= 40 else name[:37] + "...") for name in names], most=_MOST_NAMED)

@@ -15,6 +15,7 @@ from dist_resnet.data.splits import resembled_split
 from dist_resnet.data.store import exists, is_local
 from dist_resnet.data.tars import walk_members
 from dist_resnet.data.tree import list_files, list_folder
+from dist_resnet.wording import some
 
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 _KAGGLE_CLASSES = "LOC_val_solution.csv"
@@ -75,13 +76,13 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
             raise ValueError(_webdataset(folder, packed[0], members, is_local(filesystem)))
         if re.fullmatch(r"n\d{8}\.tar", packed[0]):
             raise ValueError(
-                f"{folder} holds {packed[0]}{_more(packed)}, the inner archives of ImageNet's; give the folder of "
+                f"{folder} holds {some(packed, most=1)}, the inner archives of ImageNet's; give the folder of "
                 "ILSVRC2012_img_train.tar as it was, or unpack each by: "
                 f'cd {shlex.quote(folder)} && for t in n*.tar; do mkdir -p "${{t%.tar}}" && tar -xf "$t" -C '
                 '"${t%.tar}" && rm "$t"; done'
             )
         raise ValueError(
-            f"{folder} holds the archive {packed[0]}{_more(packed)}, which is not read (ILSVRC2012_img_train.tar and "
+            f"{folder} holds the archive {some(packed, most=1)}, which is not read (ILSVRC2012_img_train.tar and "
             "ILSVRC2012_img_val.tar are); unpack it and give the folder with what was in it"
         )
 
@@ -157,10 +158,6 @@ def _address(filesystem: pafs.FileSystem, path: str) -> str:
     """What to give for a folder on the command line."""
     scheme = "" if is_local(filesystem) else {"gcs": "gs"}.get(filesystem.type_name, filesystem.type_name) + "://"
     return shlex.quote(scheme + path)
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _find_above(filesystem: pafs.FileSystem, folder: str, name: str) -> str | None:

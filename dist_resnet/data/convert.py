@@ -80,7 +80,7 @@ def encode_table(
     return pa.table([column, pa.array(labels, pa.int64())], schema=schema)
 
 
-def write_shard(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows_per_group: int) -> None:
+def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows_per_group: int) -> None:
     """Writes a table as one shard, whole or not at all.
 
     The picture bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading them
@@ -107,7 +107,7 @@ def convert_cifar(source: Path, target: str) -> dict[str, int]:
         pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         paths = [f"{split}/{names[label]}/{row:05d}.png" for row, label in enumerate(labels.tolist())]
         table = encode_table(list(_pngs(pixels)), paths, labels, names, image_column="img")
-        write_shard(filesystem, f"{path}/{split}-00000-of-00001.parquet", table, rows_per_group=_ROWS_PER_GROUP)
+        write_table(filesystem, f"{path}/{split}-00000-of-00001.parquet", table, rows_per_group=_ROWS_PER_GROUP)
     return {split: sum(len(labels) for _, labels in parts) for split, parts in splits.items()}
 
 

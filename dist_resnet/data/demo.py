@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.fs as pafs
 from PIL import Image
 
-from dist_resnet.data.convert import encode_table, write_shard
+from dist_resnet.data.convert import encode_table, write_table
 from dist_resnet.data.ranges import filesystem_of
 
 CLASS_NAMES = (
@@ -80,7 +80,7 @@ def _write_split(
         encoded = [_jpeg(draw(int(label), size, rng)) for label in here]
         paths = [f"{split}/{shard * _ROWS_PER_SHARD + row:05d}.jpg" for row in range(len(here))]
         table = encode_table(encoded, paths, here, CLASS_NAMES[:num_classes])
-        write_shard(filesystem, file, table, rows_per_group=_ROWS_PER_GROUP)
+        write_table(filesystem, file, table, rows_per_group=_ROWS_PER_GROUP)
 
 
 def _pattern(label: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from dist_resnet.data.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of
-from dist_resnet.data.left_out import LeftOut, some
+from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Container, Index, IndexBuilder, Source
 from dist_resnet.data.spelling import key, nearest
 from dist_resnet.data.splits import ORDER, resembled_split, split_of
 from dist_resnet.data.store import is_local
 from dist_resnet.data.tree import Folder, leads_back, list_folder, walk
+from dist_resnet.wording import some
 
 _THREADS = 16
 

@@ -30,7 +30,7 @@ from dist_resnet.data.columns import (
     may_lack_bytes,
 )
 from dist_resnet.data.kinds import HEAD_BYTES, kind_of
-from dist_resnet.data.ranges import one_line
+from dist_resnet.wording import one_line
 
 _TAIL_BYTES = 1 << 16
 

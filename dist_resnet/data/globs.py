@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dist_resnet.data import hive
-from dist_resnet.data.ranges import one_line
 from dist_resnet.terminal import escaped, not_text
+from dist_resnet.wording import one_line
 
 _SHARDS = "*.parquet"
 _ADVICE = "run jobs/prepare_imagenet.py or give --data.train and --data.validation"

@@ -55,7 +55,7 @@ def index_source(
         check_no_split(split, archives[min(named)], min(named))
         progress.begin("finding pictures", None)
         return tars.index_archives(filesystem, uri, archives, progress.advance)
-    if globs := spool.find_splits(filesystem, root, uri, split):
+    if globs := spool.find_globs(filesystem, root, uri, split):
         return _spool(uri, globs, target, label_column, run, progress)
     splits = _find_folders(filesystem, root, split)
     if not splits:

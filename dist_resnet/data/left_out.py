@@ -1,12 +1,11 @@
 """What of a source does not enter the set, counted, to be said in a line for each reason."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_resnet.data.clutter import counted_as
+from dist_resnet.wording import some
 
-_NAMED = 3
 _COUNTED = 12
 
 
@@ -46,12 +45,6 @@ class LeftOut:
         if self.broken:
             lines.append(f"{len(self.broken)} broken links: {some(sorted(self.broken))}")
         return lines
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _counts(counter: Counter[str]) -> str:

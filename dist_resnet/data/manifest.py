@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dist_resnet.data.store import exists, read_json, write_bytes
+from dist_resnet.wording import some
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -102,7 +103,7 @@ def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Fou
     wanted = {name for name in known if fnmatch.fnmatchcase(name, names)}
     if missing := sorted(wanted - found.keys()):
         raise ValueError(
-            f"{folder} lacks {missing[0]}{_more(missing)} of its {MANIFEST}; restore what is missing, or prepare the "
+            f"{folder} lacks {some(missing, most=1)} of its {MANIFEST}; restore what is missing, or prepare the "
             "set again into an empty folder"
         )
     if len(splits := sorted({split_of[name] for name in found})) > 1:
@@ -113,10 +114,6 @@ def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Fou
 
 def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) else str(value)
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:

@@ -31,7 +31,8 @@ from dist_resnet.data.footers import (
 )
 from dist_resnet.data.globs import find_shards
 from dist_resnet.data.manifest import Found, check_opened
-from dist_resnet.data.ranges import Access, RangeReader, filesystem_of, one_line
+from dist_resnet.data.ranges import Access, RangeReader, filesystem_of
+from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
 

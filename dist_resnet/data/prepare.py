@@ -42,6 +42,7 @@ from dist_resnet.data.store import (
     write_json,
 )
 from dist_resnet.lock import LockedError, lock
+from dist_resnet.wording import one_line
 
 _PLAN = f"{WORK}/plan.json"
 _SAMPLE = 200
@@ -134,8 +135,9 @@ def _prepare(
         _release(filesystem, folder)
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
-        reason = " ".join(str(error).split())
-        raise OSError(f"{options.target} is full ({reason}); free space and give the same command again") from error
+        raise OSError(
+            f"{options.target} is full ({one_line(error)}); free space and give the same command again"
+        ) from error
     manifest = _manifest(options, plan, records) | {"repeated": _said_of_repeats(options, plan, indexes, records)}
     write_manifest(filesystem, folder, manifest)
     _clean_up(filesystem, folder)

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dist_resnet.patience import patiently
+from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -260,11 +261,6 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{uri} is not a local path, s3:// or gs:// URI ({one_line(error)})") from error
     return filesystem, (path + location[len(plain) :]).rstrip("/")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, short enough for a line."""
-    return " ".join(str(error).split())[:200]
 
 
 def _is_denial(error: OSError) -> bool:

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dist_resnet.terminal import not_text
+from dist_resnet.wording import some
 
 _SCHEMA = pa.schema(
     {
@@ -154,10 +155,8 @@ def check_index(index: Index, split: str, class_names: Sequence[str], *, every_c
         )
     empty = np.flatnonzero(np.bincount(index.label, minlength=len(class_names)) == 0)
     if every_class and len(empty):
-        others = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise ValueError(
-            f"class {class_names[empty[0]]}{others} has no {split} picture; complete the source, or remove the class"
-        )
+        classes = some([class_names[int(label)] for label in empty], most=1)
+        raise ValueError(f"class {classes} has no {split} picture; complete the source, or remove the class")
     _check_names(index, class_names)
 
 

@@ -24,11 +24,12 @@ from dist_resnet.data.columns import Columns, LabelError, encoded_images, image_
 from dist_resnet.data.footers import columns_of, find_without_bytes, metadata_of, numbers_of
 from dist_resnet.data.left_out import LeftOut
 from dist_resnet.data.parquet import Split
-from dist_resnet.data.ranges import filesystem_of, one_line
+from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.data.sources import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.splits import split_of
 from dist_resnet.data.store import child_uri, exists, whole_file
 from dist_resnet.data.tree import list_files, list_folder
+from dist_resnet.wording import one_line
 
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _ROWS_AT_ONCE = 64
@@ -50,7 +51,7 @@ class SpoolTask:
     class_names: tuple[str, ...]
 
 
-def find_splits(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
+def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
     """The glob of each split's Parquet shards in a folder, in its folders of splits or its `data/`, by their names.
 
     If no name says which split it is, all are of `split`.

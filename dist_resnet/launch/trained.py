@@ -13,7 +13,7 @@ import torch
 
 from dist_resnet.data import classes
 from dist_resnet.recipe import Recipe
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory
+from dist_resnet.tracking.storage import RunDirectory
 from dist_resnet.train import checkpoint
 
 Weights = dict[str, torch.Tensor]
@@ -61,11 +61,7 @@ def of_run(source: str) -> Trained:
     """
     run, within, step = source.rstrip("/").rpartition(f"/{checkpoint.FOLDER}/")
     directory = RunDirectory(run if within else source)
-    known = directory.read_json(RECIPE_FILE)
-    if known is None:
-        raise FileNotFoundError(
-            f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
-        )
+    known = directory.read_run()
     folder = f"{checkpoint.FOLDER}/{step}"
     found = checkpoint.read(directory, folder) if within else checkpoint.latest(directory)
     if found is None:

@@ -30,15 +30,15 @@ from dist_resnet.data import classes
 from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
-from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, first_line, open_client
+from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, open_client
 from dist_resnet.tracking import mlflow_run
 from dist_resnet.tracking.address import store_of
 from dist_resnet.tracking.ledger import Ledger
 from dist_resnet.tracking.mlflow_run import ensure_experiment
 from dist_resnet.tracking.outbox import history, read_journal
 from dist_resnet.tracking.provenance import without_credentials
-from dist_resnet.tracking.refusal import check_experiment, refusal_of
-from dist_resnet.tracking.storage import RECIPE_FILE, SUMMARY_FILE, RunDirectory
+from dist_resnet.tracking.refusal import check_experiment, first_line, refusal_of
+from dist_resnet.tracking.storage import SUMMARY_FILE, RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
 
@@ -87,11 +87,7 @@ def publish_run(
     registered then.
     """
     directory = RunDirectory(run)
-    known = directory.read_json(RECIPE_FILE)
-    if known is None:
-        raise FileNotFoundError(
-            f"{directory.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
-        )
+    known = directory.read_run()
     recipe = Recipe.from_dict(known["recipe"])
     found = _checkpoint(directory, step)
     uri = store_of(directory, tracking_uri)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dist_resnet.registry import package, predictor
 from dist_resnet.tracking import address, database
 from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.refusal import first_line
 
 CLASS_NAMES_TAG, FROM_IMAGES = "class_names", "of the training images"
 
@@ -114,11 +115,6 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
     except MlflowException as error:
         raise ValueError(f"the registry has no {model}: {first_line(error)}; {_what_there_is(client)}") from error
     raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; {_what_there_is(client)}")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of MLflow's says, in one line."""
-    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _what_there_is(client: MlflowClient) -> str:

@@ -29,7 +29,7 @@ def training_curve(history: History, title: str) -> bytes:
     if error.get_legend_handles_labels()[0]:
         error.legend(frameon=False)
     figure.suptitle(title)
-    return _png(figure)
+    return to_png(figure)
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
@@ -45,10 +45,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes.set_ylabel("class")
     axes.set_title(title)
     figure.colorbar(image, label="share of the class's pictures")
-    return _png(figure)
+    return to_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()

@@ -202,6 +202,15 @@ class RunDirectory:
             raise ValueError(f"{self.child(name)} is damaged, it holds no JSON object; restore it from a copy")
         return content
 
+    def read_run(self) -> dict[str, Any]:
+        """What `recipe.json` holds. Raises FileNotFoundError if the directory is not that of a run."""
+        known = self.read_json(RECIPE_FILE)
+        if known is None:
+            raise FileNotFoundError(
+                f"{self.uri} is not a run: it has no {RECIPE_FILE}; give the directory STORAGE/NAME of a run"
+            )
+        return known
+
     def list(self, name: str) -> list[tuple[str, int]]:
         """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""
         filesystem, folder = self.open()[0], self.path(name).rstrip("/")

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 from oracle.pictures import jpeg, smooth
 
-from dist_resnet.data.convert import encode_table, write_shard
+from dist_resnet.data.convert import encode_table, write_table
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
 
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
 def shards(tmp_path: Path) -> str:
     images = [jpeg(smooth(200 + 10 * n, 300, n)) for n in range(8)]
     table = encode_table(images, [f"{n}.jpg" for n in range(8)], np.arange(8) % 3, ["a", "b", "c"])
-    write_shard(pafs.LocalFileSystem(), str(tmp_path / "shards/0.parquet"), table, rows_per_group=4)
+    write_table(pafs.LocalFileSystem(), str(tmp_path / "shards/0.parquet"), table, rows_per_group=4)
     return str(tmp_path / "shards")
 
 

@@ -1,6 +1,5 @@
 """Odd pictures on their way in; oracle: Pillow's and NumPy's pixels, and DALI's own decoder on what enters the set."""
 
-import importlib.util
 import io
 import struct
 import zlib
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs.inside import run_inside
 from nvidia.dali import fn, pipeline_def
 from oracle.pictures import jpeg, smooth
 from oracle.sources import prepare_here, prepared_rows, small_pictures, write_folders
@@ -18,7 +18,6 @@ from dist_resnet.data import ingest as module
 from dist_resnet.data.ingest import DamagedError, Ingested, Shrink, difference, ingest
 
 PIXELS = smooth(60, 80, 1)
-JOB = Path(__file__).parents[2] / "jobs" / "prepare_imagenet.py"
 
 
 def dali(encoded: bytes) -> np.ndarray:
@@ -296,14 +295,9 @@ def test_impossible_shrinking_is_refused(values: dict, complaint: str) -> None:
 
 
 def test_a_quality_of_zero_is_refused_by_the_job() -> None:
-    spec = importlib.util.spec_from_file_location(JOB.stem, JOB)
-    assert spec is not None
-    assert spec.loader is not None
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
-    options = job._parse(["--source", "x", "--target", "y", "--shorter-side", "256", "--quality", "0"])
-    with pytest.raises(ValueError, match=r"quality must lie in 1 .. 100, got 0"):
-        job._prepare(options)
+    done = run_inside("prepare_imagenet", "--source", "x", "--target", "y", "--shorter-side", "256", "--quality", "0")
+    assert done.returncode == 2
+    assert "quality must lie in 1 .. 100, got 0" in done.stderr
 
 
 def test_the_manifest_lists_odd_and_huge_pictures(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from oracle.pictures import jpeg, smooth
 
-from dist_resnet.data.convert import encode_table, write_shard
+from dist_resnet.data.convert import encode_table, write_table
 from dist_resnet.data.demo import write_demo
 from dist_resnet.data.ranges import filesystem_of
 from dist_resnet.launch import local
@@ -214,7 +214,7 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
         filesystem, path = filesystem_of(place)
         for split, rows in (("train", images), ("validation", images[150:190])):
             table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
-            write_shard(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)
+            write_table(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)
     allowing = dataclasses.replace(execution, damaged_share=0.02, cache=str(tmp_path / "cache"))
     summaries, named = [], []
     for name, place in (("here", str(tmp_path / "here")), ("away", f"{s3}/hurt"), ("cached", f"{s3}/hurt")):

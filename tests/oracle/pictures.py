@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
-from dist_resnet.data.convert import encode_table, write_shard
+from dist_resnet.data.convert import encode_table, write_table
 from dist_resnet.data.parquet import Split, open_split
 from dist_resnet.recipe import Augment, Data, Model, Recipe
 
@@ -44,7 +44,7 @@ def write_split(folder: Path, rows_per_shard: list[int], *, rows_per_group: int 
 def write_rows(file: Path, images: list[bytes], labels: list[int], rows_per_group: int = 10) -> None:
     """Writes one shard of the given pictures."""
     table = encode_table(images, ["x.jpg"] * len(images), np.array(labels, np.int64), [f"class {n}" for n in range(10)])
-    write_shard(pafs.LocalFileSystem(), str(file), table, rows_per_group=rows_per_group)
+    write_table(pafs.LocalFileSystem(), str(file), table, rows_per_group=rows_per_group)
 
 
 def recipe(**changes: object) -> Recipe:
