@@ -312,8 +312,8 @@ class Execution:
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: a GPU per worker where the cluster has that many GPUs, else the CPU."""
     cpus_per_worker: int | None = None
-    """CPU cores per worker, for its threads; by default the cluster's cores, shared evenly. Where the model trains on
-    the CPU, another count adds numbers up in another order, as another number of workers does."""
+    """CPU cores per worker, for its threads; by default as many as all workers find on their machines. Where the model
+    trains on the CPU, another count adds numbers up in another order, as another number of workers does."""
     storage: str = "~/dist_resnet"
     """Where runs are kept: a local path, or an s3:// or gs:// URI that every node can reach."""
     name: str | None = None

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +17,7 @@ import ray
 
 from dist_resnet.launch import ray_address, ray_internals, surroundings
 from dist_resnet.launch.lifeline import Lifeline, in_a_thread
+from dist_resnet.launch.resources import Node, Resources, cores_here
 from dist_resnet.recipe import Execution
 from dist_resnet.terminal import keeping_handlers
 
@@ -56,12 +57,18 @@ def connect(execution: Execution) -> None:
         _fail("Ray started and then failed", error)
 
 
-def resources() -> dict[str, float]:
-    """What the cluster has, such as CPU and GPU. Raises RayFailedError if it does not say."""
+def resources() -> Resources:
+    """What the machines of the cluster have. Raises RayFailedError if it does not say."""
     try:
-        return ray.cluster_resources()
+        return Resources(nodes=tuple(_node(node["Resources"]) for node in ray.nodes() if node["Alive"]))
     except Exception as error:
         _fail("Ray started and then failed", error)
+
+
+def _node(found: Mapping[str, float]) -> Node:
+    kinds = [key.partition(":")[2] for key in found if key.startswith("accelerator_type:")]
+    gpus = int(found.get("GPU", 0))
+    return Node(cores=int(found.get("CPU", 0)), gpus=gpus, gpu_kind=kinds[0] if gpus and kinds else None)
 
 
 def _fail(what: str, error: Exception) -> NoReturn:
@@ -95,7 +102,7 @@ def _join(address: str) -> None:
 
 
 def _start(execution: Execution) -> None:
-    cores = max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
+    cores = cores_here(execution)
     # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # After a failure all workers start at once, and an actor that synchronizes them.

@@ -1,7 +1,6 @@
 """Runs without Ray: in this process, or in a few processes of this machine."""
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import os
@@ -9,7 +8,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ import torch.multiprocessing
 
 from dist_resnet import logs
 from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.resources import of_this_machine, settle_workers
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
@@ -74,8 +74,7 @@ def settle(execution: Execution) -> Execution:
 
     Raises ValueError where it lacks the GPUs that were asked for, or cannot compute in that precision.
     """
-    cpus = execution.cpus_per_worker or max(1, (os.cpu_count() or 1) // execution.most_workers)
-    execution = dataclasses.replace(execution, device=_device(execution), cpus_per_worker=cpus)
+    execution = settle_workers(execution, of_this_machine(execution), fewest=execution.most_workers)
     check_precision(execution)
     return execution
 
@@ -118,14 +117,3 @@ def _end_with(driver: int) -> Callable[[int, object], None]:
 
 def _torch_device(execution: Execution, rank: int) -> torch.device:
     return torch.device("cuda", rank) if execution.device == "gpu" else torch.device("cpu")
-
-
-def _device(execution: Execution) -> Literal["gpu", "cpu"]:
-    """What the workers train on. Raises ValueError where GPUs were asked for and there are too few."""
-    available = torch.cuda.device_count()
-    if execution.device == "gpu" and available < execution.most_workers:
-        raise ValueError(
-            f"execution.device gpu needs a GPU for each of the {execution.most_workers} workers, this machine has "
-            f"{available}; use fewer workers or --execution.device cpu"
-        )
-    return "gpu" if execution.device != "cpu" and available >= execution.most_workers else "cpu"

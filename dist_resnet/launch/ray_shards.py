@@ -49,7 +49,7 @@ class _Tasks:
         if not waiting:
             return
         connect(Execution(workers=self._workers or 1, cpus_per_worker=1))
-        most = self._workers or max(1, int(resources().get("CPU", 1)))
+        most = self._workers or max(1, resources().cores)
         try:
             while waiting or running:
                 while waiting and len(running) < most:

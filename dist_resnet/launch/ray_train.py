@@ -9,7 +9,7 @@ are what counts.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dist_resnet.launch.cluster import (
@@ -38,6 +38,7 @@ from ray.train import (
 from dist_resnet.launch import ray_worker
 from dist_resnet.launch.network import NodeTorchConfig
 from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.resources import settle_workers
 from dist_resnet.launch.submitted import take_over
 from dist_resnet.launch.supervision import supervise
 from dist_resnet.launch.telemetry import RunTelemetry
@@ -72,7 +73,7 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         return plan
     with taking(plan.directory):
         connect(execution)
-        execution = allot(plan.execution, resources())
+        execution = settle_workers(plan.execution, resources())
         check_precision(execution)
         return dataclasses.replace(plan, execution=execution)
 
@@ -84,27 +85,6 @@ def run(plan: Plan) -> dict[str, Any]:
     """
     with RunTelemetry(plan.name, plan.execution.most_workers) as telemetry:
         return supervise(plan, lambda: _fit(plan), telemetry)
-
-
-def allot(execution: Execution, resources: Mapping[str, float]) -> Execution:
-    """The execution with `device` and `cpus_per_worker` settled from a cluster's resources.
-
-    Raises ValueError where more is asked for than the cluster has.
-    """
-    (least, most), gpus, cores = execution.worker_range, int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    if execution.device == "gpu" and gpus < least:
-        raise ValueError(
-            f"execution.device gpu needs a GPU for each of the {least} workers, the cluster has {gpus}; "
-            "use fewer workers, a larger cluster, or --execution.device cpu"
-        )
-    cpus = execution.cpus_per_worker or max(1, cores // most)
-    if least * cpus > cores:
-        raise ValueError(
-            f"{least} workers of {cpus} CPU cores need {least * cpus}, the cluster has {cores}; "
-            "use fewer --execution.workers or --execution.cpus-per-worker, or a larger cluster"
-        )
-    device = "gpu" if execution.device != "cpu" and gpus >= least else "cpu"
-    return dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
 
 
 def _fit(plan: Plan) -> None:

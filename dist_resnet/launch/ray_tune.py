@@ -33,6 +33,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.preparation import Plan
+from dist_resnet.launch.resources import check_fraction, settle_trial
 from dist_resnet.launch.rung_scheduler import RungScheduler
 from dist_resnet.launch.rungs import Rungs
 from dist_resnet.launch.stopping import stopping_on_signals
@@ -73,17 +74,16 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
     """
     connect(execution)
     found = resources()
-    gpus, cores = int(found.get("GPU", 0)), int(found.get("CPU", 1))
-    execution = settle(execution, gpus=gpus, cores=cores)
+    execution = settle_trial(execution, found)
     check_precision(execution)
     cpus = execution.cpus_per_worker or 1
     if execution.device == "cpu":
-        logger.info("%d trials at once, each on %d CPU cores", min(len(plans), cores // cpus), cpus)
+        logger.info("%d trials at once, each on %d CPU cores", min(len(plans), found.room(cpus, with_gpu=False)), cpus)
         return execution, [Share(cpus=cpus)] * len(plans)
     needs, gpu_bytes = _measure_memory(plans, execution)
     shares = []
     for plan, need in zip(plans, needs, strict=True):
-        most = min(_MOST_TRIALS_PER_GPU, cores // gpus // cpus)
+        most = min(_MOST_TRIALS_PER_GPU, found.cores_per_gpu // cpus)
         number = trials_per_gpu(plan.name, execution.trials_per_gpu, need, gpu_bytes, most)
         # Rounded down to Ray's four digits, so that three thirds fit.
         shares.append(Share(cpus=cpus, gpus=int(10_000 / number) / 10_000))
@@ -101,30 +101,7 @@ def check_trials(execution: Execution) -> None:
             f"execution.workers is 1 for a trial, got {execution.workers}; as many trials run at once as the cluster "
             "has room for"
         )
-    _check_fraction(execution)
-
-
-def settle(execution: Execution, *, gpus: int, cores: int) -> Execution:
-    """The execution with `device` and `cpus_per_worker` settled. Raises ValueError where the cluster lacks them."""
-    cpus = execution.cpus_per_worker or 1
-    if execution.device == "gpu" and not gpus:
-        raise ValueError("execution.device gpu needs a GPU, the cluster has none; use --execution.device cpu")
-    device = "gpu" if gpus and execution.device != "cpu" else "cpu"
-    execution = dataclasses.replace(execution, device=device, cpus_per_worker=cpus)
-    _check_fraction(execution)
-    if cpus > cores:
-        raise ValueError(
-            f"a trial of {cpus} CPU cores cannot fit into the cluster's {cores}; lower --execution.cpus-per-worker"
-        )
-    return execution
-
-
-def _check_fraction(execution: Execution) -> None:
-    if execution.device == "cpu" and execution.trials_per_gpu is not None:
-        raise ValueError(
-            f"execution.trials-per-gpu {execution.trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, "
-            "or use a cluster with a GPU"
-        )
+    check_fraction(execution)
 
 
 def trials_per_gpu(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) -> int:
@@ -324,7 +301,4 @@ def _peak_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int]
 
 def hardware() -> str:
     """What the cluster has, such as `8 CPU cores, 1 x H200`."""
-    found = resources()
-    kinds = [key.split(":", 1)[1] for key in found if key.startswith("accelerator_type:")]
-    gpus = f", {found['GPU']:g} x {' and '.join(kinds) or 'GPU'}" if found.get("GPU") else ""
-    return f"{found.get('CPU', 0):g} CPU cores{gpus}"
+    return str(resources())

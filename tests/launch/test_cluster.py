@@ -113,7 +113,7 @@ cluster.gcs_address = "127.0.0.1:1"
 cluster.ray.init = fail if sys.argv[1] == "init" else do_nothing
 cluster.ray.get_runtime_context = do_nothing
 cluster.Lifeline = fail if sys.argv[1] == "lifeline" else do_nothing
-cluster.ray.cluster_resources = fail
+cluster.ray.nodes = fail
 cli.run(lambda: ray_tune.allot([], cluster.Execution()))
 """
 

@@ -117,30 +117,3 @@ def test_failures_in_a_row_are_counted_till_a_new_checkpoint(recipe, execution: 
         with pytest.raises(RuntimeError, match="training failed after 3 restarts: no room"):
             ray_train._fit(plan)
     assert trainer.fits == fits
-
-
-@pytest.mark.parametrize(
-    ("changes", "resources", "expected"),
-    [
-        ({"workers": 2, "device": "cpu"}, {"CPU": 8.0, "GPU": 2.0}, ("cpu", 4)),
-        ({"workers": 2, "device": "auto"}, {"CPU": 8.0, "GPU": 2.0}, ("gpu", 4)),
-        ({"workers": 4, "device": "auto"}, {"CPU": 8.0, "GPU": 2.0}, ("cpu", 2)),
-        ({"workers": 2, "cpus_per_worker": 3}, {"CPU": 8.0}, ("cpu", 3)),
-    ],
-)
-def test_devices_and_cores_come_from_the_cluster(execution: Execution, changes, resources, expected):
-    allotted = ray_train.allot(dataclasses.replace(execution, **({"cpus_per_worker": None} | changes)), resources)
-    assert (allotted.device, allotted.cpus_per_worker) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"workers": 2, "device": "gpu"}, "needs a GPU for each of the 2 workers, the cluster has 1"),
-        ({"workers": 5}, "5 workers of 1 CPU cores need 5, the cluster has 4"),
-        ({"workers": 2, "cpus_per_worker": 3}, "2 workers of 3 CPU cores need 6, the cluster has 4"),
-    ],
-)
-def test_more_than_the_cluster_has_is_refused(execution: Execution, changes, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        ray_train.allot(dataclasses.replace(execution, **changes), {"CPU": 4.0, "GPU": 1.0})

@@ -4,38 +4,10 @@ import dataclasses
 
 import pytest
 
-from dist_resnet.launch.ray_tune import check_trials, settle, trials_per_gpu
+from dist_resnet.launch.ray_tune import check_trials, trials_per_gpu
 from dist_resnet.recipe import Execution
 
 GIB = 1 << 30
-
-
-@pytest.mark.parametrize(
-    ("changes", "gpus", "expected"),
-    [
-        ({"device": "auto"}, 0, ("cpu", 1)),
-        ({"device": "auto"}, 1, ("gpu", 1)),
-        ({"device": "cpu", "cpus_per_worker": 2}, 1, ("cpu", 2)),
-        ({"device": "gpu", "cpus_per_worker": 4}, 2, ("gpu", 4)),
-    ],
-)
-def test_a_trial_trains_on_a_gpu_where_there_is_one(execution: Execution, changes, gpus, expected):
-    asked = dataclasses.replace(execution, **({"cpus_per_worker": None} | changes))
-    settled = settle(asked, gpus=gpus, cores=4)
-    assert (settled.device, settled.cpus_per_worker) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"device": "gpu"}, "execution.device gpu needs a GPU, the cluster has none"),
-        ({"device": "auto", "trials_per_gpu": 2}, "trials-per-gpu 2 cannot fit: the trials run on the CPU"),
-        ({"cpus_per_worker": 5}, "a trial of 5 CPU cores cannot fit into the cluster's 4"),
-    ],
-)
-def test_what_the_cluster_lacks_is_refused(execution: Execution, changes, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        settle(dataclasses.replace(execution, **changes), gpus=0, cores=4)
 
 
 def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Execution):
