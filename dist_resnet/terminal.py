@@ -14,13 +14,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TextIO
 
 from dist_resnet.early import interruption, write_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ERRORS = "dist_resnet.escaped"
+# A signal waits so long, in tries of so many seconds, for what is being written.
+_SECONDS_TO_WRITE, _SECONDS_BETWEEN_TRIES = 1.0, 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -134,9 +136,17 @@ class _Signals:
     def __init__(self, line: str) -> None:
         self.line = line
         self.received: int | None = None
+        self._seconds_waited = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
+        if self.received is None and _is_writing(frame) and self._seconds_waited < _SECONDS_TO_WRITE:
+            # An exception there would have a line cut off, or written once more at the process's end.
+            self._seconds_waited += _SECONDS_BETWEEN_TRIES
+            again = threading.Timer(_SECONDS_BETWEEN_TRIES, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         if self.received is None and not _is_importing(frame):
             self.received = number
             raise Interrupted(number)
@@ -146,11 +156,18 @@ class _Signals:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
+    return any(code.co_filename == "<frozen importlib._bootstrap>" for code in _codes(frame))
+
+
+def _is_writing(frame: FrameType | None) -> bool:
+    return any(code is _Tolerant.write.__code__ for code in _codes(frame))
+
+
+def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+    """What runs, from a frame outwards."""
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
+        yield frame.f_code
         frame = frame.f_back
-    return False
 
 
 class _Tolerant(io.FileIO):

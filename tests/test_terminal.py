@@ -1,10 +1,13 @@
 """What printing and signals do to a command. Oracle: the exit codes of a shell, and the bytes that come out of it."""
 
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -151,10 +154,26 @@ def test_a_signal_is_one_line_and_its_code(body: str, number: int, code: int):
 
 
 def test_what_is_under_way_is_cleaned_up_and_a_second_signal_ends_it_at_once():
-    body = 'print("here")\n    try: time.sleep(20)\n    finally:\n        print("cleaning"); time.sleep(20)'
+    body = 'try: print("here"); time.sleep(20)\n    finally:\n        print("cleaning"); time.sleep(20)'
     code, said = _signalled(body, signal.SIGINT, signal.SIGINT)
     assert code == 130
     assert said == ""
+
+
+def test_what_is_being_written_is_written_once_and_whole():
+    command = [sys.executable, "-c", COMMAND.format(body='print("y" * (1 << 20)); time.sleep(20)')]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        waiting, size = bytearray(4), fcntl.fcntl(job.stdout, fcntl.F_GETPIPE_SZ)
+        while struct.unpack("i", waiting) != (size,):
+            assert job.poll() is None
+            fcntl.ioctl(job.stdout, termios.FIONREAD, waiting)
+        job.send_signal(signal.SIGINT)
+        written = job.stdout.read()
+        assert job.wait(timeout=60) == 130
+        assert job.stderr.read() == b"-c: interrupted; give the same command again\n"
+    assert written == b"y" * (1 << 20) + b"\n"
 
 
 def test_an_ignored_ctrl_c_stays_ignored():

@@ -221,7 +221,7 @@ def test_networks_that_cannot_be_are_refused(recipe: Recipe, execution: Executio
 def test_the_directory_of_a_run_or_of_another_probe_is_refused(recipe: Recipe, execution: Execution):
     plan = local.prepare_run(recipe, dataclasses.replace(execution, name="training"), job="test")
     plan.claim()
-    with pytest.raises(ValueError, match="holds a run; use another --execution.name"):
+    with pytest.raises(ValueError, match="is that of a run; use another --execution.name for a probe"):
         prepared([subject_of(recipe)], dataclasses.replace(execution, name="training"))
     probe.run(prepared([subject_of(recipe)], execution))
     with pytest.raises(ValueError, match="holds a probe of other networks or pictures"):

@@ -178,8 +178,11 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
     delivered = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert delivered.returncode == 0, delivered.stderr
     assert "no longer has the run" in delivered.stderr
+    made = Ledger(directory, own_store).run_id()
+    assert made not in (None, sink.run_id)
+    query = "SELECT step FROM metrics WHERE key = 'train/loss' AND run_uuid = ? ORDER BY step"
     with contextlib.closing(sqlite3.connect(file)) as database:
-        steps = database.execute("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+        steps = database.execute(query, (made,)).fetchall()
     assert steps == [(1,), (2,), (3,), (4,), (5,)]
 
 
