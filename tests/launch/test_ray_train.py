@@ -32,7 +32,7 @@ def test_ray_workers_end_with_the_bits_of_local_ones(ray_cluster, recipe: Recipe
 
 
 def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Recipe, on_two: Execution):
-    recipe = dataclasses.replace(recipe, epochs=60)
+    recipe = dataclasses.replace(recipe, epochs=20)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
     plan = ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="broken"), job="test")
     killer = threading.Thread(target=_kill_a_worker_after, args=(Path(plan.directory.uri), 12), daemon=True)
