@@ -17,6 +17,7 @@ from typing import Any
 from dist_resnet.launch.cluster import (
     connect,
     disconnect,
+    first_line,
     hold,
     resources,
 )  # first: it sets what Ray reads when it is imported
@@ -284,7 +285,13 @@ def _measure_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[i
     keys = [dataclasses.replace(plan.recipe, seed=0).fingerprint() for plan in plans]
     different = dict(zip(keys, plans, strict=True))
     measure = ray.remote(num_gpus=1, num_cpus=1, max_calls=1)(_peak_memory)
-    peaks, gpu_bytes = ray.get(measure.remote(list(different.values()), execution))
+    try:
+        peaks, gpu_bytes = ray.get(measure.remote(list(different.values()), execution))
+    except ray.exceptions.RayError as error:
+        raise ValueError(
+            f"a step of the sweep's networks cannot be measured on a GPU of the cluster ({first_line(error)}); use GPUs "
+            "with more memory, or --execution.device cpu"
+        ) from error
     needs = dict(zip(different, peaks, strict=True))
     return [needs[key] for key in keys], gpu_bytes
 
