@@ -289,8 +289,8 @@ def _measure_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[i
         peaks, gpu_bytes = ray.get(measure.remote(list(different.values()), execution))
     except ray.exceptions.RayError as error:
         raise ValueError(
-            f"a step of the sweep's networks cannot be measured on a GPU of the cluster ({first_line(error)}); use GPUs "
-            "with more memory, or --execution.device cpu"
+            f"a step of the sweep's networks cannot be measured on a GPU of the cluster ({first_line(error)}); use "
+            "GPUs with more memory, or --execution.device cpu"
         ) from error
     needs = dict(zip(different, peaks, strict=True))
     return [needs[key] for key in keys], gpu_bytes
