@@ -31,10 +31,10 @@ from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Reci
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives the tests that share a Ray to one process, which starts it once."""
+    """Gives to one process the tests that share a Ray, started once, and those that take the whole machine."""
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("one at a time"))
 
 
 @pytest.fixture(scope="session", autouse=True)
