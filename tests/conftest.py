@@ -44,8 +44,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _logs_reach_pytest() -> Iterator[None]:
-    """Undoes what `logs.configure` set, so that caplog sees every test's log."""
+    """Undoes what `logs.configure` set, so that caplog sees every test's log, and none of another's."""
     package = logging.getLogger("dist_resnet")
+    # Threads that outlive their test go on asking for servers that are gone.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     yield
     package.handlers.clear()
     package.propagate = True
