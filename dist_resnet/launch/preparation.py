@@ -84,12 +84,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     decoders.check(execution.decode)
     with torch.device("meta"):
         build_model(recipe.model)
-    for name, uri in (
-        ("data.train", recipe.data.train),
-        ("data.validation", recipe.data.validation),
-        ("execution.storage", execution.storage),
-    ):
-        address.check_no_password(name, uri)
+    _check_no_passwords(recipe, execution)
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
     )
@@ -135,6 +130,16 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
             *_said_of_precision(directory, execution),
         ),
     )
+
+
+def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
+    """Raises ValueError where an address that will be written down has a password in it."""
+    for name, uri in (
+        ("data.train", recipe.data.train),
+        ("data.validation", recipe.data.validation),
+        ("execution.storage", execution.storage),
+    ):
+        address.check_no_password(name, uri)
 
 
 def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
