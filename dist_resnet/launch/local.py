@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,24 @@ def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
     if execution.most_workers == 1:
         act(Worker(rank=0, world_size=1, device=_torch_device(execution, 0)))
         return
+    # Python's tracker of shared resources unblocks SIGINT when it starts: it has to run before it is blocked.
+    torch.multiprocessing.get_context("spawn").Lock()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = Path(folder, "rendezvous").as_uri()
-        with _deaf_to_ctrl_c():
+        with _deaf_to_ctrl_c() as hear:
             workers = torch.multiprocessing.spawn(
                 _run, args=(execution, act, rendezvous), nprocs=execution.most_workers, join=False
             )
-        assert workers is not None
-        try:
-            while not workers.join():
-                pass
-        except BaseException:
-            # This process would wait for them at its end.
-            for process in workers.processes:
-                process.terminate()
-            raise
+            assert workers is not None
+            try:
+                hear()
+                while not workers.join():
+                    pass
+            except BaseException:
+                # This process would wait for them at its end.
+                for process in workers.processes:
+                    process.terminate()
+                raise
 
 
 def settle(execution: Execution) -> Execution:
@@ -95,13 +99,30 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within the block do not hear SIGINT before they unblock it; this one does at its end."""
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _deaf_to_ctrl_c() -> Iterator[Callable[[], object]]:
+    """Processes started within the block do not hear SIGINT before they unblock it; this one does from its end on, or
+    from the call of what the block is given: there an earlier Ctrl-C is raised.
+
+    Called in the main thread, or without effect on this process.
+    """
+    heard: list[tuple[Any, ...]] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    # The mask is this thread's alone: the kernel gives the signal to another, and Python raises it here all the same.
+    if callable(handler):
+        signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
+
+    def hear() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
+            if heard:
+                handler(*heard.pop())
+
     try:
-        yield
+        yield hear
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        hear()
 
 
 def _end_with(driver: int) -> Callable[[int, object], None]:
