@@ -61,7 +61,7 @@ def write_arrays(data: str, folder: Path) -> None:
 
     from PIL import Image
 
-    from dist_resnet.data.parquet import open_split, read_row_group
+    from dist_resnet.data.shards.split import open_split, read_row_group
 
     split = open_split(data)
     groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
@@ -184,7 +184,7 @@ def cpu_seconds() -> float:
 def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, graphs: bool = False) -> Iterator[None]:
     """This package's loader and step, one worker."""
     from dist_resnet.data.loader import open_loader
-    from dist_resnet.data.parquet import open_split
+    from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
     from dist_resnet.train.distributed import Worker
     from dist_resnet.train.loop import create_state

@@ -133,13 +133,13 @@ def _numbered(picture: bytes, number: int) -> bytes:
 
 def prepare(folder: Path, shard_megabytes: float) -> tuple[float, float, float]:
     """(seconds, greatest MiB of the driver, greatest MiB of a task's process) of preparing the generated set."""
-    from dist_resnet.data.prepare import Options
-    from dist_resnet.launch import ray_shards
+    from dist_resnet.data.prepare.prepare import Options
+    from dist_resnet.launch.ray import prepare as ray_prepare
 
     options = Options(source=str(folder / "raw"), target=str(folder / "prepared"), shard_megabytes=shard_megabytes)
     memory = _Memory()
     started = time.perf_counter()
-    ray_shards.prepare(options, workers=None)
+    ray_prepare.prepare(options, workers=None)
     return time.perf_counter() - started, *memory.end()
 
 
@@ -175,8 +175,8 @@ def _own_peak() -> float:
 
 def read_epoch(folder: Path, workers: int) -> str:
     """Reads an epoch and an evaluation as so many workers would, counts every picture, and returns a line."""
-    from dist_resnet.data.parquet import ShardReader, open_split
-    from dist_resnet.data.streams import evaluation_requests, training_requests
+    from dist_resnet.data.input.streams import evaluation_requests, training_requests
+    from dist_resnet.data.shards.split import ShardReader, open_split
     from dist_resnet.recipe import Augment, Data, Model, Recipe
 
     train, validation = (open_split(f"{folder}/prepared/{split}-*.parquet") for split in SHARDS)
@@ -222,7 +222,7 @@ def count(seen: np.ndarray, request: object) -> None:
 
 def order_epoch(times: int) -> str:
     """Plans an epoch of so many times ImageNet and draws the whole order of one worker of 64; returns a line."""
-    from dist_resnet.data.order import WindowedOrder
+    from dist_resnet.data.input.order import WindowedOrder
 
     rows = np.full(-(-TRAIN * times // 100), 100, np.int64)
     started = time.perf_counter()

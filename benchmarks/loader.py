@@ -35,9 +35,9 @@ import torchvision
 from loader_contestants import CONTESTANTS, EPOCH
 from PIL import Image
 
-from dist_resnet.data.convert import encode_table
-from dist_resnet.data.parquet import open_split, read_row_group
-from dist_resnet.data.shards import ShardWriter
+from dist_resnet.data.prepare.write_shard import ShardWriter
+from dist_resnet.data.shards.split import open_split, read_row_group
+from dist_resnet.data.shards.write import encode_table
 
 HERE = Path(__file__).parent
 FACTORS = (0.5, 1.0, 2.0, 4.0)

@@ -49,15 +49,15 @@ def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
     """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalisation and the hand-over."""
     import torch
 
-    from dist_resnet.data.dali import DaliDecoder
+    from dist_resnet.data.input.dali import DaliDecoder
 
     decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
     return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
 
 
 def _requests(shards: Path, pipeline: str) -> Generator:
-    from dist_resnet.data.parquet import ShardReader, open_split
-    from dist_resnet.data.streams import evaluation_requests, training_requests
+    from dist_resnet.data.input.streams import evaluation_requests, training_requests
+    from dist_resnet.data.shards.split import ShardReader, open_split
 
     split = open_split(str(shards))
     for epoch in itertools.count():
@@ -83,7 +83,7 @@ def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
     import torch
 
     from dist_resnet.data.loader import open_loader
-    from dist_resnet.data.parquet import open_split
+    from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Execution
 
     split = open_split(str(shards))
@@ -232,9 +232,9 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
     """libjpeg-turbo on the same windows, encoded pictures in memory, pixels thrown away: jpeg_windows.c."""
     import numpy as np
 
-    from dist_resnet.data import augment
-    from dist_resnet.data.headers import picture_size
-    from dist_resnet.data.parquet import open_split, read_row_group
+    from dist_resnet.data.image.headers import picture_size
+    from dist_resnet.data.input import augment
+    from dist_resnet.data.shards.split import open_split, read_row_group
     from dist_resnet.recipe import Augment
 
     library = ctypes.CDLL(str(folder.parent / "jpeg_windows.so"))

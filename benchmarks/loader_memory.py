@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from dist_resnet.data.demo import write_demo
 from dist_resnet.data.loader import open_loader
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data.prepare.demo import write_demo
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 
 

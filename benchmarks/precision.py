@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.cifar import load_pictures
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.normalize import Normalizer
-from dist_resnet.data.parquet import ShardReader, open_split
+from dist_resnet.data.input.normalize import Normalizer
+from dist_resnet.data.input.resident import load_pictures
+from dist_resnet.data.shards.split import ShardReader, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Model
 

@@ -26,11 +26,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 _CHECKPOINT_EVERY = 10
 _STEPS_BEFORE_THE_KILL = 25
@@ -114,7 +114,7 @@ def measure(folder: Path, role: str, options: argparse.Namespace, launcher: list
 
 def train_ours(folder: Path, depth: int) -> None:
     """A long run of ours on two workers."""
-    from dist_resnet.launch import ray_train
+    from dist_resnet.launch.ray import train as ray_train
 
     train, validation = write_demo(
         str(folder / "pictures"), size=32, num_classes=10, train_images=1280, validation_images=40, seed=0

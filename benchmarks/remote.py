@@ -26,7 +26,7 @@ import torch
 from aiohttp import web
 
 from dist_resnet.data.loader import Loader, open_loader
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 
 

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dist_resnet.data.reference import decode_centre
+from dist_resnet.data.input.reference import decode_centre
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.registry import predictor, publish
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
 from dist_resnet.train.distributed import Worker

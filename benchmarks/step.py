@@ -80,9 +80,10 @@ def compare_with_bare(options: argparse.Namespace) -> None:
 
 def compare_with_ray(options: argparse.Namespace) -> None:
     """Prints images/s with and without Ray from the journals of whole runs, the first tenth of each left out."""
-    from dist_resnet.data.demo import write_demo
-    from dist_resnet.launch import local, ray_train
-    from dist_resnet.tracking.outbox import history, read_journal
+    from dist_resnet.data.prepare.demo import write_demo
+    from dist_resnet.launch import local
+    from dist_resnet.launch.ray import train as ray_train
+    from dist_resnet.tracking.journal import history, read_journal
 
     rates: dict[str, list[float]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -31,10 +31,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from dist_resnet.tracking.card import RunCard
-from dist_resnet.tracking.mlflow_sink import MlflowSink
-from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 
 VALUES = {
     "train/loss": 1.234567,

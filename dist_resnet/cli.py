@@ -80,8 +80,8 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
-    from dist_resnet.launch import ray_train
     from dist_resnet.launch.demo import write_pictures
+    from dist_resnet.launch.ray import train as ray_train
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():

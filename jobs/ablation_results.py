@@ -43,7 +43,7 @@ def write(options: Options) -> list[Path]:
     """Writes all files, and returns their paths. Nothing is written where something is wrong."""
     from dist_resnet.ablation import pages
     from dist_resnet.ablation.record import read_record, to_csv, to_json
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.tracking.run_directory import RunDirectory
 
     date = _date(options.date)
     record = read_record([RunDirectory(uri) for uri in options.sweeps])

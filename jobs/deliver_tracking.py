@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dist_resnet import cli, logs
 
 if TYPE_CHECKING:
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.tracking.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ def main() -> None:
 def _deliver_all(options: Options) -> bool:
     """Delivers run after run; whether all arrived. A server that refuses every run ends it."""
     # Imported late, so that --help need not wait for MLflow.
-    from dist_resnet.tracking.address import store_of
+    from dist_resnet.tracking.mlflow.address import store_of
+    from dist_resnet.tracking.mlflow.refusal import RefusedError
     from dist_resnet.tracking.provenance import without_credentials
-    from dist_resnet.tracking.refusal import RefusedError
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.tracking.run_directory import RunDirectory
 
     outcomes = []
     for run in options.run:
@@ -71,7 +71,7 @@ def _deliver_all(options: Options) -> bool:
 def _deliver(directory: "RunDirectory", uri: str, options: Options) -> bool:
     """Delivers one run, with its progress on standard error; whether it arrived."""
     from dist_resnet.launch.progress import DeliveryProgress
-    from dist_resnet.tracking.delivery import deliver
+    from dist_resnet.tracking.mlflow.delivery import deliver
 
     progress = DeliveryProgress(directory.name)
     try:

@@ -52,7 +52,7 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     # Imported late, so that --help need not wait for torch.
-    from dist_resnet.launch.evaluation import evaluate
+    from dist_resnet.launch.evaluate import evaluate
     from dist_resnet.launch.trained import open_trained
     from dist_resnet.registry.publish import record_evaluation
 

@@ -25,7 +25,7 @@ def main() -> None:
     """Converts; exits with code 2 and one line where the source or target cannot be used."""
     options = cli.parse_options(Options, doc=__doc__)
     # Imported late, so that --help need not wait for Arrow.
-    from dist_resnet.data.convert import convert_cifar
+    from dist_resnet.data.shards.write import convert_cifar
 
     with cli.bad_input_exits():
         counts = convert_cifar(options.source.expanduser(), options.target)

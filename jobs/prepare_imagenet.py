@@ -85,9 +85,9 @@ def main() -> None:
 
 def _prepare(options: Options) -> None:
     # Imported late, so that --help need not wait for Ray.
-    from dist_resnet.data import prepare
-    from dist_resnet.data.ingest import Shrink
-    from dist_resnet.launch import ray_shards
+    from dist_resnet.data.image.ingest import Shrink
+    from dist_resnet.data.prepare import prepare
+    from dist_resnet.launch.ray import prepare as ray_prepare
 
     assert options.source is not None
     assert options.target is not None
@@ -96,7 +96,7 @@ def _prepare(options: Options) -> None:
     if options.shorter_side is not None:
         quality = 90 if options.quality is None else options.quality
         shrink = Shrink(shorter_side=options.shorter_side, quality=quality)
-    manifest = ray_shards.prepare(
+    manifest = ray_prepare.prepare(
         prepare.Options(
             source=options.source,
             target=options.target,
@@ -114,9 +114,9 @@ def _prepare(options: Options) -> None:
 
 
 def _check(folder: str) -> int:
-    from dist_resnet.data.manifest import verify
-    from dist_resnet.data.ranges import filesystem_of
+    from dist_resnet.data.shards.manifest import verify
     from dist_resnet.launch.progress import PictureProgress
+    from dist_resnet.storage.ranges import filesystem_of
 
     progress = PictureProgress()
     progress.begin("reading shards", None)
@@ -138,7 +138,7 @@ def _check(folder: str) -> int:
 
 def describe(manifest: dict) -> list[str]:
     """What a manifest tells, in lines."""
-    from dist_resnet.data.store import size_text
+    from dist_resnet.storage.files import size_text
 
     lines = [f"from {manifest['source']} ({manifest['source_kind']}), seed {manifest['seed']}"]
     for name, split in manifest["splits"].items():

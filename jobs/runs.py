@@ -23,9 +23,9 @@ from dist_resnet import cli, logs, terminal
 from dist_resnet.recipe import Execution
 
 if TYPE_CHECKING:
-    from dist_resnet.launch.standing import Standing, SweepStanding
-    from dist_resnet.launch.submitted import JobDetails
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.launch.ray.jobs import JobDetails
+    from dist_resnet.launch.runs import Standing, SweepStanding
+    from dist_resnet.tracking.run_directory import RunDirectory
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -56,7 +56,7 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     # Imported late, so that --help need not wait for Arrow.
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.tracking.run_directory import RunDirectory
 
     act = {"list": _list, "show": _show, "logs": _follow, "stop": _stop, "resume": _resume}[options.act]
     with cli.bad_input_exits():
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def _list(options: Options, storage: "RunDirectory") -> None:
-    from dist_resnet.launch.standing import names_of_runs, read_standing
-    from dist_resnet.launch.submitted import job_of
-    from dist_resnet.tracking.storage import RunDirectory
+    from dist_resnet.launch.ray.jobs import job_of
+    from dist_resnet.launch.runs import names_of_runs, read_standing
+    from dist_resnet.tracking.run_directory import RunDirectory
 
     jobs = _jobs()
     runs = []
@@ -92,8 +92,8 @@ def _list(options: Options, storage: "RunDirectory") -> None:
 
 
 def _show(options: Options, directory: "RunDirectory") -> None:
-    from dist_resnet.launch.standing import read_standing
-    from dist_resnet.launch.submitted import job_of
+    from dist_resnet.launch.ray.jobs import job_of
+    from dist_resnet.launch.runs import read_standing
 
     standing = read_standing(directory)
     job = job_of(directory, _jobs())
@@ -106,7 +106,7 @@ def _show(options: Options, directory: "RunDirectory") -> None:
 
 
 def _follow(options: Options, directory: "RunDirectory") -> None:
-    from dist_resnet.launch.submitted import JobServer
+    from dist_resnet.launch.ray.jobs import JobServer
 
     server = JobServer()
 
@@ -121,8 +121,8 @@ def _follow(options: Options, directory: "RunDirectory") -> None:
 
 
 def _stop(options: Options, directory: "RunDirectory") -> None:
-    from dist_resnet.launch.standing import read_standing
-    from dist_resnet.launch.submitted import job_of
+    from dist_resnet.launch.ray.jobs import job_of
+    from dist_resnet.launch.runs import read_standing
     from dist_resnet.tracking import stop
 
     standing, job = read_standing(directory), job_of(directory, _jobs())
@@ -146,8 +146,8 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
 
 def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> Callable[[], bool]:
     """What tells whether a run or a sweep has ended or stopped since it stood so."""
-    from dist_resnet.launch.standing import ENDS, SweepStanding, status_of_sweep
-    from dist_resnet.tracking.outbox import Tail
+    from dist_resnet.launch.runs import ENDS, SweepStanding, status_of_sweep
+    from dist_resnet.tracking.journal import Tail
 
     if isinstance(standing, SweepStanding):
         return lambda: status_of_sweep(directory) != "open"
@@ -163,8 +163,8 @@ def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> 
 
 
 def _resume(options: Options, directory: "RunDirectory") -> None:
-    from dist_resnet.launch.standing import read_standing
-    from dist_resnet.launch.submitted import JobServer
+    from dist_resnet.launch.ray.jobs import JobServer
+    from dist_resnet.launch.runs import read_standing
 
     standing = read_standing(directory)
     if standing.status in ("finished", "diverged"):
@@ -178,7 +178,7 @@ def _resume(options: Options, directory: "RunDirectory") -> None:
 
 def _jobs() -> "list[JobDetails]":
     """The submitted jobs of the cluster; none, and a line that says why, where there is no cluster."""
-    from dist_resnet.launch.submitted import JobServer
+    from dist_resnet.launch.ray.jobs import JobServer
 
     try:
         return JobServer().jobs()
@@ -189,9 +189,9 @@ def _jobs() -> "list[JobDetails]":
 
 def _job(directory: "RunDirectory", jobs: "list[JobDetails]") -> "JobDetails":
     """The job of a run. Raises ValueError where it was not submitted to this cluster."""
-    from dist_resnet.launch.standing import read_standing
-    from dist_resnet.launch.submitted import job_of
-    from dist_resnet.tracking.ledger import command_of
+    from dist_resnet.launch.ray.jobs import job_of
+    from dist_resnet.launch.runs import read_standing
+    from dist_resnet.tracking.mlflow.ledger import command_of
 
     name, job = read_standing(directory).name, job_of(directory, jobs)
     if job is None:

@@ -16,7 +16,7 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 # As `launch.cluster` has it for a Ray of our own.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.preload")
+os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.ray.preload")
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 import torch
 
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 
 
@@ -105,7 +105,7 @@ def ray_cluster() -> Iterator[str]:
     """One Ray of 4 cores for the whole session: starting one takes half a minute. Its job server's address."""
     import ray
 
-    from dist_resnet.launch.ray_internals import free_ports
+    from dist_resnet.launch.ray.internals import free_ports
 
     # Beside whatever else runs on this machine: `ray start` wants 8265 and the others for itself.
     with socket.socket() as free:

@@ -7,17 +7,7 @@ import re
 
 import pytest
 
-from dist_resnet.recipe import (
-    Augment,
-    Data,
-    Evaluation,
-    Execution,
-    Model,
-    Optimizer,
-    Recipe,
-    Schedule,
-    check_pair,
-)
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule, check_pair
 
 
 def _recipe(**changes) -> Recipe:

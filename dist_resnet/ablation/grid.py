@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from dist_resnet import paper
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.order import steps_per_epoch
+from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.model.depths import layout_of
 from dist_resnet.recipe import Data, MatchClasses, Placement, Recipe, Shortcut
 from dist_resnet.wording import some

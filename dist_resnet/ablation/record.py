@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_resnet.ablation.results import Cell, Sweep, Trial, read_sweep
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 _FORMAT = 1
 _CURVE_COLUMNS = ("step", "training_seconds", "training_loss", "top1_error")

@@ -12,7 +12,7 @@ from dist_resnet.ablation.document import Block, Heading, Paragraph, Picture, Ta
 from dist_resnet.ablation.ranking import agreement, published_orders, ranks
 from dist_resnet.ablation.results import Cell, Sweep, Trial, read_sweep
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 FOLDER = "report"
 PLUS_MINUS, NONE, MINUS = "\N{PLUS-MINUS SIGN}", "\N{EN DASH}", "\N{MINUS SIGN}"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from dist_resnet import paper
 from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
-from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
+from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 # A panel shows no more, and means over longer spans are calmer.
 _POINTS = 200

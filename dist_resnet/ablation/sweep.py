@@ -19,19 +19,20 @@ from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
 from dist_resnet.ablation.watch import Trial, Watcher
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.parquet import Split, open_split
-from dist_resnet.launch import ray_tune, rungs
-from dist_resnet.launch.cluster import disconnect, own_cluster
-from dist_resnet.launch.preparation import Plan, prepare
-from dist_resnet.launch.submitted import take_over
+from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.launch.plan import Plan, prepare
+from dist_resnet.launch.ray import rungs
+from dist_resnet.launch.ray import tune as ray_tune
+from dist_resnet.launch.ray.cluster import disconnect, own_cluster
+from dist_resnet.launch.ray.jobs import take_over
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
 from dist_resnet.tracking import commands, provenance, stop
-from dist_resnet.tracking.address import store_of
-from dist_resnet.tracking.card import RunCard
 from dist_resnet.tracking.holding import keeping, release, taking
-from dist_resnet.tracking.mlflow_sink import MlflowSink
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.mlflow.address import store_of
+from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from typing import Any, Literal
 from dist_resnet import paper
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell
-from dist_resnet.launch import ray_tune
-from dist_resnet.launch.page import pictures, run_card
-from dist_resnet.launch.preparation import Plan
-from dist_resnet.launch.supervision import read_outcome
-from dist_resnet.launch.telemetry import RunTelemetry
+from dist_resnet.launch.mlflow_page import pictures, run_card
+from dist_resnet.launch.plan import Plan
+from dist_resnet.launch.ray import tune as ray_tune
+from dist_resnet.launch.ray.telemetry import RunTelemetry
+from dist_resnet.launch.supervise import read_outcome
 from dist_resnet.tracking import stop
-from dist_resnet.tracking.mlflow_sink import MlflowSink
-from dist_resnet.tracking.outbox import Tail
-from dist_resnet.tracking.storage import SUMMARY_FILE, RunDirectory
+from dist_resnet.tracking.journal import Tail
+from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.run_directory import SUMMARY_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -21,22 +21,22 @@ import torch
 
 from dist_resnet.analysis import plots
 from dist_resnet.analysis.propagation import Batch, Propagation, Span, measure, scale_products
-from dist_resnet.data import classes
+from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.loader import open_loader
-from dist_resnet.data.order import steps_per_epoch
-from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import provenance
-from dist_resnet.tracking.address import store_of
-from dist_resnet.tracking.card import DataSet, RunCard
-from dist_resnet.tracking.delivery import deliver
 from dist_resnet.tracking.holding import keeping
-from dist_resnet.tracking.mlflow_sink import MlflowSink
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RECIPE_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.mlflow.address import store_of
+from dist_resnet.tracking.mlflow.delivery import deliver
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dist_resnet.data import augment as augmentation
-from dist_resnet.data.cifar import centre_crop, crop_pictures, load_pictures
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.decoders import open_decoder
-from dist_resnet.data.normalize import Normalizer
-from dist_resnet.data.order import FullOrder, steps_per_epoch
-from dist_resnet.data.parquet import ShardReader, Split
-from dist_resnet.data.prefetch import Prefetched
-from dist_resnet.data.ranges import Access
-from dist_resnet.data.request import Request
-from dist_resnet.data.streams import evaluation_requests, training_requests
+from dist_resnet.data.input import augment as augmentation
+from dist_resnet.data.input.decoders import open_decoder
+from dist_resnet.data.input.normalize import Normalizer
+from dist_resnet.data.input.order import FullOrder, steps_per_epoch
+from dist_resnet.data.input.prefetch import Prefetched
+from dist_resnet.data.input.request import Request
+from dist_resnet.data.input.resident import centre_crop, crop_pictures, load_pictures
+from dist_resnet.data.input.streams import evaluation_requests, training_requests
+from dist_resnet.data.shards.split import ShardReader, Split
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.storage.ranges import Access
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 NUM_CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES = 10, 960, 200
 # The pictures are written a little larger than they are used, so that there is something to crop.

@@ -16,9 +16,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from dist_resnet import logs
-from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.resources import of_this_machine, settle_workers
-from dist_resnet.launch.supervision import supervise
+from dist_resnet.launch.supervise import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.holding import hold

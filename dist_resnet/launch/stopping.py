@@ -6,9 +6,9 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from dist_resnet.patience import patiently
+from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking import stop
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dist_resnet.data import classes
+from dist_resnet.data.shards import classes
 from dist_resnet.recipe import Recipe
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 
 Weights = dict[str, torch.Tensor]

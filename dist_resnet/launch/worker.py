@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from dist_resnet.data.loader import open_loader
-from dist_resnet.launch.preparation import Plan
+from dist_resnet.launch.plan import Plan
 from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import Evaluated, train

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.pixels import decode
+from dist_resnet.data.image.pixels import decode
 
 COLUMN = "image"
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from dist_resnet.data.datasets import Dataset
-from dist_resnet.data.normalize import Normalizer
-from dist_resnet.data.reference import centre
+from dist_resnet.data.input.normalize import Normalizer
+from dist_resnet.data.input.reference import centre
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Recipe
 from dist_resnet.registry.inputs import images_of, open_image

@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from dist_resnet.lock import FILE, LockedError, describe, holder, lock
-from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
+from dist_resnet.storage.lock import FILE, LockedError, describe, holder, lock
+from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ directory, whoever puts it there."""
 import logging
 import threading
 
-from dist_resnet.tracking.storage import SWEEP_FILE, RunDirectory
+from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)

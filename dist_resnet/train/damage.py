@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dist_resnet.data.loader import Batch, Damaged
-from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.recorder import Run
 from dist_resnet.train.distributed import Worker
 
 logger = logging.getLogger(__name__)

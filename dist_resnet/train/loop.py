@@ -13,15 +13,14 @@ import torch
 
 from dist_resnet.data.loader import Loader
 from dist_resnet.model import build_model
-from dist_resnet.patience import patiently
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking import provenance
+from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.observer import Observer, nobody
-from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.tracking.stop import StopWatch
-from dist_resnet.tracking.storage import RunDirectory
-from dist_resnet.tracking.system import System
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
 from dist_resnet.train.damage import DamageRecord, TooDamagedError
@@ -32,10 +31,11 @@ from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import configure_backend, loss_scaler
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.resume import resume
+from dist_resnet.train.run_images import Show
 from dist_resnet.train.schedule import learning_rate, num_steps
-from dist_resnet.train.show import Show
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
+from dist_resnet.train.system import System
 from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.train.writer import CheckpointWriter
 

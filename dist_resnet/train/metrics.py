@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from dist_resnet.tracking.run import Run
+from dist_resnet.tracking.recorder import Run
 from dist_resnet.train.distributed import Worker
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from dist_resnet.patience import patiently
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.storage.patience import patiently
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
 from dist_resnet.train.distributed import Worker

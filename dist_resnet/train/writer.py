@@ -5,9 +5,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from dist_resnet.patience import patiently
-from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.storage.patience import patiently
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
 from dist_resnet.train.state import TrainState

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 MODEL = {
     "shortcut": "identity",

@@ -8,8 +8,8 @@ from ablation.sweeps import MODEL, cell, write_sweep
 
 from dist_resnet.ablation.claims import CLAIMS, Finding, error_noise, findings
 from dist_resnet.ablation.results import Cell, read_sweep
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 ORIGINAL, PREACTIVATION = ("identity", "original"), ("identity", "full_preactivation")
 Results = dict[tuple[str, str], list[tuple[float, float] | None]]

@@ -10,7 +10,7 @@ from PIL import Image
 from dist_resnet.ablation import plots
 from dist_resnet.ablation.pages import BEGIN, END, insert, readers_page, record_page
 from dist_resnet.ablation.record import Record, read_record
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 IMAGES = "CIFAR-10 without loss"
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"

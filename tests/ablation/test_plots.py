@@ -10,7 +10,7 @@ from PIL import Image
 from dist_resnet.ablation import plots
 from dist_resnet.ablation.report import write_report
 from dist_resnet.ablation.results import Cell, read_sweep
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 VERMILLION, BLUE = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
 

@@ -9,8 +9,8 @@ import pytest
 from ablation.sweeps import MODEL, cell, write_sweep
 
 from dist_resnet.ablation.record import read_record, to_csv, to_json
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 PREACTIVATION = MODEL | {"placement": "full_preactivation"}
 

@@ -15,8 +15,8 @@ from dist_resnet.ablation import plots
 from dist_resnet.ablation.ranking import agreement, published_orders
 from dist_resnet.ablation.report import write_report
 from dist_resnet.ablation.results import read_sweep
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 PREACTIVATION = MODEL | {"placement": "full_preactivation"}
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
-from dist_resnet.tracking.outbox import history
+from dist_resnet.tracking.journal import history
 
 Records = list[dict[str, Any]]
 

@@ -15,12 +15,12 @@ from oracle.sources import rename_classes
 
 from dist_resnet.ablation import sweep
 from dist_resnet.ablation.grid import Choice, Pictures
-from dist_resnet.data.demo import CLASS_NAMES, write_demo
-from dist_resnet.data.parquet import read_row_group
+from dist_resnet.data.prepare.demo import CLASS_NAMES, write_demo
+from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.launch import local
-from dist_resnet.lock import lock
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.storage.lock import lock
+from dist_resnet.tracking.run_directory import RunDirectory
 
 TABLE_1 = Choice(
     tables=("1", "2"), depths=(8,), shortcuts=("identity",), placements=("original",), seeds=2, iterations=4

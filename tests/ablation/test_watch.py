@@ -9,11 +9,11 @@ import pytest
 from dist_resnet.ablation import watch
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.watch import Trial, Watcher
-from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import stop
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 
 def _ended(recipe: Recipe, execution: Execution, error: float, **changes) -> str:

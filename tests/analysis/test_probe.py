@@ -21,12 +21,12 @@ from registry.conftest import trained
 from dist_resnet.analysis import plots, probe
 from dist_resnet.analysis.probe import Probe, Subject, prepare_probe
 from dist_resnet.analysis.propagation import Propagation, Span
-from dist_resnet.data.parquet import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split, read_row_group
 from dist_resnet.launch import local
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe, Shortcut
-from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 BLACK, BLUE, VERMILLION, GREEN = (0, 0, 0), (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
 

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 from oracle.pictures import jpeg, smooth
 
-from dist_resnet.data.convert import encode_table, write_table
+from dist_resnet.data.shards.write import encode_table, write_table
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
 

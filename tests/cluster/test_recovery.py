@@ -26,8 +26,8 @@ from oracle.pictures import real
 from dist_resnet import cli
 from dist_resnet.launch import local
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
-from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from cluster.hosts import Hosts, reason_against
 
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(900)]
 

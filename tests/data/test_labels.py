@@ -9,8 +9,8 @@ import pytest
 from oracle.pictures import jpeg, smooth
 from oracle.sources import prepare_here
 
-from dist_resnet.data import classes
-from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.split import Split, open_split
 
 
 def split_of(folder: Path, labels: list, names: object = None) -> Split:

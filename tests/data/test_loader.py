@@ -14,14 +14,14 @@ from oracle.pictures import jpeg, recipe, smooth, write_rows, write_split
 from oracle.windows import pad_crop_flip
 from torchvision.transforms.functional import normalize
 
-from dist_resnet.data import augment
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.headers import picture_size
+from dist_resnet.data.image.headers import picture_size
+from dist_resnet.data.input import augment
+from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder, WindowedOrder
+from dist_resnet.data.input.reference import decode_centre, decode_window
+from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import Batch, DeviceResidentLoader, Loader, open_loader
-from dist_resnet.data.order import WINDOW_ROW_GROUPS, FullOrder, WindowedOrder
-from dist_resnet.data.parquet import RowGroup, ShardReader, Split, open_split, read_row_group
-from dist_resnet.data.reference import decode_centre, decode_window
-from dist_resnet.data.streams import training_requests
+from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split, read_row_group
 from dist_resnet.recipe import Augment, Execution, Recipe
 
 INCEPTION = recipe()

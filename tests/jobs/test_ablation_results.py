@@ -9,7 +9,7 @@ from ablation.sweeps import MODEL, cell, write_sweep, write_trial
 from jobs.inside import run_inside
 
 from dist_resnet.ablation.pages import BEGIN, END
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 

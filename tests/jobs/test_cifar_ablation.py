@@ -14,7 +14,7 @@ import pytest
 from jobs.inside import run_inside
 from mlflow import MlflowClient
 
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 
 JOB = Path(__file__).parents[2] / "jobs" / "cifar_ablation.py"
 SMALL = ("--demo", "--tables", "1", "--depths", "8", "--execution.precision", "fp32")

@@ -11,10 +11,10 @@ import pytest
 from jobs.inside import JOBS, run_inside
 from mlflow import MlflowClient
 
-from dist_resnet.tracking.card import RunCard
-from dist_resnet.tracking.ledger import Ledger
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.mlflow.ledger import Ledger
+from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.run_directory import RunDirectory
 
 POINTS = 2000
 

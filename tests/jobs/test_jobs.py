@@ -17,9 +17,9 @@ import torch
 from jobs.inside import run_inside
 from mlflow import MlflowClient
 
-from dist_resnet.lock import lock
 from dist_resnet.model import build_model
 from dist_resnet.model.depths import layout_of
+from dist_resnet.storage.lock import lock
 from dist_resnet.train.schedule import learning_rate, num_steps
 
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jobs.inside import run_inside
 
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data.shards.split import open_split
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

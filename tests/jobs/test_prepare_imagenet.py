@@ -15,7 +15,7 @@ import pytest
 from jobs.inside import run_inside
 from oracle.sources import SYNSETS, damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
 
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data.shards.split import open_split
 
 JOB = Path(__file__).parents[2] / "jobs" / "prepare_imagenet.py"
 

@@ -20,20 +20,20 @@ import pytest
 from mlflow import MlflowClient
 from oracle.pictures import jpeg, smooth
 
-from dist_resnet.data.convert import encode_table, write_table
-from dist_resnet.data.demo import write_demo
-from dist_resnet.data.ranges import filesystem_of
+from dist_resnet.data.prepare.demo import write_demo
+from dist_resnet.data.shards.write import encode_table, write_table
 from dist_resnet.launch import local
-from dist_resnet.launch.page import run_card
-from dist_resnet.launch.preparation import Plan
-from dist_resnet.lock import LockedError, lock
+from dist_resnet.launch.mlflow_page import run_card
+from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.storage.lock import LockedError, lock
+from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.tracking.journal import read_journal
 
 _SCRIPT = """
 import json, sys
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 recipe, execution = json.loads(sys.stdin.read())

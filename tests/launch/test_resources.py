@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from dist_resnet.launch import cluster, local
+from dist_resnet.launch import local
+from dist_resnet.launch.ray import cluster
 from dist_resnet.launch.resources import Node, Resources, settle_trial, settle_workers
 from dist_resnet.recipe import Execution
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from registry.conftest import trained
 
-from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.trained import open_trained
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.registry.publish import publish_run

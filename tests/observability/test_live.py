@@ -22,7 +22,7 @@ import pytest
 from cluster.hosts import Hosts, reason_against
 from observability.queries import BOARDS, PROMETHEUS, ROOT, queries_of
 
-from dist_resnet.data.demo import write_demo
+from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.recipe import Augment, Data, Evaluation, Model, Recipe, Schedule
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(1500)]

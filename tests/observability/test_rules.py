@@ -10,7 +10,7 @@ import pytest
 import yaml
 from observability.queries import BOARDS, GRAFANA, PROMETHEUS, ROOT, queries_of
 
-from dist_resnet.launch import telemetry
+from dist_resnet.launch.ray import telemetry
 
 PAGE = (ROOT / "docs" / "observability.md").read_text()
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"][0]["rules"]

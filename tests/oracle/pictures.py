@@ -8,8 +8,8 @@ import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
-from dist_resnet.data.convert import encode_table, write_table
-from dist_resnet.data.parquet import Split, open_split
+from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.data.shards.write import encode_table, write_table
 from dist_resnet.recipe import Augment, Data, Model, Recipe
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

@@ -1,4 +1,4 @@
-"""Crop windows one picture at a time in plain Python integers and `math`: the oracle of `dist_resnet.data.augment`.
+"""Crop windows one picture at a time in plain integers and `math`: the oracle of `dist_resnet.data.input.augment`.
 
 Written from torchvision's `RandomResizedCrop.get_params`, Table 5's description of scale augmentation, and the
 published SplitMix64 (Steele et al., 2014).

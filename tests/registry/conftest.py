@@ -9,8 +9,8 @@ import torch
 from mlflow import MlflowClient
 
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import Journal
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
 from dist_resnet.train.distributed import Worker

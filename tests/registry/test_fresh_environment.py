@@ -93,7 +93,7 @@ def test_three_loaders_give_the_published_networks_logits(
     answers = {name: torch.tensor(logits) for name, logits in json.loads(done.stdout.splitlines()[-1]).items()}
     model = trained(recipe, execution).model.eval()
     from dist_resnet.data.datasets import DATASETS
-    from dist_resnet.data.normalize import Normalizer
+    from dist_resnet.data.input.normalize import Normalizer
 
     images = Normalizer(DATASETS["cifar10"], torch.device("cpu"), channels_last=True)(torch.from_numpy(pixels))
     with torch.no_grad():

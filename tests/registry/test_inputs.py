@@ -23,7 +23,7 @@ from PIL import Image
 from registry.conftest import trained
 from registry.test_predictor import CLASSES, RECIPE
 
-from dist_resnet.data.pixels import decode
+from dist_resnet.data.image.pixels import decode
 from dist_resnet.recipe import Execution
 from dist_resnet.registry import package, publish
 from dist_resnet.registry.inputs import from_text, images_of, open_image

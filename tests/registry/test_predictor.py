@@ -14,9 +14,9 @@ from oracle.pictures import jpeg, real, smooth
 from PIL import Image
 from registry.conftest import WORKER, trained
 
+from dist_resnet.data.input.reference import decode_centre
 from dist_resnet.data.loader import open_loader
-from dist_resnet.data.parquet import read_row_group
-from dist_resnet.data.reference import decode_centre
+from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.registry import package
 from dist_resnet.registry.predictor import Predictor

@@ -21,13 +21,13 @@ from mlflow.exceptions import MlflowException
 from oracle.sources import rename_classes
 from registry.conftest import MakeRun
 
-from dist_resnet.data.parquet import open_split
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import publish, pull, read
 from dist_resnet.registry.publish import default_name, publish_run, record_evaluation
 from dist_resnet.registry.pull import download
-from dist_resnet.tracking.ledger import Ledger
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.mlflow.ledger import Ledger
+from dist_resnet.tracking.run_directory import RunDirectory
 
 
 def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store: str):

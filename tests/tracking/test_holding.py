@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from dist_resnet.tracking import holding
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 _DRIVER = """
 import sys, time
 from dist_resnet.tracking import holding
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 holding._SECONDS_BETWEEN_BEATS = 0.2
 holding.hold(RunDirectory(sys.argv[1]))
 print("holds", flush=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.distributed import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))

@@ -29,7 +29,7 @@ from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.registry import pull
 from dist_resnet.registry.publish import publish_run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,7 +12,7 @@ import torch
 
 from dist_resnet.data.loader import Batch
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
 from dist_resnet.train.distributed import Worker

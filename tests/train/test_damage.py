@@ -7,10 +7,10 @@ import pytest
 from oracle.pictures import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluation import evaluate
+from dist_resnet.launch.evaluate import evaluate
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.journal import history, read_journal
 
 HURT = {3: "cut short", 17: "no picture", 41: "cut short"}
 

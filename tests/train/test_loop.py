@@ -11,11 +11,11 @@ from oracle.pictures import real
 
 from dist_resnet.data.loader import open_loader
 from dist_resnet.launch import local
-from dist_resnet.launch.preparation import Plan, prepare
+from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking import provenance, stop
-from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import train
 

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from dist_resnet.tracking.outbox import history, read_journal
-from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.metrics import DivergedError, StepMeter
 

@@ -12,7 +12,7 @@ from dist_resnet.data.loader import open_loader
 from dist_resnet.launch import local
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import history, read_journal
+from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.train import checkpoint
 from dist_resnet.train.precision import check_precision, configure_backend
 

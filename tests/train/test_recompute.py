@@ -9,9 +9,9 @@ import torch
 
 from dist_resnet.data.loader import Batch
 from dist_resnet.launch import local
-from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Execution, Model, Recipe
-from dist_resnet.tracking.outbox import read_journal
+from dist_resnet.tracking.journal import read_journal
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState

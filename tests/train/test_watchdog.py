@@ -7,9 +7,9 @@ import threading
 import pyarrow.fs as pafs
 import torch
 
-from dist_resnet.data import ranges
-from dist_resnet.launch.preparation import prepare
+from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.worker import run_worker
+from dist_resnet.storage import ranges
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.watchdog import Watchdog
 

@@ -12,9 +12,9 @@ from moto.server import ThreadedMotoServer
 from safetensors import SafetensorError
 
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.run import Run
-from dist_resnet.tracking.storage import RunDirectory
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state

@@ -1,0 +1,195 @@
+"""DALI as a decoder that draws nothing: it decodes exactly the given windows, on the CPU or the GPU.
+
+On the GPU it resizes them too, by an antialiased triangle filter. On the CPU `resize` does, at a fifth of the cost
+(benchmarks/loader.py).
+"""
+
+import contextlib
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from nvidia.dali import fn, types
+from nvidia.dali.backend import TensorListCPU, TensorListGPU
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.plugin.pytorch import feed_ndarray
+
+from dist_resnet.data.input.request import Request
+from dist_resnet.data.input.resize import resize
+
+# Batches that a pipeline works on ahead of the one that is asked for.
+_AHEAD = 2
+# On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
+_LANES = 2
+
+
+class _Lane:
+    """A DALI pipeline, the requests that wait for it, and those that it has, each with its inputs."""
+
+    def __init__(self, build: Callable[..., Pipeline], next_inputs: Callable[["_Lane"], tuple]) -> None:
+        self.waiting: deque[Request] = deque()
+        self.in_flight: deque[tuple[Request, tuple]] = deque()
+        self._build = functools.partial(build, source=lambda: next_inputs(self))
+        self.pipeline = self._build()
+
+    def clear(self) -> None:
+        """Forgets every request."""
+        self.waiting.clear()
+        self.in_flight.clear()
+
+    def start_again(self, requests: list[Request]) -> None:
+        """Decodes these in place of the ones in flight, by another pipeline: one that has raised may be of no use."""
+        # That costs a tenth of a second. The old one goes before the bytes that it may still be reading.
+        self.pipeline = self._build()
+        self.in_flight.clear()
+        self.waiting.extendleft(reversed(requests))
+
+
+class DaliDecoder:
+    """Decodes requests in order, several ahead of the one that is asked for."""
+
+    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
+        """`device`: where the pixels come to lie; a GPU decodes JPEGs too."""
+        self._device = device
+        self._requests: Iterator[Request] = iter(())
+        self._turns: Iterator[_Lane] = iter(())
+        build = functools.partial(_build, max_batch, num_threads, device, _AHEAD)
+        self._lanes = [_Lane(build, self._next_inputs) for _ in range(_LANES if device.type == "cpu" else 1)]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._num_threads = num_threads
+
+    def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
+        """Yields each request with its pixels, uint8 [N, size, size, 3].
+
+        On a GPU they are filled on another stream than the caller's, and ready. A picture that cannot be decoded is
+        replaced by a neutral one and told of in the request that is yielded. A decoder serves one call at a time, and
+        no further one after a call that did not reach its end.
+        """
+        self._requests, self._turns = requests, itertools.cycle(self._lanes)
+        for lane in self._lanes:
+            lane.clear()
+        with contextlib.closing(requests), ThreadPoolExecutor(self._num_threads, "dist_resnet-resize") as pool:
+            for lane in itertools.cycle(self._lanes):
+                output = self._run(lane)
+                if output is None:
+                    break
+                # DALI reads the bytes of a request without a copy, so they are kept until its output is there.
+                request = lane.in_flight[0][0]
+                pixels = self._resize(output, request, pool) if self._stream is None else self._take(output)
+                lane.in_flight.popleft()
+                yield request, pixels
+            for lane in self._lanes:
+                self._run(lane)  # each has to come to its own end before it can begin again
+                lane.pipeline.reset()
+
+    def _run(self, lane: _Lane) -> TensorListCPU | TensorListGPU | None:
+        """The output for the oldest request of a lane, or None where there is none left."""
+        while True:
+            try:
+                (output,) = lane.pipeline.run()
+            except StopIteration:
+                return None
+            except RuntimeError as error:
+                lane.start_again(self._repaired(lane, error))
+            else:
+                return output
+
+    def _next_inputs(self, lane: _Lane) -> tuple:
+        """The inputs of a lane's next request. The lanes take turns, whichever of them asks first."""
+        while not lane.waiting:
+            request = next(self._requests)
+            next(self._turns).waiting.append(request)
+        request = lane.waiting.popleft()
+        inputs = self._inputs(request)
+        lane.in_flight.append((request, inputs))
+        return inputs
+
+    def _inputs(self, request: Request) -> tuple:
+        windows = request.windows.astype(np.int32)
+        inputs = (request.images, np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:]))
+        if self._stream is not None:
+            sizes = np.full((len(windows), 2), request.size, np.float32)
+            sizes[request.flips, 1] *= -1  # a negative extent mirrors, at no cost
+            inputs += (sizes,)
+        return inputs
+
+    def _take(self, output: TensorListGPU) -> torch.Tensor:
+        """A copy of DALI's pixels."""
+        assert self._stream is not None
+        tensor = output.as_tensor()
+        # Allocated on the stream that fills it, or the caching allocator could give out memory still in use.
+        with torch.cuda.stream(self._stream):
+            pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self._device)
+            feed_ndarray(tensor, pixels, cuda_stream=self._stream)
+        self._stream.synchronize()
+        return pixels
+
+    def _resize(self, output: TensorListCPU, request: Request, pool: ThreadPoolExecutor) -> torch.Tensor:
+        """DALI's windows, resized and mirrored."""
+        windows = [torch.from_numpy(np.asarray(output[place])) for place in range(len(request.images))]
+        return resize(windows, request, pool, self._num_threads)
+
+    def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
+        """The requests that a lane has in flight, with what cannot be decoded replaced.
+
+        Raises RuntimeError where every picture can be decoded by itself.
+        """
+        requests = [request.without(self._undecodable(request)) for request, _ in lane.in_flight]
+        if all(new is old for new, (old, _) in zip(requests, lane.in_flight, strict=True)):
+            raise RuntimeError(f"DALI stopped ({_reason(error)})") from error
+        return requests
+
+    def _undecodable(self, request: Request) -> dict[int, str]:
+        """The places in a request of the pictures that cannot be decoded, each with DALI's words for it."""
+        found = {}
+        inputs = self._inputs(request)
+        pictures = iter([tuple([part[place]] for part in inputs) for place in range(len(request.images))])
+        pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+        for place in range(len(request.images)):
+            try:
+                pipeline.run()
+            except RuntimeError as error:
+                found[place] = _reason(error)
+                pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+        return found
+
+
+def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, source) -> Pipeline:
+    gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=max_batch,
+        num_threads=num_threads,
+        device_id=(device.index or 0) if gpu else None,
+        prefetch_queue_depth=ahead,
+    )
+    kinds = [types.UINT8, types.INT32, types.INT32, types.FLOAT][: 4 if gpu else 3]
+    with pipeline:
+        encoded, corners, extents, *sizes = fn.external_source(
+            source=source, num_outputs=len(kinds), no_copy=True, dtype=kinds, ndim=1
+        )
+        pixels = fn.decoders.image_slice(
+            encoded,
+            corners,
+            extents,
+            axes=(0, 1),
+            device="mixed" if gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,  # windows count in stored pixels
+            jpeg_fancy_upsampling=True,
+        )
+        if gpu:
+            pixels = fn.resize(pixels, size=sizes[0], interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(pixels)
+    pipeline.build()
+    return pipeline
+
+
+def _reason(error: BaseException) -> str:
+    """The telling line of one of DALI's long messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "ailed" in line or "nvalid" in line or "nvImageCodec" in line]
+    return (telling or lines or ["no reason given"])[0][:200]

@@ -1,0 +1,83 @@
+"""From uint8 pixels to the network's input: colour jitter, lighting, mean and deviation, in batches on the device."""
+
+import numpy as np
+import torch
+
+from dist_resnet.data.datasets import Dataset
+from dist_resnet.data.input.augment import ColorFactors
+
+# Weights of luminance, and principal components of ImageNet's colours: facebook/fb.resnet.torch.
+_GRAY = (0.299, 0.587, 0.114)
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+class Normalizer:
+    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
+
+    def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
+        """`device`: where the pixels lie."""
+        self._mean = torch.tensor(dataset.mean, device=device)
+        self._std = torch.tensor(dataset.std, device=device)
+        self._channels_last = channels_last
+
+    def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:
+        """The input of the network, in new memory on the pixels' device; `factors` jitter the colours first."""
+        if factors is not None:
+            values = (jitter(pixels / 255, factors) - self._mean) / self._std
+        else:
+            scale, shift = 1 / (255 * self._std), self._mean / self._std
+            values = _scaled_on_cpu(pixels, scale, shift) if pixels.device.type == "cpu" else pixels * scale - shift
+        values = values.permute(0, 3, 1, 2)
+        return values if self._channels_last else values.contiguous()
+
+
+def to_pixels(images: torch.Tensor, dataset: Dataset) -> np.ndarray:
+    """Undoes a normalisation: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU, for people to look at."""
+    mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
+    values = images.permute(0, 2, 3, 1) * std + mean
+    return (values * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+
+
+def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """pixels * scale - shift by NumPy, picture by picture in cache, and without torch's threads.
+
+    Those are the model's: called from another thread they would be started twice, and they cost ten times as much
+    where the cores are busy (benchmarks/loader.py).
+    """
+    num, height, width, _ = pixels.shape
+    # Rows of width * 3 numbers, so that the innermost loop is long.
+    scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
+    values = torch.empty((num, height, width, 3))
+    rows = (num, height, width * 3)
+    for picture, target in zip(pixels.numpy().reshape(rows), values.numpy().reshape(rows), strict=True):
+        target[...] = picture
+        target *= scales
+        target -= shifts
+    return values
+
+
+def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
+    """Applies brightness, contrast, saturation, in each image's own order, then lighting.
+
+    `values`: float32 [N, H, W, 3] in [0, 1]; the result may leave that range, as in facebook/fb.resnet.torch.
+    """
+    if factors.order is not None and factors.strengths is not None:
+        values = _blend(values, factors.order, factors.strengths)
+    components = torch.from_numpy(factors.lighting).to(values.device) * torch.tensor(_EIGENVALUES, device=values.device)
+    return values + (components @ torch.tensor(_EIGENVECTORS, device=values.device).T)[:, None, None, :]
+
+
+def _blend(values: torch.Tensor, orders: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+    """Brightness, contrast and saturation of `factors`, float32 [N, 3], in the `orders`, int64 [N, 3]."""
+    device = values.device
+    order = torch.from_numpy(orders).to(device)
+    strengths = torch.from_numpy(factors).to(device).gather(1, order)
+    weights = torch.tensor(_GRAY, device=device)
+    for place in range(3):
+        kind, strength = (column[:, place, None, None, None] for column in (order, strengths))
+        gray = (values * weights).sum(dim=3, keepdim=True)
+        # Each kind blends with another picture: black, its mean grey, its greys.
+        other = torch.where(kind == 1, gray.mean(dim=(1, 2), keepdim=True), gray * (kind == 2))
+        values = values * strength + other * (1 - strength)
+    return values

@@ -1,0 +1,33 @@
+"""The pipeline in PIL: slow, plain, and the oracle that DALI's pixels are compared with."""
+
+import numpy as np
+from PIL import Image
+
+from dist_resnet.data.image.pixels import decode
+from dist_resnet.data.input.augment import evaluation_windows
+
+
+def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *, flip: bool = False) -> np.ndarray:
+    """Decodes a picture, cuts a window (top, left, height, width) and resizes it: uint8 [size, size, 3].
+
+    Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does. Raises DamagedError.
+    """
+    pixels = _cut(decode(bytes(encoded)), window, size)
+    return pixels[:, ::-1] if flip else pixels
+
+
+def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
+    """The centre crop of evaluation: uint8 [crop, crop, 3]."""
+    return centre(decode(bytes(encoded)), crop, shorter_side)
+
+
+def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
+    """The centre crop of an RGB picture: uint8 [crop, crop, 3]."""
+    (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
+    return _cut(picture, window, crop)
+
+
+def _cut(picture: Image.Image, window: np.ndarray, size: int) -> np.ndarray:
+    top, left, height, width = (int(number) for number in window)
+    pixels = picture.crop((left, top, left + width, top + height))
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))

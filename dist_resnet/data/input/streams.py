@@ -1,0 +1,268 @@
+"""Row groups read ahead of their use, and the requests for the decoder that are cut from them.
+
+Memory: a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
+the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded pictures per stream of the worker.
+Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more. Those of local shards that tell where
+their pictures lie are the kernel's page cache.
+"""
+
+import contextlib
+import functools
+import logging
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
+
+import numpy as np
+
+from dist_resnet.data.image.headers import check_megapixels, check_whole, oddity, picture_size
+from dist_resnet.data.image.ingest import ingest
+from dist_resnet.data.input import augment as augmentation
+from dist_resnet.data.input.order import WindowedOrder
+from dist_resnet.data.input.request import Request
+from dist_resnet.data.shards.split import RowGroup, ShardReader, Split
+from dist_resnet.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+_READERS = 8
+_EVALUATION_AHEAD = 4
+_MOST_OF_ANOTHER_SIZE = 100
+
+
+class _Window:
+    """A window of a stream: its shuffled order, and its row groups as far as they have been asked for."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, stream: int, number: int
+    ) -> None:
+        self.number = number
+        self._pool, self._reader = pool, reader
+        self._content = order.window(stream, number)
+        self._groups: list[Future[RowGroup]] = []
+
+    def read_ahead(self, share: float) -> None:
+        """Asks for this share of the row groups, rounded up."""
+        groups = self._content.row_groups
+        for place in range(len(self._groups), int(np.ceil(share * len(groups)))):
+            self._groups.append(self._pool.submit(self._reader.read, int(groups[place])))
+
+    def pictures(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """(index, encoded bytes, label) of the pictures at places start .. stop - 1; waits for their row groups."""
+        self.read_ahead(1.0)
+        pieces, rows = self._content.pieces[start:stop].tolist(), self._content.rows[start:stop].tolist()
+        for piece, row in zip(pieces, rows, strict=True):
+            group = self._groups[piece].result()
+            yield group.first_index + row, group.images[row], int(group.labels[row])
+
+    def __len__(self) -> int:
+        return len(self._content.rows)
+
+
+class _Stream:
+    """The pictures of one ghost batch of every step, from a given step on."""
+
+    def __init__(self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, ghost: int) -> None:
+        self._source = (pool, reader, order, ghost)
+        self._order, self._ghost = order, ghost
+        self._window: _Window | None = None
+        self._following: _Window | None = None
+
+    def ghost_batch(self, step: int) -> list[tuple[int, np.ndarray, int]]:
+        """(index, encoded bytes, label) of each picture of the stream's ghost batch in `step`."""
+        pictures = []
+        for number, start, stop in self._order.spans(step, self._ghost):
+            window = self._at(number)
+            pictures += window.pictures(start, stop)
+            if self._following is not None:
+                self._following.read_ahead(stop / len(window))
+        return pictures
+
+    def start(self, step: int) -> None:
+        """Asks for the row groups of `step`, without waiting for them."""
+        self._at(self._order.spans(step, self._ghost)[0][0]).read_ahead(1.0)
+
+    def _at(self, number: int) -> _Window:
+        if self._window is None or self._window.number != number:
+            moved = self._following is not None and self._following.number == number
+            self._window = self._following if moved else _Window(*self._source, number)
+            last = number + 1 == self._order.num_windows(self._ghost)
+            self._following = None if last else _Window(*self._source, number + 1)
+        assert self._window is not None
+        return self._window
+
+
+def training_requests(
+    recipe: Recipe, reader: ShardReader, epoch: int, start_step: int, ghosts: list[int]
+) -> Generator[Request]:
+    """Yields the requests of the given ghost batches of each step from `start_step` on, step by step.
+
+    Here as below, bytes that are no whole picture are replaced by a neutral one and told of in the request.
+    """
+    order = WindowedOrder(
+        reader.split.group_rows,
+        global_batch=recipe.global_batch,
+        ghost_batch=recipe.ghost_batch,
+        seed=recipe.seed,
+        epoch=epoch,
+    )
+    if start_step >= order.steps_per_epoch:
+        return
+    with _readers() as pool:
+        streams = {ghost: _Stream(pool, reader, order, ghost) for ghost in ghosts}
+        for stream in streams.values():
+            stream.start(start_step)
+        for step in range(start_step, order.steps_per_epoch):
+            for ghost, stream in streams.items():
+                yield _training_request(recipe, epoch, ghost, stream.ghost_batch(step))
+
+
+def evaluation_requests(
+    reader: ShardReader, start: int, stop: int, crop: int, shorter_side: int, batch: int
+) -> Generator[Request]:
+    """Yields requests for the pictures start .. stop - 1 of the split, in order, at most `batch` in each."""
+    for pictures in _batches(reader, start, stop, batch):
+        indices, images, labels = _columns(pictures)
+        heights, widths, damaged = picture_sizes(images)
+        windows = augmentation.evaluation_windows(heights, widths, crop, shorter_side)
+        request = Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
+        yield request.without(damaged)
+
+
+def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
+    """Yields requests for every picture as it is; one that is not size x size counts as damaged."""
+    for pictures in _batches(reader, 0, reader.split.num_images, batch):
+        indices, images, labels = _columns(pictures)
+        heights, widths, damaged = picture_sizes(images)
+        for place in np.flatnonzero((heights != size) | (widths != size)).tolist():
+            damaged.setdefault(place, f"it is {widths[place]} x {heights[place]}, not {size} x {size}")
+        windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
+        yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1).without(damaged)
+
+
+def check_some_whole(split: Split, side: int | None = None) -> None:
+    """Reads images of a split until one is whole by its header and its end, as nearly always the first one is.
+
+    If a side is given, that one has to be side x side too. Raises ValueError, naming the first image, if none is whole,
+    or if the first `_MOST_OF_ANOTHER_SIZE` that are whole have another size.
+    """
+    reader, first, others = ShardReader(split), "", []
+    for number in range(split.num_row_groups):
+        for row, image in enumerate(reader.read(number).images):
+            (height,), (width,), damaged = picture_sizes([image])
+            if not damaged and side in (None, height) and side in (None, width):
+                return
+            if damaged:
+                first = first or damaged[0]
+                continue
+            others.append((int(split.group_first[number]) + row, f"{width} x {height}"))
+            if len(others) == _MOST_OF_ANOTHER_SIZE:
+                _refuse_size(split, side, others)
+    if others:
+        _refuse_size(split, side, others)
+    file, row = split.locate(0)
+    raise ValueError(
+        f"none of the {split.num_images} images of {split.uri} can be decoded, the first is {file} row {row} "
+        f"({first}); give shards of encoded images, JPEG or PNG for instance"
+    )
+
+
+def _refuse_size(split: Split, side: int | None, others: list[tuple[int, str]]) -> NoReturn:
+    """Raises the ValueError for images of another size; `others`: index and size of each that was looked at."""
+    (index, size), sizes = others[0], {size for _, size in others}
+    file, row = split.locate(index)
+    alike = len(sizes) == 1 and len(set(size.split(" x "))) == 1
+    way = f"--augment.size {size.split(' x ')[0]} or " if alike else ""
+    raise ValueError(
+        f"augment.kind pad needs images of {side} x {side} (augment.size), and none of the first {len(others)} of "
+        f"{split.uri} is, the first is {file} row {row} of {size}; give images of that size, or train with {way}"
+        "--augment.kind scale"
+    )
+
+
+def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture.
+
+    A picture too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
+    What the decoder would read otherwise than preparing does is replaced in `images` by what preparing makes of it.
+    """
+    sizes = np.ones((len(images), 2), np.int64)
+    damaged = {}
+    for place, image in enumerate(images):
+        try:
+            if reason := oddity(image):
+                image = images[place] = _converted(image, reason)
+            size = picture_size(image)
+            check_megapixels(*size)
+            check_whole(image)
+            sizes[place] = size
+        except ValueError as error:
+            damaged[place] = str(error)
+    return sizes[:, 0], sizes[:, 1], damaged
+
+
+def _converted(image: np.ndarray, reason: str) -> np.ndarray:
+    made = ingest(image.tobytes()).encoded
+    _tell_of(reason)
+    return np.frombuffer(made, np.uint8)
+
+
+@functools.cache
+def _tell_of(reason: str) -> None:
+    """Says it once, and not for every picture."""
+    logger.warning(
+        "the shards have pictures that have to be converted each time they are read (%s); preparing the set by "
+        "jobs/prepare_imagenet.py converts them once",
+        reason,
+    )
+
+
+def _batches(reader: ShardReader, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
+    """(index, encoded bytes, label) of the pictures start .. stop - 1, in lists of at most `batch`."""
+    with _readers() as pool:
+        waiting: list[tuple[int, np.ndarray, int]] = []
+        for group in _sequential(pool, reader, start, stop):
+            low, high = max(start - group.first_index, 0), min(stop - group.first_index, len(group.labels))
+            for row in range(low, high):
+                waiting.append((group.first_index + row, group.images[row], int(group.labels[row])))
+                if len(waiting) == batch:
+                    yield waiting
+                    waiting = []
+        if waiting:
+            yield waiting
+
+
+def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, start: int, stop: int) -> Iterator[RowGroup]:
+    """The row groups that hold pictures start .. stop - 1, a few of them read ahead."""
+    split = reader.split
+    ends = split.group_first + split.group_rows
+    wanted = deque(np.flatnonzero((ends > start) & (split.group_first < stop)).tolist())
+    reading: deque[Future[RowGroup]] = deque()
+    while wanted or reading:
+        while wanted and len(reading) <= _EVALUATION_AHEAD:
+            reading.append(pool.submit(reader.read, wanted.popleft()))
+        yield reading.popleft().result()
+
+
+@contextlib.contextmanager
+def _readers() -> Iterator[ThreadPoolExecutor]:
+    """A pool of reading threads that leaves no thread and starts no read once it is left."""
+    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="dist_resnet-read")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _training_request(recipe: Recipe, epoch: int, ghost: int, pictures: list[tuple[int, np.ndarray, int]]) -> Request:
+    indices, images, labels = _columns(pictures)
+    heights, widths, damaged = picture_sizes(images)
+    windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
+    flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
+    return Request(images, windows, flips, recipe.augment.size, indices, labels, ghost).without(damaged)
+
+
+def _columns(pictures: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    indices, images, labels = zip(*pictures, strict=True)
+    return np.array(indices, np.int64), list(images), np.array(labels, np.int64)

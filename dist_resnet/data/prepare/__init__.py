@@ -1,0 +1,1 @@
+"""From what people have of an image set to prepared shards."""

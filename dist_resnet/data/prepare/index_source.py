@@ -1,0 +1,190 @@
+"""Finds out what a source is, and indexes it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow.fs as pafs
+
+from dist_resnet.data.prepare import archives, folders, other_layouts, spool
+from dist_resnet.data.prepare.index import Source, check_no_split, join, named_apart, read_index
+from dist_resnet.data.shards import classes, duplicates
+from dist_resnet.data.shards.columns import UnlabelledError
+from dist_resnet.data.shards.footers import columns_of
+from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.storage.files import check_space, exists
+from dist_resnet.storage.ranges import filesystem_of
+
+Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
+"""Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
+WORK = "preparing"
+"""The folder under the target for what is needed until the set is finished."""
+_MOST_CLASSES = 1_000_000
+
+
+class Progress(Protocol):
+    """What is told while a set is prepared."""
+
+    def begin(self, what: str, total: int | None) -> None:
+        """An act of so many pictures begins."""
+        ...
+
+    def advance(self, pictures: int) -> None:
+        """So many more are done."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+def index_source(
+    uri: str, split: str | None, target: str, *, label_column: str | None = None, run: Run, progress: Progress
+) -> Source:
+    """Indexes what lies at a local path or URI, as `split` where nothing there says which split it is.
+
+    `label_column` chooses among several of Parquet. Parquet is unpacked under `target`, file by file, unless that has
+    been done. Raises FileNotFoundError where there is nothing, ValueError where it is of no known kind or cannot be
+    read.
+    """
+    filesystem, root = filesystem_of(uri)
+    if not exists(filesystem, root):
+        raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
+    other_layouts.refuse_file(filesystem, root)
+    found = archives.find_archives(filesystem, root)
+    if named := found.keys() - {"devkit"}:
+        check_no_split(split, found[min(named)], min(named))
+        progress.begin("finding pictures", None)
+        return archives.index_archives(filesystem, uri, found, progress.advance)
+    if globs := spool.find_globs(filesystem, root, uri, split):
+        return _spool(uri, globs, target, label_column, run, progress)
+    splits = _find_folders(filesystem, root, split)
+    if not splits:
+        raise ValueError(
+            f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
+            "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
+        )
+    progress.begin("finding pictures", None)
+    return folders.index_folders(filesystem, uri, splits, progress.advance)
+
+
+def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
+    """The folder of each split's class folders. Raises ValueError for layouts that are not read, with what to do."""
+    other_layouts.refuse_kaggle(filesystem, root)
+    splits = folders.find_splits(filesystem, root, split)
+    other_layouts.refuse_archives(filesystem, root, list(splits.values()))
+    other_layouts.refuse_tables(filesystem, root, list(splits.values()))
+    other_layouts.refuse_partitions(filesystem, root, list(splits.values()))
+    for name, folder in splits.items():
+        check_no_split(split, folder, name)
+    if not splits and split and folders.has_folders(filesystem, root):
+        return {split: root}
+    if not splits:
+        other_layouts.refuse_deeper(filesystem, root)
+    return splits
+
+
+def _spool(
+    uri: str, globs: dict[str, str], target: str, label_column: str | None, run: Run, progress: Progress
+) -> Source:
+    """Writes the pictures of Parquet shards out as plain bytes and indexes those."""
+    opened, notes = _open(globs, label_column)
+    if not opened:
+        raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
+    for one in opened.values():
+        for line in spool.check_paths(one):
+            progress.say(line)
+    _judge_copies(opened, progress)
+    class_names, opened = _match(opened, progress)
+    (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
+    found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
+    check_space(filesystem, folder, 2 * sum(shard.size for of_split in found.values() for shard in of_split))
+    tasks = {
+        split: [
+            spool.SpoolTask(
+                source=uri,
+                shard=shard.path,
+                columns=columns_of(footer, one.label_column),
+                target=target,
+                path=f"{folder}/{WORK}/{spool.file_name(split, one.class_names or class_names, shard, footer)}",
+                class_names=one.class_names or class_names,
+            )
+            for shard, footer in zip(found[split], one.footers, strict=True)
+        ]
+        for split, one in opened.items()
+    }
+    wanted = {task.path.rpartition("/")[2] for of_split in tasks.values() for task in of_split}
+    spool.remove_others(filesystem, f"{folder}/{WORK}", wanted)
+    progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
+    for done in run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
+        progress.advance(done)
+    indexes = {}
+    for split, of_split in tasks.items():
+        index = named_apart(join([read_index(filesystem, f"{task.path}.index", target) for task in of_split]))
+        indexes[split] = dataclasses.replace(index, label=opened[split].classes(index.label))
+    return Source("parquet", class_names, indexes, tuple(notes))
+
+
+def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Split], list[str]]:
+    """The splits that have labels, and a line for a test split that has none. Raises as `open_split` does."""
+    opened, notes = {}, []
+    for split, glob in globs.items():
+        try:
+            one = open_split(glob, label_column=label_column, allow_paths=True)
+        except UnlabelledError:
+            if split != "test":
+                raise
+            notes.append("the images of test, which have no labels")
+            continue
+        if split == "test" and one.label_range[0] < 0:
+            notes.append(f"the {one.num_images} pictures of test, which have no labels")
+        else:
+            opened[split] = one
+    return opened, notes
+
+
+def _judge_copies(opened: dict[str, Split], progress: Progress) -> None:
+    """Raises ValueError for a shard that is there twice in a split, and says which of training are in another."""
+    for one in opened.values():
+        if copy := duplicates.find_copy(one):
+            raise ValueError(f"{copy[0]} is a copy of {copy[1]}; remove one of them")
+    if "train" in opened and "validation" in opened:
+        for line in duplicates.said_of_same(opened["train"], opened["validation"]):
+            progress.say(line)
+
+
+def _check_numbers(split: Split) -> None:
+    """Raises ValueError for a label that is surely no class's number."""
+    if split.label_range[1] >= _MOST_CLASSES and (found := split.find_outside(_MOST_CLASSES)):
+        shard, row, label = found
+        raise ValueError(
+            f"label {label} in {shard} row {row} is no class's number, which run from 0 to {_MOST_CLASSES - 1}; "
+            "number the classes from 0, or make the labels text"
+        )
+
+
+def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
+
+    The names are those of train. Raises ValueError for a split with other names, or without them beside one with them.
+    """
+    first = "train" if "train" in opened else next(iter(opened))
+    names = opened[first].class_names
+    for one in opened.values() if names is None else ():
+        _check_numbers(one)
+    count = 1 + max(one.label_range[1] for one in opened.values()) if names is None else len(names)
+    matched = {}
+    for split, one in opened.items():
+        if one.class_names == names:
+            matched[split] = one  # its labels are checked where they are unpacked
+            continue
+        if (one.class_names is None) != (names is None):
+            bare, named = (split, first) if one.class_names is None else (first, split)
+            raise ValueError(
+                f"the shards of {named} have class names and those of {bare} have none; give shards of one set"
+            )
+        found = classes.match(one, names, count, option=None, what=f"{split} images")
+        for note in found.notes:
+            progress.say(note)
+        matched[split] = found.split
+    return tuple(classes.numbers(count)) if names is None else names, matched

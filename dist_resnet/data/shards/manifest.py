@@ -1,0 +1,175 @@
+"""What a prepared set says of itself, `manifest.json`, and its comparison with the shards that are there.
+
+`preparing.json` lies beside it from a preparation's start to its end: a folder that has it is not to be read.
+"""
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dist_resnet.storage.files import exists, read_json, write_bytes
+from dist_resnet.wording import some
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PREPARING = "preparing.json"
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A shard as it was found: path, size, pictures, and sha256 of its footer."""
+
+    path: str
+    bytes: int
+    pictures: int
+    footer_sha256: str
+
+
+def write_manifest(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
+    """Writes the manifest, a line for each shard, damaged picture and so on."""
+    lines = [f'  "{key}": {json.dumps(value)}' for key, value in manifest.items() if key != "splits"]
+    splits = ",\n".join(f'    "{name}": {_split_text(split)}' for name, split in manifest["splits"].items())
+    text = "{\n" + ",\n".join([*lines, f'  "splits": {{\n{splits}\n  }}']) + "\n}\n"
+    write_bytes(filesystem, f"{folder}/{MANIFEST}", text.encode())
+
+
+def _split_text(split: dict[str, Any]) -> str:
+    lines = []
+    for key, value in split.items():
+        rows = value and isinstance(value, list) and isinstance(value[0], dict)
+        inner = ",\n".join(f"        {json.dumps(row)}" for row in value) if rows else ""
+        lines.append(f'      "{key}": ' + (f"[\n{inner}\n      ]" if rows else json.dumps(value)))
+    return "{\n" + ",\n".join(lines) + "\n    }"
+
+
+def read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where it has none. Raises ValueError for a damaged one or another format."""
+    manifest = read_json(filesystem, f"{folder}/{MANIFEST}")
+    if manifest is None:
+        return None
+    try:
+        known = manifest["format"]
+        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+        whole = all({"file", "pictures", "bytes", "sha256", "footer_sha256"} <= shard.keys() for shard in shards)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}/{MANIFEST} is not that of a prepared set ({error!r}); restore it") from error
+    if known != FORMAT or not whole:
+        raise ValueError(f"{folder}/{MANIFEST} is of format {known}, this version reads format {FORMAT}; upgrade")
+    return manifest
+
+
+def check_opened(filesystem: pafs.FileSystem, names: str, shards: Sequence[Found]) -> None:
+    """Compares a split's shards, all in their folders whose names match the glob `names`, with the manifests there.
+
+    Folders without a manifest pass. Raises ValueError for a set whose preparation has not ended, a shard that differs
+    from the manifest, is not in it or is missing, and for shards of several splits.
+    """
+    folders = {shard.path.rpartition("/")[0] for shard in shards}
+    for folder in sorted(folders):
+        _check_ended(filesystem, folder)
+        if manifest := read_manifest(filesystem, folder):
+            _compare(folder, names, manifest, [one for one in shards if one.path.rpartition("/")[0] == folder])
+
+
+def _check_ended(filesystem: pafs.FileSystem, folder: str) -> None:
+    if exists(filesystem, f"{folder}/{PREPARING}"):
+        raise ValueError(
+            f"{folder} is not fully prepared, {PREPARING} is still there; run jobs/prepare_imagenet.py again with the "
+            "same options to finish it"
+        )
+
+
+def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Found]) -> None:
+    split_of = {shard["file"]: name for name, split in manifest["splits"].items() for shard in split["shards"]}
+    known = {shard["file"]: shard for split in manifest["splits"].values() for shard in split["shards"]}
+    found = {shard.path.rpartition("/")[2]: shard for shard in shards}
+    for name, shard in found.items():
+        if name not in known:
+            raise ValueError(f"{shard.path} is not in {folder}/{MANIFEST}; remove it, or keep it in another folder")
+        here = {"pictures": shard.pictures, "bytes": shard.bytes, "footer_sha256": shard.footer_sha256}
+        for key, value in here.items():
+            if known[name][key] != value:
+                raise ValueError(
+                    f"{shard.path} is not the shard that {MANIFEST} tells of: {key} {_short(value)} instead of "
+                    f"{_short(known[name][key])}; restore it, or prepare the set again into an empty folder"
+                )
+    wanted = {name for name in known if fnmatch.fnmatchcase(name, names)}
+    if missing := sorted(wanted - found.keys()):
+        raise ValueError(
+            f"{folder} lacks {some(missing, most=1)} of its {MANIFEST}; restore what is missing, or prepare the "
+            "set again into an empty folder"
+        )
+    if len(splits := sorted({split_of[name] for name in found})) > 1:
+        raise ValueError(
+            f"{folder} holds the splits {' and '.join(splits)}; give one of them, as in {folder}/{splits[0]}-*.parquet"
+        )
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) else str(value)
+
+
+def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
+    """Compares the sizes of all shards with the manifest in one listing. Raises ValueError, naming one that differs."""
+    sizes = {one.base_name: one.size for one in filesystem.get_file_info(pafs.FileSelector(folder))}
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            name, size = shard["file"], sizes.get(shard["file"])
+            if size != shard["bytes"]:
+                here = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise ValueError(
+                    f"{folder}/{name} {here} by the {MANIFEST} beside it; restore it, or empty the folder and prepare "
+                    "the set again"
+                )
+
+
+def verify(
+    filesystem: pafs.FileSystem, folder: str, *, threads: int, advance: Callable[[int], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """Reads every byte of a prepared set: (its manifest, a line for each shard that is not as it was written).
+
+    `advance` is called with the pictures of each shard that was read. Raises FileNotFoundError where there is no
+    manifest, ValueError where it cannot be read or the preparation has not ended.
+    """
+    _check_ended(filesystem, folder)
+    manifest = read_manifest(filesystem, folder)
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}; only sets of jobs/prepare_imagenet.py can be checked")
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    with ThreadPoolExecutor(threads) as pool:
+        complaints = []
+        results = pool.map(lambda shard: _verify_shard(filesystem, folder, shard), shards)
+        for shard, complaint in zip(shards, results, strict=True):
+            complaints += [complaint] if complaint else []
+            advance(shard["pictures"])
+    return manifest, complaints
+
+
+def _verify_shard(filesystem: pafs.FileSystem, folder: str, shard: dict[str, Any]) -> str | None:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with filesystem.open_input_stream(f"{folder}/{shard['file']}") as file:
+            for chunk in _chunks(file):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError:
+        return f"{shard['file']} is missing"
+    except OSError as error:
+        return f"{shard['file']} cannot be read ({' '.join(str(error).split())})"
+    if size != shard["bytes"]:
+        return f"{shard['file']} has {size} bytes instead of {shard['bytes']}"
+    if digest.hexdigest() != shard["sha256"]:
+        return f"{shard['file']} has sha256 {digest.hexdigest()[:12]}... instead of {shard['sha256'][:12]}..."
+    return None
+
+
+def _chunks(file: Any) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,127 @@
+"""Evaluation of trained weights on several workers of this machine, on their own validation pictures or on others."""
+
+import dataclasses
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_resnet.data.input.streams import check_some_whole
+from dist_resnet.data.loader import Damaged, open_loader
+from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.data.shards.split_names import check_one_split
+from dist_resnet.launch import local
+from dist_resnet.launch.trained import Trained, Weights
+from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
+from dist_resnet.tracking.run_directory import absolute_uri
+from dist_resnet.train.damage import TooDamagedError
+from dist_resnet.train.distributed import Worker
+from dist_resnet.train.evaluate import evaluate_crops
+from dist_resnet.train.loop import create_state
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What came out, on which pictures and at which crops."""
+
+    metrics: dict[str, float]
+    """`val/top1_error` and the other keys of a run's journal."""
+    validation_digest: str
+    evaluation: Evaluation
+    num_classes: int
+    """Classes of the model."""
+    lacking: tuple[str, ...]
+    """Those of them that no image shows, as far as the shards tell without being read."""
+
+
+def evaluate(
+    trained: Trained,
+    execution: Execution,
+    *,
+    validation: str | None = None,
+    evaluation: Evaluation | None = None,
+    match_classes: MatchClasses | None = None,
+    label_column: str | None = None,
+) -> Evaluated:
+    """The errors and losses of trained weights, every picture counted once on any number of workers.
+
+    What is given replaces the recipe's own; other images than its own are matched by name unless `match_classes` is
+    given. Trains nothing and writes nothing. Raises ValueError or
+    FileNotFoundError, before any worker starts, where the pictures are not there or do not fit the model.
+    """
+    recipe, execution = trained.recipe, local.settle(execution)
+    if validation is not None:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=absolute_uri(validation)))
+    if evaluation is not None:
+        recipe = dataclasses.replace(recipe, evaluation=evaluation)
+    split = open_split(recipe.data.validation, label_column=label_column or recipe.data.label_column)
+    if validation is not None:
+        check_one_split(split.uri, split.shards)
+    names = trained.classes_beside(split.class_names)
+    by = match_classes or (recipe.data.match_classes if validation is None else "names")
+    matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")
+    if recipe.augment.image_side is not None:
+        check_some_whole(split, recipe.augment.image_side)
+    for note in matched.notes:
+        logger.info("%s", note)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder, "metrics.json")
+        local.in_processes(
+            execution, functools.partial(_evaluate, recipe, trained.read_weights, execution, matched.split, outcome)
+        )
+        found = json.loads(outcome.read_text())
+    if "refused" in found:
+        raise ValueError(found["refused"])
+    return Evaluated(
+        metrics=found["metrics"],
+        validation_digest=split.digest,
+        evaluation=recipe.evaluation,
+        num_classes=recipe.model.num_classes if names is None else len(names),
+        lacking=matched.lacking,
+    )
+
+
+def _evaluate(
+    recipe: Recipe,
+    read_weights: Callable[[], Weights],
+    execution: Execution,
+    split: Split,
+    outcome: Path,
+    worker: Worker,
+) -> None:
+    """One worker's share; rank 0 writes down what all found, or why there is nothing to find."""
+    torch.set_num_threads(execution.cpus_per_worker or 1)
+    state = create_state(recipe, execution, worker)
+    state.load(read_weights(), {}, {"step": 0, "scaler": {}})
+    # Only the validation split is read; a loader wants both, and a ghost batch for each worker.
+    small = dataclasses.replace(recipe, global_batch=2 * worker.world_size, ghost_batch=2)
+    loader = open_loader(
+        small, execution, split, split, rank=worker.rank, world_size=worker.world_size, device=worker.device
+    )
+    try:
+        metrics = evaluate_crops(recipe, state.model, loader, worker, name_damaged=_name_damaged)
+        found: dict[str, Any] = {"metrics": metrics}
+    except TooDamagedError as error:
+        found = {"refused": str(error)}  # the driver raises it, whatever processes the workers are
+    finally:
+        loader.close()
+    if worker.rank == 0:
+        outcome.write_text(json.dumps(found))
+
+
+def _name_damaged(pictures: Sequence[Damaged]) -> None:
+    for picture in pictures[:_MOST_NAMED]:
+        logger.warning("the picture %s cannot be decoded and counts as an error", picture)
+    if len(pictures) > _MOST_NAMED:
+        logger.warning("%d more cannot be decoded either", len(pictures) - _MOST_NAMED)

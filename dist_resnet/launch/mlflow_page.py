@@ -1,0 +1,130 @@
+"""What the page of a run in MLflow tells: card at the start, pictures at the end."""
+
+import csv
+import io
+import logging
+import shlex
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.split import Split
+from dist_resnet.launch.plan import Plan
+from dist_resnet.model import complexity
+from dist_resnet.recipe import flatten
+from dist_resnet.tracking import provenance
+from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.plots import confusion_matrix, training_curve
+from dist_resnet.train.damage import EVENT
+from dist_resnet.train.run_images import AUGMENTED_BATCH, CONFUSION
+
+logger = logging.getLogger(__name__)
+
+CURVE_FILE, DAMAGED_FILE = "training_curve.png", "damaged_pictures.csv"
+NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {multiply_adds:.2f} G multiply-adds for a
+picture of {size} x {size}.
+
+* Everything of this run, the journal with every point included: `{directory}`
+* Its checkpoints: `{directory}/checkpoints`
+* To evaluate the newest: `python jobs/evaluate.py --run {quoted}`
+* To register it: `python jobs/register_model.py --run {quoted}`
+"""
+
+
+def run_card(plan: Plan) -> RunCard:
+    """What MLflow is told of a run that has claimed its directory."""
+    recipe, directory = plan.recipe, provenance.without_credentials(plan.directory.uri)
+    size = recipe.evaluation.crops[0]
+    cost = complexity.measure(recipe.model, size)
+    summary = {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
+    note = NOTE.format(
+        model=f"Pre-activation ResNet-{recipe.model.depth}"
+        if recipe.model.placement == "full_preactivation"
+        else f"ResNet-{recipe.model.depth}, {recipe.model.placement}",
+        shortcut=recipe.model.shortcut,
+        parameters=cost.parameters / 1e6,
+        multiply_adds=cost.multiply_adds / 1e9,
+        size=size,
+        directory=directory,
+        quoted=shlex.quote(directory),
+    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
+    return RunCard(
+        experiment=plan.execution.experiment,
+        name=plan.name,
+        params=recipe.flat() | flatten({"execution": {"workers": plan.execution.workers}, "model": summary}),
+        tags=provenance.collect()
+        | {"fingerprint": recipe.fingerprint(), "run_directory": directory, "mlflow.note.content": note},
+        texts={
+            "recipe.json": provenance.without_credentials(plan.directory.read("recipe.json").decode()),
+            "environment.txt": provenance.environment(),
+        },
+        data_sets=(_data_set(plan, plan.train, "training"), _data_set(plan, plan.validation, "validation")),
+    )
+
+
+def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
+    return DataSet(
+        name=f"{plan.recipe.data.dataset} {context}",
+        digest=split.digest,
+        context=context,
+        source=provenance.without_credentials(split.uri),
+        images=split.num_images,
+        classes=len(split.class_names) if split.class_names else plan.recipe.model.num_classes,
+    )
+
+
+def pictures(plan: Plan) -> dict[str, bytes]:
+    """What people look at, by file name, also kept in the run's directory: the training curve, a batch as the network
+    saw it, the confusion matrix, the classes of the highest error and the damaged pictures; what there is not is left
+    out."""
+    files = {}
+    try:
+        records = read_journal(plan.directory)
+        if points := history(records):
+            files[CURVE_FILE] = training_curve(points, plan.name)
+        if damaged := [record for record in records if record["kind"] == EVENT]:
+            columns = ("split", "file", "row", "reason")
+            files[DAMAGED_FILE] = _csv(columns, ([record[name] for name in columns] for record in damaged))
+        if plan.directory.exists(AUGMENTED_BATCH):
+            files[AUGMENTED_BATCH] = plan.directory.read(AUGMENTED_BATCH)
+        if plan.directory.exists(CONFUSION):
+            files |= _confusion_files(plan)
+        for name, content in files.items():
+            plan.directory.write(name, content)
+    except Exception as error:
+        # Nothing that is only for looking at may cost a run its end.
+        logger.warning("the run's pictures could not be made in %s: %s", plan.directory.uri, error)
+    return files
+
+
+def _confusion_files(plan: Plan) -> dict[str, bytes]:
+    counts = np.load(io.BytesIO(plan.directory.read(CONFUSION)), allow_pickle=False)
+    names = classes.for_outputs(plan.classes, len(counts)) if plan.classes else classes.numbers(len(counts))
+    return {
+        "confusion_matrix.png": confusion_matrix(counts, names, plan.name),
+        "worst_classes.csv": _worst_classes(counts, names),
+    }
+
+
+def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """A line for each class that has pictures: name, pictures, error, what it is taken for most; the worst first."""
+    lines = []
+    for label, row in enumerate(counts):
+        others = row.copy()
+        others[label] = 0
+        if row.sum():
+            taken = names[int(others.argmax())] if others.any() else ""
+            lines.append((1 - row[label] / row.sum(), names[label], int(row.sum()), taken))
+    lines.sort(key=lambda line: -line[0])
+    columns = ("class", "images", "top1_error", "most_often_taken_for")
+    return _csv(columns, ((name, images, f"{error:.4f}", taken) for error, name, images, taken in lines))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return table.getvalue().encode()

@@ -1,0 +1,227 @@
+"""The driver's part before any worker starts: every check that can be made, and the plan that workers get."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from dist_resnet.data.input import decoders
+from dist_resnet.data.input.order import steps_per_epoch
+from dist_resnet.data.input.streams import check_some_whole
+from dist_resnet.data.shards import classes, duplicates
+from dist_resnet.data.shards.classes import Matched
+from dist_resnet.data.shards.spelling import said_of_alike
+from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.data.shards.split_names import check_one_split
+from dist_resnet.model import build_model
+from dist_resnet.recipe import Execution, Recipe, check_pair
+from dist_resnet.tracking import journal
+from dist_resnet.tracking.mlflow import address
+from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
+from dist_resnet.train.schedule import num_steps
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has passed every check: the recipe with its data digests, the opened splits, the run's directory."""
+
+    recipe: Recipe
+    execution: Execution
+    train: Split
+    validation: Split
+    directory: RunDirectory
+    classes: tuple[str, ...] | None = None
+    """Names of the model's classes; None if the training images have none."""
+    notes: tuple[str, ...] = ()
+    """What to say of the run before it begins, a line each."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        assert self.execution.name is not None
+        return self.execution.name
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return num_steps(self.recipe.epochs, steps_per_epoch(self.train.num_images, self.recipe.global_batch))
+
+    def claim(self) -> None:
+        """Makes the directory this run's, by its `recipe.json`."""
+        if self.directory.read_json(RECIPE_FILE) is None:
+            recipe, label_map = self.recipe, self.validation.label_map
+            self.directory.write_json(
+                RECIPE_FILE,
+                {
+                    "fingerprint": recipe.fingerprint(),
+                    "recipe": recipe.to_dict(),
+                    "classes": {
+                        "names": self.classes,
+                        "validation_labels": None if label_map is None else label_map.tolist(),
+                    },
+                },
+            )
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `summary.json` says if the run is finished, else None. Raises ValueError if it does not say how."""
+        summary = self.directory.read_json(SUMMARY_FILE)
+        if summary is not None and "status" not in summary:
+            raise ValueError(
+                f"{self.directory.child(SUMMARY_FILE)} is damaged, it has no status; restore it from a copy"
+            )
+        return summary
+
+
+def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
+    """Checks a run against its data and its storage.
+
+    `job` begins the run's name where none is given. Raises ValueError or FileNotFoundError with one line that says
+    what was got, what is allowed and what to do.
+    """
+    check_pair(recipe, execution)
+    decoders.check(execution.decode)
+    with torch.device("meta"):
+        build_model(recipe.model)
+    _check_no_passwords(recipe, execution)
+    data = dataclasses.replace(
+        recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
+    )
+    train, validation = (open_split(uri, label_column=data.label_column) for uri in (data.train, data.validation))
+    steps_per_epoch(train.num_images, recipe.global_batch)
+    for split in (train, validation):
+        check_some_whole(split, recipe.augment.image_side)
+    data = dataclasses.replace(
+        data,
+        train_digest=_digest("train", data.train_digest, train),
+        validation_digest=_digest("validation", data.validation_digest, validation),
+    )
+    recipe = dataclasses.replace(recipe, data=data)
+    execution = dataclasses.replace(
+        execution,
+        storage=absolute_uri(execution.storage),
+        name=execution.name or f"{job}-{recipe.fingerprint()[:8]}",
+    )
+    storage = RunDirectory(execution.storage)
+    storage.check_writable()
+    directory = RunDirectory(storage.child(execution.name or ""))
+    known = _check_unused(directory, recipe, execution)
+    if known is None:  # a run that goes on is not refused what it began with
+        for split in (train, validation):
+            check_one_split(split.uri, split.shards)
+    names, matched = _match_classes(recipe, execution, train, validation, known)
+    # A run that goes on shall not wait for a name server or a disk that is away.
+    address.store_of(directory, execution.tracking_uri, resolve=known is None)
+    return Plan(
+        recipe=recipe,
+        execution=execution,
+        train=train,
+        validation=matched.split,
+        directory=directory,
+        classes=names,
+        notes=(
+            *classes.said_of_labels(train, "training images"),
+            *said_of_alike(names or (), "training images"),
+            *duplicates.said_of_copies(train, "training images"),
+            *duplicates.said_of_copies(validation, "validation images"),
+            *duplicates.said_of_same(train, validation),
+            *matched.notes,
+            *_said_of_precision(directory, execution),
+        ),
+    )
+
+
+def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
+    """Raises ValueError where an address that will be written down has a password in it."""
+    for name, uri in (
+        ("data.train", recipe.data.train),
+        ("data.validation", recipe.data.validation),
+        ("execution.storage", execution.storage),
+    ):
+        address.check_no_password(name, uri)
+
+
+def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
+    """A line where a run goes on at another precision than it began with."""
+    began = (journal.first_record(directory) or {}).get("precision", execution.precision)
+    if began == execution.precision:
+        return []
+    return [
+        f"the run began with --execution.precision {began} and goes on with {execution.precision}, which changes its "
+        "numbers beyond rounding; to keep to them, stop it and give the former"
+    ]
+
+
+def _match_classes(
+    recipe: Recipe, execution: Execution, train: Split, validation: Split, known: dict[str, Any] | None
+) -> tuple[tuple[str, ...] | None, Matched]:
+    """The names of the model's classes, and the validation images read as these.
+
+    A run that goes on keeps to what it began with. Raises ValueError where the classes of a new one do not fit.
+    """
+    outputs = recipe.model.num_classes
+    if known is not None and "classes" in known:
+        train.check_labels(outputs)
+        names = classes.recorded(known, recipe)
+        return names, classes.as_recorded(validation, known, outputs)
+    names = classes.of_training(train, outputs, spare_outputs=execution.spare_outputs or known is not None)
+    try:
+        return names, classes.match(validation, names, outputs, by=recipe.data.match_classes)
+    except ValueError as error:
+        if known is None:
+            raise
+        validation.check_labels(outputs)
+        # It began when nobody compared: refusing it now would cost what it has computed.
+        note = f"the run goes on with the validation images' labels as it began with them, though {error}"
+        return names, Matched(split=validation, notes=(note,))
+
+
+def _digest(split: str, insisted: str | None, found: Split) -> str:
+    if insisted is not None and insisted != found.digest:
+        raise ValueError(
+            f"data.{split}_digest {insisted[:12]}... was asked for, but the shards at {found.uri} have "
+            f"{found.digest[:12]}...; give the shards it was made of, or leave the digest out"
+        )
+    return found.digest
+
+
+def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> dict[str, Any] | None:
+    """What the run's `recipe.json` holds, None if it is new.
+
+    Raises ValueError where the run of another recipe, or no run, lives in the directory.
+    """
+    try:
+        known = directory.read_json(RECIPE_FILE)
+        earlier = None if known is None else Recipe.from_dict(known["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{directory.child(RECIPE_FILE)} cannot be read ({error}); use another --execution.name"
+        ) from error
+    directory.check_kind("run")
+    if earlier is not None and earlier.fingerprint() != recipe.fingerprint():
+        differences = earlier.differences(recipe)
+        if changed := [split for split in ("train", "validation") if f"data.{split}_digest" in differences]:
+            _refuse_other_data(changed[0], differences, recipe, execution)
+        fields = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in differences.items())
+        raise ValueError(
+            f"the name {execution.name} under {execution.storage} is used by a run with another recipe: {fields}; "
+            "use another --execution.name, or the same recipe to continue that run"
+        )
+    return known
+
+
+def _refuse_other_data(
+    split: str, differences: dict[str, tuple[Any, Any]], recipe: Recipe, execution: Execution
+) -> NoReturn:
+    """Raises the ValueError for a run whose shards are not those that it began with."""
+    was, now = differences[f"data.{split}_digest"]
+    others = [key for key in differences if not key.endswith("_digest")]
+    raise ValueError(
+        f"the {split} shards at {getattr(recipe.data, split)} are not those that the run {execution.name} under "
+        f"{execution.storage} began with: their digest was {str(was)[:12]}..., now it is {str(now)[:12]}..."
+        + (f", and {', '.join(others)} changed too" if others else "")
+        + "; restore the shards to continue that run, or use another --execution.name"
+    )

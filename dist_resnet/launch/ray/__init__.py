@@ -1,0 +1,1 @@
+"""The only door to Ray: clusters, Ray Train, Ray Tune, and the jobs of a cluster."""

@@ -1,0 +1,73 @@
+"""Prepares a set with Ray: each shard is a task, on the cluster at hand or on a Ray of our own on this machine."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dist_resnet.launch.ray.cluster import connect, resources  # first: it sets what Ray reads when it is imported
+
+# isort: split
+import ray
+from ray.exceptions import RayTaskError
+
+from dist_resnet.data.prepare import prepare as preparation
+from dist_resnet.launch.progress import PictureProgress
+from dist_resnet.recipe import Execution
+from dist_resnet.tracking.mlflow.address import check_no_password
+from dist_resnet.tracking.run_directory import absolute_uri
+
+
+def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, Any]:
+    """Prepares a set, or goes on with it, and returns its manifest.
+
+    `workers` tasks run at once, by default as many as the cluster has CPU cores. Raises as `data.prepare.prepare`
+    does, and ValueError where no cluster answers or an address has a password in it.
+    """
+    for name, uri in (("source", options.source), ("target", options.target)):
+        check_no_password(name, uri)
+    # Workers run in other folders.
+    options = dataclasses.replace(
+        options, source=absolute_uri(options.source).rstrip("/"), target=absolute_uri(options.target).rstrip("/")
+    )
+    progress = PictureProgress()
+    try:
+        return preparation.prepare(options, run=_Tasks(workers), progress=progress)
+    finally:
+        progress.close()
+
+
+class _Tasks:
+    """Runs generators as Ray tasks, a number of them at once; Ray starts when the first comes."""
+
+    def __init__(self, workers: int | None) -> None:
+        self._workers = workers
+
+    def __call__(self, function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any]) -> Iterator[Any]:
+        """Yields what they yield, as it comes. Raises what one of them raises, and cancels the others."""
+        waiting, running = deque(tasks), []
+        if not waiting:
+            return
+        connect(Execution(workers=self._workers or 1, cpus_per_worker=1))
+        most = self._workers or max(1, resources().cores)
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    running.append(_stream.remote(function, waiting.popleft()))
+                for one in ray.wait(running, num_returns=1, fetch_local=False)[0]:
+                    try:
+                        item = next(one)
+                    except StopIteration:
+                        running.remove(one)
+                        continue
+                    yield ray.get(item)
+        except RayTaskError as error:
+            raise error.cause from None
+        finally:
+            for one in running:
+                ray.cancel(one)
+
+
+@ray.remote(num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD")
+def _stream(function: Callable[[Any], Iterator[Any]], task: Any) -> Iterator[Any]:
+    yield from function(task)

@@ -1,0 +1,181 @@
+"""Runs on Ray Train workers: on the cluster at hand, or on a Ray of our own in this process's machine.
+
+Recovery is Ray Train's: when a worker or its machine dies the whole group starts again, with MIN:MAX workers on what
+is left of the cluster, and each worker goes on from the newest checkpoint in the run's directory. Nothing is reported
+through `ray.train.report`, which costs two seconds a call and is no commit; the journal and the checkpoints on storage
+are what counts.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dist_resnet.launch.ray.cluster import (
+    connect,
+    disconnect,
+    first_line,
+    hold,
+    own_cluster,
+    resources,
+)  # first: it sets what Ray reads
+
+# How often the controller looks whether its workers live.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+from ray.exceptions import RayActorError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+
+from dist_resnet.launch.plan import Plan, prepare
+from dist_resnet.launch.ray import worker as ray_worker
+from dist_resnet.launch.ray.jobs import take_over
+from dist_resnet.launch.ray.network import NodeTorchConfig
+from dist_resnet.launch.ray.telemetry import RunTelemetry
+from dist_resnet.launch.ray.trainer import LeanTrainer
+from dist_resnet.launch.resources import settle_workers
+from dist_resnet.launch.supervise import supervise
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.storage.patience import patiently
+from dist_resnet.tracking.holding import taking
+from dist_resnet.train import checkpoint
+from dist_resnet.train.precision import check_precision
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_START_IS_FREE = _START_VARIABLE not in os.environ
+# Right after a machine has died Ray may still count it and wait in vain for as many workers as before; with MIN:MAX
+# workers it soon counts again. With a fixed number there is nothing to count, and images may be slow to load.
+_START_SECONDS_ELASTIC, _START_SECONDS = 30, 300
+
+
+def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
+    """Checks a run, connects to Ray and settles on which device and on how many cores each worker trains.
+
+    Uses the cluster that RAY_ADDRESS or a `ray start` on this machine names, else starts Ray in this process for as
+    long as it lives. From then on no other process may run it. Raises ValueError or FileNotFoundError, before any
+    worker starts, as `prepare` does and where another process runs it or the cluster lacks what was asked for.
+    """
+    plan = prepare(recipe, execution, job=job)
+    if plan.summary() is not None:
+        return plan
+    with taking(plan.directory):
+        connect(execution)
+        execution = settle_workers(plan.execution, resources())
+        check_precision(execution)
+        return dataclasses.replace(plan, execution=execution)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Trains a prepared run to its end on Ray Train workers and returns its summary.
+
+    Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
+    """
+    with RunTelemetry(plan.name, plan.execution.most_workers) as telemetry:
+        return supervise(plan, lambda: _fit(plan), telemetry)
+
+
+def _fit(plan: Plan) -> None:
+    """Runs the worker group to its end.
+
+    Ray Train allows a number of failures in all and none of its controller's; here both count only while no new
+    checkpoint comes between. Raises RuntimeError once there were too many.
+    """
+    allowed = plan.execution.max_failures
+    newest, failures = _committed(plan), 0
+    while True:
+        trainer = _trainer(plan)
+        if not own_cluster():
+            _patiently(plan, "written", lambda trainer=trainer: take_over(plan.directory, trainer.run_id))
+        try:
+            hold(trainer.fit)
+            return
+        except (TrainingFailedError, RayActorError) as error:
+            reached = _committed(plan)
+            # Ray Train reports its workers' failures when it has used all that it was allowed.
+            used = allowed + 1 if isinstance(error, WorkerGroupError) else 1
+            failures = failures + used if reached == newest else 0
+            newest = reached
+            if allowed == 0 or failures > allowed:
+                raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
+            logger.warning("the workers or their controller failed (%s); going on", _reason(error))
+            if isinstance(error, RayActorError) and own_cluster():
+                # A dead controller's workers and what they hold end with our Ray.
+                disconnect()
+                _connect_again(plan.execution)
+
+
+def _connect_again(execution: Execution) -> None:
+    """As `connect`. Raises RuntimeError if what was there at the beginning no longer is."""
+    try:
+        connect(execution)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _committed(plan: Plan) -> int | None:
+    """The step of the newest committed checkpoint."""
+    return _patiently(plan, "read", lambda: checkpoint.newest_step(plan.directory))
+
+
+def _patiently(plan: Plan, what: str, action: Callable[[], T]) -> T:
+    """What `action` makes of the run's directory, for as long as its storage may be away."""
+    return patiently(
+        action,
+        what=f"the run's directory {plan.directory.uri} cannot be {what}",
+        seconds=60 * plan.execution.storage_minutes,
+    )
+
+
+def _times(allowed: int) -> str:
+    return f"after {allowed} restarts" if allowed else "without a restart"
+
+
+def _reason(error: TrainingFailedError | RayActorError) -> str:
+    """In one line, what ended Ray Train's run."""
+    if isinstance(error, WorkerGroupError):
+        rank, failure = min(error.worker_failures.items())
+        return f"rank {rank}: {first_line(failure)}"
+    if isinstance(error, ControllerError):
+        return first_line(error.controller_failure)
+    return "the training controller died"
+
+
+def _trainer(plan: Plan) -> LeanTrainer:
+    execution = plan.execution
+    use_gpu = execution.device == "gpu"
+    least, most = execution.worker_range
+    # Ray reads them in the driver and hands them on.
+    os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
+    if _START_IS_FREE:
+        os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
+    return LeanTrainer(
+        ray_worker.run,
+        own_cluster=own_cluster(),
+        train_loop_config={"plan": plan},
+        torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": execution.cpus_per_worker or 1} | ({"GPU": 1} if use_gpu else {}),
+            elastic_resize_monitor_interval_s=60 * execution.resize_minutes,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=plan.directory.uri,
+            failure_config=FailureConfig(max_failures=execution.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )

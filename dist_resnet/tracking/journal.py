@@ -1,0 +1,164 @@
+"""The run's journal: every metric and event, durable on the run's storage, in the order in which it happened.
+
+`journal/000001.jsonl`, `000002.jsonl`, ... hold one JSON object a line. Each start of the training loop opens with a
+`session` record that says from which step it goes on; points of earlier sessions past that step were computed again
+and no longer count. Whoever wants to show or deliver a run (progress bar, MLflow, reports) reads its journal.
+"""
+
+import collections
+import json
+import logging
+import math
+import os
+import threading
+import time
+from typing import Any
+
+from dist_resnet.tracking.run_directory import RunDirectory, naming
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "journal"
+_MOST_OF_A_SESSION = 1 << 16
+_SECONDS_BETWEEN_APPENDS, _SECONDS_BETWEEN_OBJECTS = 0.5, 15.0
+
+
+class Journal:
+    """Appends records to a run's journal; one writing process at a time (rank 0), any of its threads."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        names = [name for name, _ in directory.list(FOLDER)]
+        self._number = 1 + max((int(name.split(".")[0]) for name in names if name.endswith(".jsonl")), default=0)
+        # Appending to a deque needs no lock.
+        self._waiting: collections.deque[dict[str, Any]] = collections.deque()
+        self._writing = threading.Lock()
+        self._size_bytes = 0
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Adds a record of JSON values, stamped with the time in seconds since 1970; `commit` makes it durable.
+
+        Called by the training loop, it only adds to a list.
+        """
+        self._waiting.append({"kind": kind, "time": time.time(), **fields})
+
+    def commit(self) -> None:
+        """Makes all records so far durable. Raises OSError where the storage fails; nothing is lost then."""
+        with self._writing:
+            records = list(self._waiting)
+            if not records:
+                return
+            lines = [json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n" for record in records]
+            if self._directory.is_local:
+                self._directory.check_present()
+            self._write("".join(lines).encode())
+            for _ in records:
+                self._waiting.popleft()
+
+    def _write(self, content: bytes) -> None:
+        name = f"{FOLDER}/{self._number:06d}.jsonl"
+        if not self._directory.is_local:
+            # An object store cannot append: each commit makes an object of its own.
+            self._directory.write(name, content)
+            self._number += 1
+            return
+        if self._size_bytes == 0:
+            self._directory.write(name, b"")
+        path = self._directory.path(name)
+        with naming(path), open(path, "r+b") as file:
+            # What a full disk let through of an earlier try is overwritten.
+            file.truncate(self._size_bytes)
+            file.seek(self._size_bytes)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size_bytes += len(content)
+
+    @property
+    def seconds_between_commits(self) -> float:
+        """How long records may wait: an object store is given fewer and larger objects."""
+        return _SECONDS_BETWEEN_APPENDS if self._directory.is_local else _SECONDS_BETWEEN_OBJECTS
+
+
+class Tail:
+    """Reads a journal as it grows: `poll` returns the records that were not returned before."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._read: dict[str, int] = {}
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The complete records that are new since the last call.
+
+        Raises OSError, and loses none then; ValueError, naming file and byte, for a line that is no record.
+        """
+        records, read = [], dict(self._read)
+        for name, size in self._directory.list(FOLDER):
+            start = read.get(name, 0)
+            if not name.endswith(".jsonl") or size <= start:
+                continue
+            content = self._directory.read(f"{FOLDER}/{name}", start)
+            complete = content[: content.rfind(b"\n") + 1]
+            read[name] = start + len(complete)
+            records += self._parsed(name, start, complete)
+        # Only now: where one of several files cannot be read, none counts as read.
+        self._read = read
+        return records
+
+    def _parsed(self, name: str, start: int, content: bytes) -> list[dict[str, Any]]:
+        records, place = [], start
+        for line in content.splitlines(keepends=True):
+            try:
+                records.append(_parse_nonfinite(json.loads(line)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{self._directory.child(f'{FOLDER}/{name}')} is damaged: what begins at byte {place} is no record "
+                    f"({type(error).__name__}: {error}); restore it from a copy"
+                ) from error
+            place += len(line)
+        return records
+
+
+def first_record(directory: RunDirectory) -> dict[str, Any] | None:
+    """The oldest record, which is the first session's; None where there is none, or none that can be read."""
+    try:
+        for name, _ in directory.list(FOLDER):
+            if name.endswith(".jsonl"):
+                return json.loads(directory.read(f"{FOLDER}/{name}", size=_MOST_OF_A_SESSION).partition(b"\n")[0])
+    except (OSError, ValueError) as error:
+        logger.debug("the first record of %s cannot be read: %s", directory.uri, error)
+    return None
+
+
+def read_journal(directory: RunDirectory) -> list[dict[str, Any]]:
+    """All records of a run, oldest first."""
+    return Tail(directory).poll()
+
+
+def history(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+    """The metrics that count: key -> rising (step, time, value), without steps that a later session did again."""
+    points: dict[str, dict[int, tuple[float, float]]] = {}
+    for record in records:
+        if record["kind"] == "session":
+            for of_key in points.values():
+                for step in [step for step in of_key if step > record["start_step"]]:
+                    del of_key[step]
+        elif record["kind"] == "metrics":
+            for key, value in record["values"].items():
+                points.setdefault(key, {})[record["step"]] = (record["time"], value)
+    return {key: [(step, *of_key[step]) for step in sorted(of_key)] for key, of_key in points.items()}
+
+
+def _spell_nonfinite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _spell_nonfinite(entry) for key, entry in value.items()}
+    return value
+
+
+def _parse_nonfinite(record: dict[str, Any]) -> dict[str, Any]:
+    if record["kind"] == "metrics":
+        record["values"] = {key: float(value) for key, value in record["values"].items()}
+    return record

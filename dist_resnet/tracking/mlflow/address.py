@@ -1,0 +1,153 @@
+"""Addresses of MLflow tracking servers and stores, and how long to wait for them."""
+
+import configparser
+import os
+import re
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dist_resnet.tracking.mlflow import database
+from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.run_directory import RunDirectory
+
+VARIABLE, REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
+_SERVERS = {"http": 80, "https": 443}
+_SETTINGS = {
+    # MLflow's own defaults repeat a failed call for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # It would print the server's address with the password in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def set_client_limits() -> None:
+    """Lets MLflow's client give up after seconds and print no address, unless the environment says otherwise."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def check(uri: str, *, may_be_new: bool = True, resolve: bool = True) -> None:
+    """Raises ValueError if a tracking address is none that MLflow can use.
+
+    With `resolve` that includes what surrounds it: a host that is not found, a sqlite file that cannot be written or,
+    without `may_be_new`, is not there.
+    """
+    url = database.parse(uri)
+    if url is not None:
+        if url.get_backend_name() == "sqlite" and (resolve or database.sqlite_file(uri) is None):
+            database.check_sqlite(uri, to_write=may_be_new)
+    elif uri.partition(":")[0] == "databricks":
+        _check_databricks(uri)
+    else:
+        _check_server(uri, resolve)
+
+
+def check_database(uri: str, *, resolve: bool = True) -> None:
+    """Raises ValueError if a database's driver is not installed here or, with `resolve`, its host is not found."""
+    url = database.parse(uri)
+    if url is None:
+        return
+    database.check_driver(url)
+    if resolve and url.host:
+        _check_host(uri, url.host, url.port)
+
+
+def check_no_password(name: str, uri: str) -> None:
+    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
+    if re.search(r"://[^/\s]*:[^/\s]*@", uri) or "secret_key=" in uri:
+        raise ValueError(
+            f"{name} has a password in it, {without_credentials(uri)}; leave it out and give credentials by "
+            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
+def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
+    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run.
+
+    Raises ValueError as `check` does, for the registry's address of the environment too.
+    """
+    check_registry(resolve=resolve)
+    uri = tracking_uri or os.environ.get(VARIABLE) or embedded_store(directory.parent)
+    is_from_environment = not tracking_uri and bool(os.environ.get(VARIABLE))
+    _check_named(VARIABLE if is_from_environment else None, uri, resolve=resolve)
+    return uri
+
+
+def check_registry(*, resolve: bool = True) -> None:
+    """Raises ValueError if MLFLOW_REGISTRY_URI, which every MLflow client opens, is none that MLflow can use."""
+    uri = os.environ.get(REGISTRY_VARIABLE, "")
+    if uri.partition(":")[0] == "databricks-uc":
+        _check_databricks(uri)
+    elif uri:
+        _check_named(REGISTRY_VARIABLE, uri, resolve=resolve)
+
+
+def embedded_store(storage: RunDirectory) -> str:
+    """The tracking URI where none is given: a sqlite file beside the runs, or in the home directory where the runs
+    are on an object store."""
+    folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
+    os.makedirs(folder, exist_ok=True)
+    # What would mean another file in an address.
+    quoted = re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", folder).replace("?", "%3F")
+    return f"sqlite:///{quoted}/mlflow.db"
+
+
+def _check_named(variable: str | None, uri: str, *, resolve: bool) -> None:
+    """As `check`; the complaint names the environment variable that the address comes from."""
+    try:
+        check(uri, resolve=resolve)
+        check_database(uri, resolve=resolve)
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}" if variable else str(error)) from error
+
+
+def _check_server(uri: str, resolve: bool) -> None:
+    shown = without_credentials(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"the tracking address {shown} does not parse: {error}") from error
+    if parts.scheme not in _SERVERS or not parts.hostname:
+        raise ValueError(
+            "a tracking address is http://HOST:PORT, https://HOST, sqlite:////FOLDER/mlflow.db or postgresql://..., "
+            f"got {shown!r}{_hint(uri)}"
+        )
+    if resolve:
+        _check_host(uri, parts.hostname, port or _SERVERS[parts.scheme])
+
+
+def _hint(uri: str) -> str:
+    if re.fullmatch(r"[\w.-]+:\d+", uri):
+        return f"; perhaps http://{uri}"
+    if "://" in uri and not uri.startswith("file:"):
+        return ""
+    return "; MLflow no longer tracks in folders, and `mlflow migrate-filestore` moves what is in one to a sqlite file"
+
+
+def _check_host(uri: str, host: str, port: int | None) -> None:
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        shown = without_credentials(uri)
+        raise ValueError(f"the host of the tracking address {shown} is not found: {error}") from error
+
+
+def _check_databricks(uri: str) -> None:
+    """Raises ValueError if neither the environment nor a profile has credentials for Databricks."""
+    profile = uri.partition("://")[2].partition(":")[0] or os.environ.get("DATABRICKS_CONFIG_PROFILE")
+    if not profile and os.environ.get("DATABRICKS_HOST"):
+        return
+    path = Path(os.environ.get("DATABRICKS_CONFIG_FILE", "~/.databrickscfg")).expanduser()
+    profiles = configparser.ConfigParser(default_section="")
+    try:
+        profiles.read(path)
+    except (OSError, configparser.Error) as error:
+        raise ValueError(f"the Databricks profiles in {path} cannot be read: {error}; repair the file") from error
+    if not profiles.has_section(profile or "DEFAULT"):
+        raise ValueError(
+            f"{uri} needs credentials: set DATABRICKS_HOST and DATABRICKS_TOKEN, or make the profile "
+            f"{profile or 'DEFAULT'} in {path}"
+        )

@@ -1,0 +1,81 @@
+"""Brings a run's tracking to a server after the run, or to another server."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dist_resnet.tracking.mlflow.ledger import Ledger
+from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
+from dist_resnet.tracking.mlflow.run import MlflowRun, unwatched
+from dist_resnet.tracking.mlflow.run_description import Ending
+from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_TRIES = 2.0
+
+
+def deliver(
+    directory: RunDirectory,
+    tracking_uri: str,
+    *,
+    wait_seconds: float,
+    experiment: str | None = None,
+    watch: Callable[[int], None] = unwatched,
+) -> bool:
+    """Brings everything a run's directory holds to a server, its parent first; whether it arrived in that time.
+
+    A server that has a part of it gets the rest. A new MLflow run goes to `experiment`, by default the one that the run
+    was trained for. `watch` is called with the number of points that wait, after each batch and while a server that is
+    away is waited for. Raises FileNotFoundError if the run was never tracked, RefusedError if the server refuses.
+    """
+    ledger = Ledger(directory, tracking_uri)
+    if ledger.is_delivered():
+        return True
+    card, parent_uri, every = ledger.card()
+    card = dataclasses.replace(card, experiment=experiment or card.experiment)
+    parent = None
+    if parent_uri is not None:
+        above = RunDirectory(parent_uri)
+        if not deliver(above, tracking_uri, wait_seconds=wait_seconds, experiment=experiment):
+            return False
+        parent = _Delivered(above, Ledger(above, tracking_uri).run_id())
+    run = MlflowRun(tracking_uri, directory, card, parent=parent, every=every)
+    run.keep()
+    return _send(run, ledger.ending() or Ending(status="KILLED"), tracking_uri, wait_seconds, watch)
+
+
+def _send(run: MlflowRun, ending: Ending, uri: str, wait_seconds: float, watch: Callable[[int], None]) -> bool:
+    """Sends all of a run, again and again while the server is away; whether it arrived in that time."""
+    deadline, is_down = time.monotonic() + wait_seconds, False
+    while True:
+        try:
+            run.level(watch)
+            run.end(ending)
+            return True
+        except Exception as error:
+            # Whatever a server that is not well makes MLflow's client raise: it is an outage, unless it refuses.
+            if refusal := run.refusal(error):
+                raise refusal from error
+            if not is_down:
+                shown, seconds = without_credentials(uri), wait_seconds
+                logger.warning(
+                    "MLflow at %s does not answer (%s); trying for %.0f s", shown, first_line(error), seconds
+                )
+            is_down = True
+        if time.monotonic() >= deadline:
+            return False
+        watch(run.waiting_points)
+        time.sleep(min(_SECONDS_BETWEEN_TRIES, max(0.0, deadline - time.monotonic())))
+
+
+@dataclass
+class _Delivered:
+    """A parent whose run in MLflow is there."""
+
+    directory: RunDirectory
+    run_id: str | None
+    refusal: RefusedError | None = None

@@ -1,0 +1,50 @@
+"""What people would rather look at than read: files beside the journal, which nothing else depends on."""
+
+import io
+import logging
+from typing import Self
+
+import numpy as np
+import torch
+
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.input.normalize import to_pixels
+from dist_resnet.tracking.run_directory import RunDirectory
+from dist_resnet.train.contact_sheet import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+AUGMENTED_BATCH, CONFUSION = "augmented_batch.png", "confusion.npy"
+_MOST_PICTURES = 32
+
+
+class Show:
+    """Writes files for people; on ranks other than 0 it writes nothing, and a storage that fails costs a warning."""
+
+    def __init__(self, directory: RunDirectory | None) -> None:
+        self._directory = directory
+
+    @classmethod
+    def of_rank(cls, rank: int, directory: RunDirectory) -> Self:
+        """What one rank shows: rank 0 all, the others nothing."""
+        return cls(directory if rank == 0 else None)
+
+    def augmented_batch(self, images: torch.Tensor, dataset: str) -> None:
+        """Shows the first pictures, float32 [N, 3, H, W], as the network sees them."""
+        if self._directory is not None:
+            self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_PICTURES], DATASETS[dataset])))
+
+    def confusion(self, counts: torch.Tensor) -> None:
+        """Keeps how many pictures of each class were taken for which: int64 [classes, classes]."""
+        if self._directory is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, counts.cpu().numpy(), allow_pickle=False)
+            self._write(CONFUSION, buffer.getvalue())
+
+    def _write(self, name: str, content: bytes) -> None:
+        assert self._directory is not None
+        try:
+            self._directory.check_present()
+            self._directory.write(name, content)
+        except OSError as error:
+            logger.warning("%s could not be written: %s", self._directory.child(name), error)

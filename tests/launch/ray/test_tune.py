@@ -1,0 +1,34 @@
+"""What a trial takes of a cluster. Oracle: arithmetic by hand, and the refusals' lines."""
+
+import dataclasses
+
+import pytest
+
+from dist_resnet.launch.ray.tune import check_trials, trials_per_gpu
+from dist_resnet.recipe import Execution
+
+GIB = 1 << 30
+
+
+def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Execution):
+    with pytest.raises(ValueError, match="execution.workers is 1 for a trial, got 2"):
+        check_trials(dataclasses.replace(execution, workers=2))
+
+
+@pytest.mark.parametrize(
+    ("asked", "need_gib", "most", "expected"),
+    [
+        (None, 2.0, 8, 8),  # 80 GiB hold 36, but 8 are enough
+        (None, 2.0, 4, 4),  # cores for 4 only
+        (None, 30.0, 8, 2),  # 0.92 x 80 / 30 = 2.45
+        (12, 6.0, 8, 12),  # what is asked for is taken where it fits: 0.92 x 80 / 6 = 12.27
+    ],
+)
+def test_as_many_trials_share_a_gpu_as_their_memory_allows(asked, need_gib, most, expected):
+    assert trials_per_gpu("cell", asked, int(need_gib * GIB), 80 * GIB, most) == expected
+
+
+@pytest.mark.parametrize(("asked", "need_gib", "room"), [(13, 6.0, 12), (None, 79.0, 0), (1, 79.0, 0)])
+def test_a_fraction_that_cannot_fit_is_refused(asked, need_gib, room):
+    with pytest.raises(ValueError, match=f"cannot fit: cell needs {need_gib:.2f} GiB .* at most {room} fit"):
+        trials_per_gpu("cell", asked, int(need_gib * GIB), 80 * GIB, 8)

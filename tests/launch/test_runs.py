@@ -1,0 +1,116 @@
+"""Where a run stands. Oracle: journals written by hand, and the summary of a real run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dist_resnet.launch import local
+from dist_resnet.launch.runs import names_of_runs, read_standing
+from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking import stop
+from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.run_directory import RunDirectory
+
+
+def _session(journal: Journal, start_step: int, world_size: int, steps: range, *, end: dict | None = None) -> None:
+    journal.append("session", start_step=start_step, total_steps=100, world_size=world_size, device="CPU")
+    for step in steps:
+        values = {"train/loss": 1 / step, "train/top1_error": 0.25, "time/step_seconds": 0.5}
+        journal.append("metrics", step=step, values=values)
+    if end:
+        journal.append(**end)
+    journal.commit()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.write_json("recipe.json", {"recipe": {"global_batch": 32}})
+    return directory
+
+
+def test_a_run_that_trains_tells_its_pace_time_left_checkpoint_and_restarts(directory: RunDirectory):
+    _session(Journal(directory), 0, 4, range(1, 31), end={"kind": "checkpoint", "step": 20, "seconds": 1.0})
+    _session(Journal(directory), 20, 2, range(21, 41))
+    standing = read_standing(directory)
+    assert (standing.status, standing.step, standing.total_steps) == ("open", 40, 100)
+    assert (standing.world_size, standing.restarts, standing.checkpoint_step) == (2, 1, 20)
+    assert standing.images_per_second == pytest.approx(64)
+    assert standing.seconds_left == pytest.approx(30)
+    assert standing.line() == (
+        "run: open, 2 workers, step 40/100 (40%), 64.0 images/s, 00:30 left, checkpoint of step 20 00:00 ago, 1 restart"
+    )
+    assert "training    loss 0.025, error 25.0%" in standing.page()
+
+
+def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
+    _session(Journal(directory), 0, 2, range(1, 11), end={"kind": "stopped", "step": 10})
+    assert read_standing(directory).status == "stopped"
+    assert read_standing(directory).seconds_left is None
+    _session(Journal(directory), 10, 2, range(11, 21))
+    standing = read_standing(directory)
+    assert (standing.status, standing.restarts) == ("open", 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ({"kind": "diverged", "step": 10}, "no longer finite at step 10"),
+        ({"kind": "too_damaged", "step": 10, "reason": "9 of the 96 training pictures are damaged"}, "9 of the 96"),
+    ],
+)
+def test_a_run_that_failed_says_why(directory: RunDirectory, end, reason):
+    _session(Journal(directory), 0, 1, range(1, 11), end=end)
+    standing = read_standing(directory)
+    assert standing.status == end["kind"]
+    assert reason in (standing.reason or "")
+    assert reason in standing.page()
+
+
+def test_a_run_that_has_not_begun_is_told_too(directory: RunDirectory):
+    assert read_standing(directory).line() == "run: open"
+
+
+def test_what_is_no_run_is_refused_and_not_listed(directory: RunDirectory, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match="other is not a run"):
+        read_standing(RunDirectory(str(tmp_path / "other")))
+    assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
+
+
+def test_a_probes_results_are_no_run(directory: RunDirectory, tmp_path: Path):
+    RunDirectory(str(tmp_path / "probe")).write_json("recipe.json", {"recipe": {"global_batch": 32}, "probe": {}})
+    assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
+    with pytest.raises(FileNotFoundError, match="probe is not a run"):
+        read_standing(RunDirectory(str(tmp_path / "probe")))
+
+
+def test_a_sweep_stands_where_its_trials_do(tmp_path: Path):
+    sweep = RunDirectory(str(tmp_path / "sweep"))
+    sweep.write_json("sweep.json", {"cells": [{"trial": name} for name in ("first", "second", "second", "third")]})
+    for name in ("first", "second"):
+        trial = RunDirectory(sweep.child(name))
+        trial.write_json("recipe.json", {"recipe": {"global_batch": 32}})
+        _session(Journal(trial), 0, 1, range(1, 11))
+    RunDirectory(sweep.child("first")).write_json("summary.json", {"status": "finished"})
+    assert names_of_runs(RunDirectory(str(tmp_path))) == ["sweep"]
+    assert read_standing(sweep).line() == "sweep: open, 3 trials: 1 finished, 1 begun, 1 waiting"
+    assert "trial       second: open, 1 worker, step 10/100 (10%)" in read_standing(sweep).page()
+
+    stop.request(sweep)
+    assert read_standing(sweep).status == "open"
+    stop.confirm(sweep)
+    assert read_standing(sweep).status == "stopped"
+    sweep.write_json("summary.json", {"status": "finished"})
+    assert read_standing(sweep).status == "finished"
+
+
+def test_a_finished_run_stands_where_its_summary_says(recipe: Recipe, execution: Execution):
+    plan = local.prepare_run(dataclasses.replace(recipe, epochs=2), execution, job="test")
+    summary = local.run(plan)
+    standing = read_standing(plan.directory)
+    assert (standing.status, standing.step, standing.total_steps) == ("finished", summary["steps"], plan.num_steps)
+    assert standing.validation_top1_error == pytest.approx(summary["top1_error"])
+    assert (standing.world_size, standing.restarts, standing.checkpoint_step) == (1, 0, summary["steps"])
+    assert summary["mlflow_run_id"] in standing.mlflow_runs.values()

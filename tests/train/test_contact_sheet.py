@@ -1,0 +1,18 @@
+"""Contact sheets. Oracle: the pictures that were put on them."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dist_resnet.train.contact_sheet import contact_sheet
+
+
+def test_every_picture_is_on_the_sheet_at_its_place():
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 5, 7, 3), dtype=np.uint8)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(pictures))))
+    assert sheet.shape == (2 * 7 - 2, 8 * 9 - 2, 3)
+    for number, picture in enumerate(pictures):
+        top, left = number // 8 * 7, number % 8 * 9
+        np.testing.assert_array_equal(sheet[top : top + 5, left : left + 7], picture)
+    assert (sheet[7:, 3 * 9 :] == 255).all()
