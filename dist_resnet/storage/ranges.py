@@ -36,7 +36,7 @@ _OPEN_FILES = 128
 _SECONDS_WHILE_DENIED = 60.0
 _DENIALS = ("ACCESS_DENIED", "AccessDenied")
 # What lies in the cache's folder: the lock, and entries, finished or not. All else is somebody's.
-_LOCK, _ENTRY = "dist_resnet.storage.lock", re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{32}\.partial)?")
+_LOCK, _ENTRY = "dist_resnet.lock", re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{32}\.partial)?")
 # A full cache is emptied by this share more than it has to be, so that it is not looked through for each new entry.
 _SLACK = 0.1
 _TALLY_DIGITS = 20

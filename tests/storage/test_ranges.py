@@ -57,7 +57,7 @@ def cached(folder: Path, limit: int = 10_000_000) -> Access:
 
 
 def entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name != "dist_resnet.storage.lock"]
+    return [path for path in folder.iterdir() if path.name != "dist_resnet.lock"]
 
 
 def test_a_local_file_is_mapped_and_not_copied(file: str) -> None:
