@@ -1,17 +1,11 @@
 """The Ray cluster that a job uses: the one at hand, or a Ray of its own for as long as the process lives."""
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-
-# Ray reads it when it is imported. Otherwise workers would each resolve the environment again under `uv run`.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# What still runs in a thread while Ray is left would start another.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 
@@ -103,13 +97,7 @@ def _join(address: str) -> None:
 
 def _start(execution: Execution) -> None:
     cores = cores_here(execution)
-    # A Ray of our own is this one machine: nobody drains it, so nobody need watch for that.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # After a failure all workers start at once, and an actor that synchronizes them.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(execution.most_workers + 2))
-    # Ray Train's processes have an environment of their own and would leave those that Ray starts in advance idle.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.ray.preload")
+    internals.set_up_own_ray(execution.most_workers)
     folder = internals.temporary_folder()
     logger.info("starting a Ray of its own with %d CPU cores, in %s", cores, folder)
     try:

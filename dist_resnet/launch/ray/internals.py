@@ -1,32 +1,50 @@
-"""What is used of Ray that Ray does not publish, each with what it buys. Checked against Ray 2.60.
+"""All that is used of Ray and that Ray does not publish, each with what it buys.
 
-`spares`, `trainer` and `network` have their own of the kind.
+What it buys in time stands in benchmarks/results/ray_internals_cpu2_20261126.md.
 """
 
 import contextlib
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import psutil
 import ray
+import ray.exceptions
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private import parameter, services, worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader
+from ray.core.generated.common_pb2 import PYTHON
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetAllNodeInfoRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer  # a second more
+
+logger = logging.getLogger(__name__)
+
+CHECKED_WITH = "2.60."
+"""What the versions of Ray begin with that everything here was checked with."""
 
 # Ray starts these on fixed ports whoever starts it, and reads the variables in the processes themselves.
 _METRIC_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _HEAD_PORT = "RAY_GCS_SERVER_PORT"
+# Ray Train's name for the actor that shares a cluster out among runs with MIN:MAX workers.
+_COORDINATOR = "AutoscalingCoordinator"
+_SECONDS_TO_ASK = 10.0
+_SECONDS_SPARES_LAST = 30 * 24 * 3600
 _FIRST_WORD = re.compile(r'"([^"]*)"|(\S*)')
 
 
@@ -137,6 +155,77 @@ def free_ports() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def set_up_own_ray(workers: int) -> None:
+    """Sets what a Ray that is started next reads in the environment, and leaves alone what is set.
+
+    Buys seconds of a recovery, and processes that a Ray of one machine and one run does not need.
+    """
+    for variable, value in {
+        # It is this one machine: nobody drains it, so nobody need watch for that.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # After a failure all workers start at once, and an actor that synchronizes them.
+        "RAY_worker_maximum_startup_concurrency": str(workers + 2),
+        # Ray Train's processes have an environment of their own and would leave those that Ray starts in advance idle.
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_preload_python_modules": "dist_resnet.launch.ray.preload",
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+def prestart(count: int) -> None:
+    """Has this machine's Ray start processes in the environment of this one; they are there somewhat later.
+
+    Buys the greater part of a recovery: the next workers find Python started and torch imported.
+    """
+    context = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    request = PrestartWorkersRequest(
+        language=PYTHON,
+        job_id=bytes.fromhex(context.get_job_id()),
+        num_workers=count,
+        keep_alive_duration_secs=_SECONDS_SPARES_LAST,
+    )
+    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_SECONDS_TO_ASK)
+
+
+def leave_out_helpers(trainer: "TorchTrainer", *, own_cluster: bool) -> None:
+    """Has a trainer start no actor for Ray Data, which is not used here; on a Ray of our own, which is ended whole,
+    nor the one that frees a dead controller's resources and asks Ray's dashboard, which is not there, every second.
+
+    Buys the memory of two processes, and a start of Python after each failure.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else DatasetsCallback
+    create = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [one for one in create() if not isinstance(one, unused)]
+
+
+def run_id(trainer: "TorchTrainer") -> str:
+    """Ray Train's own id of what `fit` will run. Buys that `release` can name it."""
+    return trainer.train_run_context.run_id
+
+
+def release(run_id: str) -> None:
+    """Gives back what a run of Ray Train that is gone has reserved, by its id.
+
+    Buys three minutes, for which its reservation would last and a run with MIN:MAX workers find no room.
+    """
+    try:
+        coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=_SECONDS_TO_ASK)
+    except ValueError:
+        return  # no run has reserved anything yet
+    except ray.exceptions.RayError as error:
+        logger.warning(
+            "what an earlier start of the run has reserved cannot be given back (%s); it runs out within three minutes",
+            type(error).__name__,
+        )
 
 
 def essential_processes() -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from dist_resnet.launch.ray.address import check_head_of_job_server
 from dist_resnet.launch.ray.cluster import first_line
-from dist_resnet.launch.ray.trainer import release
+from dist_resnet.launch.ray.internals import release
 from dist_resnet.tracking.run_directory import RunDirectory
 
 _FILE = "driver.json"

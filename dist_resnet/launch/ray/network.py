@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 _VARIABLE = "GLOO_SOCKET_IFNAME"
 
@@ -23,7 +22,7 @@ class NodeTorchConfig(TorchConfig):
         return _NodeBackend
 
 
-class _NodeBackend(_TorchBackend):
+class _NodeBackend(TorchConfig().backend_cls):  # pyrefly: ignore
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_choose_interface)
         super().on_start(worker_group, backend_config)

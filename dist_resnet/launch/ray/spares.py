@@ -12,17 +12,13 @@ import threading
 import psutil
 import ray
 import ray.train
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated.common_pb2 import PYTHON
-from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
-from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+from dist_resnet.launch.ray.internals import prestart
 
 logger = logging.getLogger(__name__)
 
 # A run that has only just begun has little to repeat, and none of its cores to spare.
 _SECONDS_BEFORE_SPARES = 60.0
-_SECONDS_THEY_LAST = 30 * 24 * 3600
-_SECONDS_TO_ASK = 10.0
 
 
 def keep_spares() -> None:
@@ -44,7 +40,7 @@ def _ask_for(count: int) -> None:
     try:
         lacking = count - len(idle_processes())
         if lacking > 0:
-            start(lacking)
+            prestart(lacking)
     except Exception as error:  # Ray's own interface, which may change
         logger.info("no spare processes for a failure: %s", error)
 
@@ -59,18 +55,3 @@ def idle_processes() -> list[int]:
             if "ray::IDLE" in " ".join(process.cmdline()) and ours.items() <= process.environ().items():
                 found.append(process.pid)
     return found
-
-
-def start(count: int) -> None:
-    """Has this machine's Ray start processes in the environment of this one; they are there somewhat later."""
-    context = ray.get_runtime_context()
-    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    request = PrestartWorkersRequest(
-        language=PYTHON,
-        job_id=bytes.fromhex(context.get_job_id()),
-        num_workers=count,
-        keep_alive_duration_secs=_SECONDS_THEY_LAST,
-    )
-    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
-    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_SECONDS_TO_ASK)

@@ -12,18 +12,6 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dist_resnet.launch.ray.cluster import (
-    connect,
-    disconnect,
-    first_line,
-    hold,
-    own_cluster,
-    resources,
-)  # first: it sets what Ray reads
-
-# How often the controller looks whether its workers live.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -34,13 +22,22 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
+from ray.train.torch import TorchTrainer
 
 from dist_resnet.launch.plan import Plan, prepare
+from dist_resnet.launch.ray import internals
 from dist_resnet.launch.ray import worker as ray_worker
+from dist_resnet.launch.ray.cluster import (
+    connect,
+    disconnect,
+    first_line,
+    hold,
+    own_cluster,
+    resources,
+)
 from dist_resnet.launch.ray.jobs import take_over
 from dist_resnet.launch.ray.network import NodeTorchConfig
 from dist_resnet.launch.ray.telemetry import RunTelemetry
-from dist_resnet.launch.ray.trainer import LeanTrainer
 from dist_resnet.launch.resources import settle_workers
 from dist_resnet.launch.supervise import supervise
 from dist_resnet.recipe import Execution, Recipe
@@ -98,7 +95,7 @@ def _fit(plan: Plan) -> None:
     while True:
         trainer = _trainer(plan)
         if not own_cluster():
-            _patiently(plan, "written", lambda trainer=trainer: take_over(plan.directory, trainer.run_id))
+            _patiently(plan, "written", lambda trainer=trainer: take_over(plan.directory, internals.run_id(trainer)))
         try:
             hold(trainer.fit)
             return
@@ -153,7 +150,7 @@ def _reason(error: TrainingFailedError | RayActorError) -> str:
     return "the training controller died"
 
 
-def _trainer(plan: Plan) -> LeanTrainer:
+def _trainer(plan: Plan) -> TorchTrainer:
     execution = plan.execution
     use_gpu = execution.device == "gpu"
     least, most = execution.worker_range
@@ -161,9 +158,8 @@ def _trainer(plan: Plan) -> LeanTrainer:
     os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
     if _START_IS_FREE:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
-    return LeanTrainer(
+    trainer = TorchTrainer(
         ray_worker.run,
-        own_cluster=own_cluster(),
         train_loop_config={"plan": plan},
         torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
         scaling_config=ScalingConfig(
@@ -179,3 +175,5 @@ def _trainer(plan: Plan) -> LeanTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    internals.leave_out_helpers(trainer, own_cluster=own_cluster())
+    return trainer

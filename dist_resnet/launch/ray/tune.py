@@ -9,23 +9,9 @@ every few seconds and could only be staler than the journals and checkpoints.
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from dist_resnet.launch.ray.cluster import (
-    connect,
-    disconnect,
-    first_line,
-    hold,
-    resources,
-)  # first: it sets what Ray reads when it is imported
-
-# Tune's CSV, JSON and TensorBoard files would repeat the journals, its table ours; Ctrl-C is the driver's own affair.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
 import torch
@@ -34,6 +20,13 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.plan import Plan
+from dist_resnet.launch.ray.cluster import (
+    connect,
+    disconnect,
+    first_line,
+    hold,
+    resources,
+)
 from dist_resnet.launch.ray.rung_scheduler import RungScheduler
 from dist_resnet.launch.ray.rungs import Rungs
 from dist_resnet.launch.ray.telemetry import WorkerTelemetry
@@ -47,7 +40,7 @@ from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
 
 logger = logging.getLogger(__name__)
-# It misses, trial by trial, the files that are switched off above.
+# It misses, trial by trial, the files that are switched off (TUNE_DISABLE_AUTO_CALLBACK_LOGGERS).
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 _FOLDER = "ray"

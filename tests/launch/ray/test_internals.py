@@ -11,8 +11,17 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private import parameter, ray_constants
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from dist_resnet.launch.ray import internals
+
+
+def test_this_ray_is_one_that_the_internals_were_checked_with():
+    assert ray.__version__.startswith(internals.CHECKED_WITH), (
+        f"check every function of {internals.__name__} with Ray {ray.__version__}, then change CHECKED_WITH"
+    )
 
 
 def test_a_ray_of_ones_own_is_given_no_fixed_port(monkeypatch: pytest.MonkeyPatch):
@@ -50,3 +59,40 @@ def test_a_rays_essential_processes_are_its_raylet_and_its_heads_server(ray_clus
     below = {process.pid for process in internals.psutil.Process().children(recursive=True)}
     assert {process.pid for process in found} <= below
     assert ray.get_runtime_context().get_node_id() in internals.nodes_here()
+
+
+def _names(trainer: TorchTrainer) -> list[str]:
+    return [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+
+
+@pytest.mark.parametrize(
+    ("own_cluster", "left_out"),
+    [(False, {"DatasetsCallback"}), (True, {"DatasetsCallback", "PlacementGroupCleanerCallback"})],
+)
+def test_only_what_is_not_needed_is_left_out(own_cluster: bool, left_out: set[str]) -> None:
+    scaling = ScalingConfig(num_workers=2)
+    theirs = _names(TorchTrainer(print, scaling_config=scaling))
+    trainer = TorchTrainer(print, scaling_config=scaling)
+    internals.leave_out_helpers(trainer, own_cluster=own_cluster)
+    ours = _names(trainer)
+    assert set(theirs) - set(ours) == left_out
+    assert ours == [name for name in theirs if name not in left_out]
+
+
+@pytest.mark.ray
+def test_what_a_run_that_is_gone_has_reserved_is_free_for_the_next(ray_cluster: str) -> None:
+    coordinator = get_or_create_autoscaling_coordinator()
+    every_core = {"resources": [{"CPU": ray.cluster_resources()["CPU"]}], "expire_after_s": 180}
+
+    def reserved(run_id: str) -> dict:
+        return ray.get(coordinator.get_reserved_resources.remote(f"train-{run_id}", recompute=True))
+
+    for run_id in ("gone", "next"):
+        ray.get(coordinator.request_resources.remote(requester_id=f"train-{run_id}", **every_core))
+    assert reserved("gone")
+    assert not reserved("next")
+    internals.release("gone")
+    assert not reserved("gone")
+    assert reserved("next")
+    internals.release("next")
+    internals.release("never heard of")

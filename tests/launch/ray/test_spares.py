@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dist_resnet.launch.ray import spares
+from dist_resnet.launch.ray import internals, spares
 
 pytestmark = pytest.mark.ray
 
@@ -26,7 +26,7 @@ class _Actor:
     def start_spare(self) -> int:
         """The id of a new idle process, once it has begun to import torch."""
         before = set(spares.idle_processes())
-        spares.start(1)
+        internals.prestart(1)
         _wait(lambda: set(spares.idle_processes()) - before)
         (spare,) = set(spares.idle_processes()) - before
         _wait(lambda: "libtorch" in Path(f"/proc/{spare}/maps").read_text())
