@@ -58,9 +58,15 @@ class TrainState:
             slot, _, name = key.partition(".")
             slot = _OLD_SLOTS.get(slot, slot)
             check_slots(self.optimizer, [slot])
-            if name not in parameters or value.shape != parameters[name].shape:
+            # A scalar, such as a count of steps, is kept beside the tensors of a parameter's shape.
+            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
                 raise ValueError(f"the checkpoint's {key} of shape {tuple(value.shape)} belongs to no parameter here")
-            self.optimizer.state[parameters[name]][slot] = torch.empty_like(parameters[name]).copy_(value)
+            like = (
+                torch.empty_like(parameters[name])
+                if value.ndim
+                else torch.empty_like(value, device=parameters[name].device)
+            )
+            self.optimizer.state[parameters[name]][slot] = like.copy_(value)
         if counters["scaler"]:
             self.scaler.load_state_dict(counters["scaler"])
         self.step = counters["step"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow.fs as pafs
@@ -38,6 +39,25 @@ class Progress(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a kind of source is asked to index."""
+
+    uri: str
+    """The folder's address."""
+    filesystem: pafs.FileSystem
+    root: str
+    """The folder's path in the file system."""
+    split: str | None
+    """Which split it is where nothing there says so."""
+    target: str
+    """Address of a folder for what has to be written out first."""
+    label_column: str | None
+    """Which of several columns of Parquet has the labels."""
+    run: Run
+    progress: Progress
+
+
 def index_source(
     uri: str, split: str | None, target: str, *, label_column: str | None = None, run: Run, progress: Progress
 ) -> Source:
@@ -51,21 +71,52 @@ def index_source(
     if not exists(filesystem, root):
         raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
     other_layouts.refuse_file(filesystem, root)
-    found = archives.find_archives(filesystem, root)
-    if named := found.keys() - {"devkit"}:
-        check_no_split(split, found[min(named)], min(named))
-        progress.begin("finding pictures", None)
-        return archives.index_archives(filesystem, uri, found, progress.advance)
-    if globs := spool.find_globs(filesystem, root, uri, split):
-        return _spool(uri, globs, target, label_column, run, progress)
-    splits = _find_folders(filesystem, root, split)
+    asked = Asked(
+        uri=uri,
+        filesystem=filesystem,
+        root=root,
+        split=split,
+        target=target,
+        label_column=label_column,
+        run=run,
+        progress=progress,
+    )
+    for kind in KINDS:
+        if source := kind(asked):
+            return source
+    raise ValueError(
+        f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
+        "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
+    )
+
+
+def _archives(asked: Asked) -> Source | None:
+    """ImageNet's own tar archives."""
+    found = archives.find_archives(asked.filesystem, asked.root)
+    if not (named := found.keys() - {"devkit"}):
+        return None
+    check_no_split(asked.split, found[min(named)], min(named))
+    asked.progress.begin("finding pictures", None)
+    return archives.index_archives(asked.filesystem, asked.uri, found, asked.progress.advance)
+
+
+def _parquet(asked: Asked) -> Source | None:
+    """Parquet shards in the Hugging Face layout."""
+    globs = spool.find_globs(asked.filesystem, asked.root, asked.uri, asked.split)
+    return _spool(globs, asked) if globs else None
+
+
+def _folders(asked: Asked) -> Source | None:
+    """Folders of class folders."""
+    splits = _find_folders(asked.filesystem, asked.root, asked.split)
     if not splits:
-        raise ValueError(
-            f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
-            "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
-        )
-    progress.begin("finding pictures", None)
-    return folders.index_folders(filesystem, uri, splits, progress.advance)
+        return None
+    asked.progress.begin("finding pictures", None)
+    return folders.index_folders(asked.filesystem, asked.uri, splits, asked.progress.advance)
+
+
+KINDS: tuple[Callable[[Asked], Source | None], ...] = (_archives, _parquet, _folders)
+"""Each gives the index of a source of its kind, None for others; the first that knows a source has it."""
 
 
 def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
@@ -84,11 +135,10 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     return splits
 
 
-def _spool(
-    uri: str, globs: dict[str, str], target: str, label_column: str | None, run: Run, progress: Progress
-) -> Source:
+def _spool(globs: dict[str, str], asked: Asked) -> Source:
     """Writes the pictures of Parquet shards out as plain bytes and indexes those."""
-    opened, notes = _open(globs, label_column)
+    uri, target, progress = asked.uri, asked.target, asked.progress
+    opened, notes = _open(globs, asked.label_column)
     if not opened:
         raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
     for one in opened.values():
@@ -116,7 +166,7 @@ def _spool(
     wanted = {task.path.rpartition("/")[2] for of_split in tasks.values() for task in of_split}
     spool.remove_others(filesystem, f"{folder}/{WORK}", wanted)
     progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
-    for done in run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
+    for done in asked.run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
         progress.advance(done)
     indexes = {}
     for split, of_split in tasks.items():
