@@ -175,5 +175,6 @@ def _trainer(plan: Plan) -> TorchTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    internals.leave_out_helpers(trainer, own_cluster=own_cluster())
+    if own_cluster():
+        internals.leave_out_cleaner(trainer)
     return trainer

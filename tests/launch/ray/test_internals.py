@@ -65,18 +65,13 @@ def _names(trainer: TorchTrainer) -> list[str]:
     return [type(callback).__name__ for callback in trainer._create_default_callbacks()]
 
 
-@pytest.mark.parametrize(
-    ("own_cluster", "left_out"),
-    [(False, {"DatasetsCallback"}), (True, {"DatasetsCallback", "PlacementGroupCleanerCallback"})],
-)
-def test_only_what_is_not_needed_is_left_out(own_cluster: bool, left_out: set[str]) -> None:
+def test_the_cleaner_of_placement_groups_alone_is_left_out() -> None:
     scaling = ScalingConfig(num_workers=2)
     theirs = _names(TorchTrainer(print, scaling_config=scaling))
     trainer = TorchTrainer(print, scaling_config=scaling)
-    internals.leave_out_helpers(trainer, own_cluster=own_cluster)
-    ours = _names(trainer)
-    assert set(theirs) - set(ours) == left_out
-    assert ours == [name for name in theirs if name not in left_out]
+    internals.leave_out_cleaner(trainer)
+    assert _names(trainer) == [name for name in theirs if name != "PlacementGroupCleanerCallback"]
+    assert "PlacementGroupCleanerCallback" in theirs
 
 
 @pytest.mark.ray
