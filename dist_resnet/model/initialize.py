@@ -11,7 +11,8 @@ def initialize(network: nn.Module, gate_bias: float) -> None:
     """Sets every weight of a network anew, from torch's current seed.
 
     Convolutions: N(0, sqrt(2 / (k * k * out))). BN: scale 1, shift 0, fresh running statistics. Gates, the only
-    convolutions with a bias: `gate_bias` (Sec. 3.1). Classifier: torch's uniform weights, bias 0.
+    convolutions with a bias: `gate_bias` (Sec. 3.1). Classifier: torch's uniform weights, bias 0. Others with
+    weights of their own: by their `reset_parameters`. Raises TypeError where they have none: their memory holds none.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -24,3 +25,7 @@ def initialize(network: nn.Module, gate_bias: float) -> None:
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
             module.bias.zero_()
+        elif list(module.parameters(recurse=False)) or list(module.buffers(recurse=False)):
+            if not hasattr(module, "reset_parameters"):
+                raise TypeError(f"{type(module).__name__} has weights of its own and no reset_parameters to set them")
+            module.reset_parameters()

@@ -60,3 +60,24 @@ def test_a_network_that_gets_its_memory_later_starts_with_the_same_weights():
     expected = build_model(MODEL).state_dict()
     assert expected.keys() == network.state_dict().keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+class _Scale(nn.Module):
+    """Multiplies by one number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(()))
+
+
+class _ScaleOfTwo(_Scale):
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.scale, 2.0)
+
+
+def test_weights_that_nothing_sets_are_refused_and_a_modules_own_way_is_taken():
+    network = nn.Sequential(_ScaleOfTwo())
+    initialize(network, 0.0)
+    assert network[0].scale == 2.0
+    with pytest.raises(TypeError, match="_Scale has weights of its own and no reset_parameters"):
+        initialize(nn.Sequential(_Scale()), 0.0)
