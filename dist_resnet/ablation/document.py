@@ -2,16 +2,19 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto; }
 th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.notice { border-left: 0.4rem solid #D55E00; background: #fdf1e7; padding: 0.6rem 1rem; margin: 0.6rem 0; }
-img { max-width: 100%; } .wide { overflow-x: auto; }
+[style="text-align:right"] { font-variant-numeric: tabular-nums; white-space: nowrap; }
+blockquote { border-left: 0.4rem solid #D55E00; background: #fdf1e7; padding: 0.1rem 1rem; margin: 0.6rem 0; }
+img { max-width: 100%; }
 @media print { body { margin: 0; max-width: none; } }
 """
 
@@ -61,12 +64,24 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def to_html(blocks: Sequence[Block]) -> str:
     """The document as a page that needs nothing else: style and pictures are in it."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    body = "\n".join(_html(block) for block in blocks)
+    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    tokens = reader.parse(to_markdown(blocks))
+    pictures = {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    for image in _images(tokens):
+        image.attrSet("src", f"data:image/png;base64,{base64.b64encode(pictures[str(image.attrGet('src'))]).decode()}")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"{reader.renderer.render(tokens, reader.options, {})}</body>\n</html>\n"
     )
+
+
+def _images(tokens: Sequence[Token]) -> Iterator[Token]:
+    for token in tokens:
+        if token.type == "image":
+            yield token
+        yield from _images(token.children or ())
 
 
 def _markdown(block: Block) -> str:
@@ -81,30 +96,6 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
         case Picture(name, _, caption):
             return f"![{_plain(caption)}]({name})\n\n*{_plain(caption)}*"
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Paragraph(text, notice):
-            return f'<p class="notice">{html.escape(text)}</p>' if notice else f"<p>{html.escape(text)}</p>"
-        case Table(head, rows, numbers_from):
-            first = _html_row(head, "th", numbers_from)
-            others = "\n".join(_html_row(row, "td", numbers_from) for row in rows)
-            return f'<div class="wide"><table>\n<thead>{first}</thead>\n<tbody>\n{others}\n</tbody>\n</table></div>'
-        case Picture(_, content, caption):
-            data = base64.b64encode(content).decode()
-            words = html.escape(caption)
-            source = f"data:image/png;base64,{data}"
-            return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def _html_row(cells: Sequence[str], tag: str, numbers_from: int) -> str:
-    """The first `numbers_from` cells as they are, the others flush right."""
-    kinds = ("" if column < numbers_from else ' class="number"' for column in range(len(cells)))
-    filled = [f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)]
-    return f"<tr>{''.join(filled)}</tr>"
 
 
 def _plain(text: str) -> str:

@@ -26,6 +26,7 @@ def initialize(network: nn.Module, gate_bias: float) -> None:
             module.reset_parameters()
             module.bias.zero_()
         elif list(module.parameters(recurse=False)) or list(module.buffers(recurse=False)):
-            if not hasattr(module, "reset_parameters"):
+            reset = getattr(module, "reset_parameters", None)
+            if not callable(reset):
                 raise TypeError(f"{type(module).__name__} has weights of its own and no reset_parameters to set them")
-            module.reset_parameters()
+            reset()
