@@ -186,9 +186,9 @@ def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, 
     from dist_resnet.data.loader import open_loader
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
-    from dist_resnet.train.distributed import Worker
     from dist_resnet.train.loop import create_state
     from dist_resnet.train.step import TrainStep
+    from dist_resnet.worker import Worker
 
     recipe = Recipe(
         model=Model(depth=options.depth, num_classes=CLASSES),

@@ -37,8 +37,8 @@ from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory, absolute_uri
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from dist_resnet.launch.trained import Trained, Weights
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.tracking.run_directory import absolute_uri
 from dist_resnet.train.damage import TooDamagedError
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

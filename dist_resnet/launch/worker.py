@@ -8,9 +8,9 @@ import torch
 from dist_resnet.data.loader import open_loader
 from dist_resnet.launch.plan import Plan
 from dist_resnet.tracking.observer import Observer, nobody
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import Evaluated, train
 from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
 
 def run_worker(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from dist_resnet.data.loader import Damaged, Loader
 from dist_resnet.recipe import Recipe
 from dist_resnet.train.damage import TooDamagedError
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 # Called with the crop and the number of pictures that this worker has classified at it.
 Tell = Callable[[int, int], None]

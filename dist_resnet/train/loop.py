@@ -24,7 +24,6 @@ from dist_resnet.tracking.stop import StopWatch
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
 from dist_resnet.train.damage import DamageRecord, TooDamagedError
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate_crops
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.train.optimizer import build_optimizer
@@ -38,6 +37,7 @@ from dist_resnet.train.step import TrainStep
 from dist_resnet.train.system import System
 from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.train.writer import CheckpointWriter
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.state import TrainState
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dist_resnet.data.loader import Batch, Damaged
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.evaluate import evaluate
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

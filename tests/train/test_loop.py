@@ -16,8 +16,8 @@ from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import train
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

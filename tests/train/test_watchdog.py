@@ -10,8 +10,8 @@ import torch
 from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.storage import ranges
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
 _SCRIPT = """
 import sys, time
