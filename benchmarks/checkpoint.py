@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.run_directory import RunDirectory

@@ -183,7 +183,8 @@ def cpu_seconds() -> float:
 
 def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, graphs: bool = False) -> Iterator[None]:
     """This package's loader and step, one worker."""
-    from dist_resnet.data.loader import open_loader
+    from dist_resnet.data.input.decoders import InputOptions
+    from dist_resnet.data.loader import TrainingImages
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
     from dist_resnet.train.loop import create_state
@@ -201,10 +202,10 @@ def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, 
     execution = Execution(precision=options.precision, cpus_per_worker=options.threads, cuda_graphs=graphs)
     worker = Worker(rank=0, world_size=1, device=_device())
     split = open_split(options.data)
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=worker.device)
+    images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     step = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
     for epoch in itertools.count():
-        for batches in loader.train(epoch):
+        for batches in images.epoch(epoch):
             step(batches, RATE)
             yield
 

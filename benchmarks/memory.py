@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 from dist_resnet.train.loop import create_state

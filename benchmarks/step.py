@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
 from dist_resnet.model.complexity import measure
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.step import TrainStep

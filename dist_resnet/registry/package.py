@@ -44,7 +44,6 @@ _MODULES = (
     "data/image/png.py",
     "data/input/augment.py",
     "data/input/normalize.py",
-    "data/input/reference.py",
     "model/__init__.py",
     "model/depths.py",
     "model/head.py",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import data_parallel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Model, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState

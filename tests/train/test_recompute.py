@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Execution, Model, Recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Model, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.step import TrainStep

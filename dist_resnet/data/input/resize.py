@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from dist_resnet.data.input.request import Request
+from dist_resnet.data.input.batch import Request
 
 # torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
 # ours as the worker has cores: N x N of them.

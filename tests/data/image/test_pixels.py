@@ -14,6 +14,7 @@ import pytest
 import torch
 from data.test_ingest import chunk, dali, png, sixteen_bits
 from oracle.pictures import jpeg, smooth, write_rows
+from oracle.pixels import decode_centre
 from PIL import Image, ImageOps, features
 
 from dist_resnet.data.image.headers import oddity
@@ -21,7 +22,6 @@ from dist_resnet.data.image.ingest import Shrink, ingest
 from dist_resnet.data.image.pixels import DamagedError, decode
 from dist_resnet.data.input import streams
 from dist_resnet.data.input.dali import DaliDecoder
-from dist_resnet.data.input.reference import decode_centre
 from dist_resnet.data.shards.split import ShardReader, open_split
 
 PIXELS = smooth(60, 80, 1)
