@@ -61,10 +61,11 @@ def write_arrays(data: str, folder: Path) -> None:
 
     from PIL import Image
 
-    from dist_resnet.data.shards.split import open_split, read_row_group
+    from dist_resnet.data.shards.split import ShardReader, open_split
 
     split = open_split(data)
-    groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
+    reader = ShardReader(split)
+    groups = [reader.read(number) for number in range(split.num_row_groups)]
     pictures = [
         np.asarray(Image.open(io.BytesIO(image.tobytes())).convert("RGB")) for group in groups for image in group.images
     ]

@@ -240,12 +240,13 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
 
     from dist_resnet.data.image.headers import picture_size
     from dist_resnet.data.input.augment import Augmentation, evaluation_windows
-    from dist_resnet.data.shards.split import open_split, read_row_group
+    from dist_resnet.data.shards.split import ShardReader, open_split
     from dist_resnet.recipe import Augment
 
     library = ctypes.CDLL(str(folder.parent / "jpeg_windows.so"))
     split = open_split(str(next((folder / "prepared").iterdir())))
-    images = [image for number in range(split.num_row_groups) for image in read_row_group(split, number).images]
+    reader = ShardReader(split)
+    images = [image for number in range(split.num_row_groups) for image in reader.read(number).images]
     places = np.array([image.ctypes.data for image in images], np.uintp)
     sizes = np.array([len(image) for image in images], np.uintp)
     heights, widths = np.array([picture_size(image) for image in images]).T

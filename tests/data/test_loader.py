@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from oracle.order import IndexedOrder
-from oracle.pictures import jpeg, recipe, smooth, write_rows, write_split
+from oracle.pictures import jpeg, read_row_group, recipe, smooth, write_rows, write_split
 from oracle.pixels import decode_centre, decode_window
 from oracle.windows import pad_crop_flip
 from torchvision.transforms.functional import normalize
@@ -28,7 +28,7 @@ from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split, read_row_group
+from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
 from dist_resnet.recipe import Augment, Execution, Recipe
 from dist_resnet.worker import Worker
 

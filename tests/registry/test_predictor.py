@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracle.pictures import jpeg, real, smooth
+from oracle.pictures import jpeg, read_row_group, real, smooth
 from oracle.pixels import decode_centre
 from PIL import Image
 from registry.conftest import WORKER, trained
 
 from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import EvaluationImages
-from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.registry import package
 from dist_resnet.registry.predictor import Predictor

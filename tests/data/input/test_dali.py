@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, real, smooth
+from oracle.pictures import jpeg, read_row_group, real, smooth
 from oracle.pixels import decode_centre, decode_window
 from PIL import Image
 
@@ -22,7 +22,6 @@ from dist_resnet.data.image.headers import picture_size
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.dali import DaliDecoder
-from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.recipe import Augment
 
 MEAN_TOLERANCE = 0.3
