@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from data.test_ingest import dali
+from data.image.test_ingest import dali
 from oracle.pictures import jpeg, read_row_group, real, smooth
 from PIL import Image
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_ingest import chunk, dali, png, sixteen_bits
+from data.image.test_ingest import chunk, dali, png, sixteen_bits
 from oracle.pictures import jpeg, smooth, write_rows
 from oracle.pixels import decode_centre
 from PIL import Image, ImageOps, features

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_ingest import chunk, dali
+from data.image.test_ingest import chunk, dali
 from oracle.pictures import smooth, write_rows
 from PIL import Image
 
