@@ -20,7 +20,7 @@ from dist_resnet.data.input.decoders import Decoder, open_decoder
 from dist_resnet.data.input.pillow import PillowDecoder
 
 CPU = torch.device("cpu")
-JOB = Path(__file__).parents[2] / "jobs" / "cifar_preact164.py"
+JOB = Path(__file__).parents[3] / "jobs" / "cifar_preact164.py"
 # Python imports a module of this name at its start, here as in each of Ray's processes.
 _HIDE_DALI = """
 import sys
