@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.run_directory import RunDirectory
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.step import TrainStep
 from dist_resnet.train.writer import CheckpointWriter
+from dist_resnet.worker import Worker
 
 
 def main() -> None:

@@ -61,10 +61,11 @@ def write_arrays(data: str, folder: Path) -> None:
 
     from PIL import Image
 
-    from dist_resnet.data.shards.split import open_split, read_row_group
+    from dist_resnet.data.shards.split import ShardReader, open_split
 
     split = open_split(data)
-    groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
+    reader = ShardReader(split)
+    groups = [reader.read(number) for number in range(split.num_row_groups)]
     pictures = [
         np.asarray(Image.open(io.BytesIO(image.tobytes())).convert("RGB")) for group in groups for image in group.images
     ]
@@ -183,12 +184,13 @@ def cpu_seconds() -> float:
 
 def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, graphs: bool = False) -> Iterator[None]:
     """This package's loader and step, one worker."""
-    from dist_resnet.data.loader import open_loader
+    from dist_resnet.data.input.decoders import InputOptions
+    from dist_resnet.data.loader import TrainingImages
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
-    from dist_resnet.train.distributed import Worker
     from dist_resnet.train.loop import create_state
     from dist_resnet.train.step import TrainStep
+    from dist_resnet.worker import Worker
 
     recipe = Recipe(
         model=Model(depth=options.depth, num_classes=CLASSES),
@@ -201,10 +203,10 @@ def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, 
     execution = Execution(precision=options.precision, cpus_per_worker=options.threads, cuda_graphs=graphs)
     worker = Worker(rank=0, world_size=1, device=_device())
     split = open_split(options.data)
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=worker.device)
+    images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     step = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
     for epoch in itertools.count():
-        for batches in loader.train(epoch):
+        for batches in images.epoch(epoch):
             step(batches, RATE)
             yield
 

@@ -201,8 +201,8 @@ def read_epoch(folder: Path, workers: int) -> str:
     assert seen.sum() == steps * recipe.global_batch, "a picture is missing"
     evaluated = np.zeros(validation.num_images, np.int64)
     for rank in range(workers):
-        start, stop = (validation.num_images * one // workers for one in (rank, rank + 1))
-        for request in evaluation_requests(ShardReader(validation), start, stop, 8, 8, 256):
+        share = range(*(validation.num_images * one // workers for one in (rank, rank + 1)))
+        for request in evaluation_requests(ShardReader(validation), share, 256, crop=8, shorter_side=8):
             count(evaluated, request)
     assert (evaluated == 1).all(), "evaluation left a picture out or took it twice"
     left = train.num_images - int(seen.sum())
@@ -228,7 +228,7 @@ def order_epoch(times: int) -> str:
     started = time.perf_counter()
     order = WindowedOrder(rows, global_batch=GLOBAL_BATCH, ghost_batch=GHOST_BATCH, seed=0, epoch=0)
     planned = time.perf_counter() - started
-    drawn = sum(len(order.indices(step, 0)) for step in range(order.steps_per_epoch))
+    drawn = sum(len(order.window(0, number).rows) for number in range(order.num_windows(0)))
     seconds = time.perf_counter() - started
     return (
         f"| order alone at {times} times: plan in {planned:.3f} s, and one worker's of 64 | {seconds:.1f} | "

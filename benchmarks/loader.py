@@ -36,7 +36,7 @@ from loader_contestants import CONTESTANTS, EPOCH
 from PIL import Image
 
 from dist_resnet.data.prepare.write_shard import ShardWriter
-from dist_resnet.data.shards.split import open_split, read_row_group
+from dist_resnet.data.shards.split import ShardReader, open_split
 from dist_resnet.data.shards.write import encode_table
 
 HERE = Path(__file__).parent
@@ -96,7 +96,8 @@ def describe(options: argparse.Namespace) -> str:
 def write_set(data: str, kind: str, folder: Path) -> str:
     """Writes the pictures as every contestant wants them, linked until they fill an epoch; a line about them."""
     split = open_split(data)
-    groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
+    reader = ShardReader(split)
+    groups = [reader.read(number) for number in range(split.num_row_groups)]
     images = [image.tobytes() for group in groups for image in group.images]
     labels = np.concatenate([group.labels for group in groups])
     if kind == "mixed":

@@ -64,7 +64,9 @@ def _requests(shards: Path, pipeline: str) -> Generator:
         if pipeline == "train":
             yield from training_requests(_recipe(shards), ShardReader(split), epoch, 0, [0])
         else:
-            yield from evaluation_requests(ShardReader(split), 0, split.num_images, SIZE, SHORTER_SIDE, BATCH)
+            yield from evaluation_requests(
+                ShardReader(split), range(split.num_images), BATCH, crop=SIZE, shorter_side=SHORTER_SIDE
+            )
 
 
 def _recipe(shards: Path) -> Any:
@@ -82,19 +84,23 @@ def _recipe(shards: Path) -> Any:
 def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
     import torch
 
-    from dist_resnet.data.loader import open_loader
+    from dist_resnet.data.input.decoders import InputOptions
+    from dist_resnet.data.loader import EvaluationImages, TrainingImages
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Execution
+    from dist_resnet.worker import Worker
 
     split = open_split(str(shards))
-    execution = Execution(cpus_per_worker=threads, evaluation_batch=BATCH)
-    device = torch.device("cpu")
-    loader = open_loader(_recipe(shards), execution, split, split, rank=0, world_size=1, device=device)
+    options = InputOptions.of(Execution(cpus_per_worker=threads, evaluation_batch=BATCH))
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    recipe = _recipe(shards)
+    training = TrainingImages(recipe, split, worker, options)
+    evaluation = EvaluationImages(recipe, split, worker, options)
     for epoch in itertools.count():
         if pipeline == "train":
-            yield from (len(batch.images) for step in loader.train(epoch) for batch in step)
+            yield from (len(batch.images) for step in training.epoch(epoch) for batch in step)
         else:
-            yield from (len(batch.images) for batch in loader.evaluate(SIZE, SHORTER_SIDE))
+            yield from (len(batch.images) for batch in evaluation.centre_crops(SIZE, SHORTER_SIDE))
 
 
 def dali_files(folder: Path, pipeline: str, threads: int) -> Batches:
@@ -233,22 +239,23 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
     import numpy as np
 
     from dist_resnet.data.image.headers import picture_size
-    from dist_resnet.data.input import augment
-    from dist_resnet.data.shards.split import open_split, read_row_group
+    from dist_resnet.data.input.augment import Augmentation, evaluation_windows
+    from dist_resnet.data.shards.split import ShardReader, open_split
     from dist_resnet.recipe import Augment
 
     library = ctypes.CDLL(str(folder.parent / "jpeg_windows.so"))
     split = open_split(str(next((folder / "prepared").iterdir())))
-    images = [image for number in range(split.num_row_groups) for image in read_row_group(split, number).images]
+    reader = ShardReader(split)
+    images = [image for number in range(split.num_row_groups) for image in reader.read(number).images]
     places = np.array([image.ctypes.data for image in images], np.uintp)
     sizes = np.array([len(image) for image in images], np.uintp)
     heights, widths = np.array([picture_size(image) for image in images]).T
     for epoch in itertools.count():
         order = np.random.default_rng(epoch).permutation(len(images))
-        windows = augment.evaluation_windows(heights, widths, SIZE, SHORTER_SIDE)
+        windows = evaluation_windows(heights, widths, SIZE, SHORTER_SIDE)
         if pipeline == "train":
-            kind = Augment(kind="inception", size=SIZE)
-            windows = augment.crop_windows(kind, 0, epoch, np.arange(len(images)), heights, widths)
+            augmentation = Augmentation(Augment(kind="inception", size=SIZE), 0, epoch)
+            windows = augmentation.windows(np.arange(len(images)), heights, widths)
         for first in range(0, len(images), BATCH):
             batch = order[first : first + BATCH]
             columns = [places[batch], sizes[batch], windows[batch].astype(np.int32)]

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import torch
 
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+from dist_resnet.worker import Worker
 
 
 def main() -> None:
@@ -53,17 +55,18 @@ def watch(data: str, size: int, options: argparse.Namespace) -> None:
         ghost_batch=32,
     )
     execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=options.cache)
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=torch.device("cpu"))
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     seen, epoch, held, begin = 0, 0, [], time.perf_counter()
     while seen < options.pictures:
-        for step in loader.train(epoch):
+        for step in images.epoch(epoch):
             seen += sum(len(batch.labels) for batch in step)
             if seen >= options.pictures * (len(held) + 1) / 20:
                 held.append(_megabytes())
                 rate = seen / (time.perf_counter() - begin)
                 print(f"{seen:9d} pictures, epoch {epoch:4d}: {held[-1]:7.1f} MB, {rate:.0f} pictures/s", flush=True)
         epoch += 1
-    loader.close()
+    images.close()
     growth = max(held[10:]) - max(held[:10])
     print(f"growth of the greatest value from the first half to the second: {growth:+.1f} MB")
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.step import TrainStep
+from dist_resnet.worker import Worker
 
 CPU = torch.device("cpu")
 # (name, depth, classes, side of the pictures)

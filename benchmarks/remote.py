@@ -25,9 +25,11 @@ import pyarrow
 import torch
 from aiohttp import web
 
-from dist_resnet.data.loader import Loader, open_loader
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+from dist_resnet.worker import Worker
 
 
 def main() -> None:
@@ -85,9 +87,10 @@ def rounds(uri: str, cache: str | None) -> Iterator[torch.Tensor]:
         ghost_batch=32,
     )
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=cache)
-    loader: Loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=torch.device("cpu"))
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     for epoch in range(1_000_000):
-        for step in loader.train(epoch):
+        for step in images.epoch(epoch):
             for batch in step:
                 yield batch.images
 

@@ -30,15 +30,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dist_resnet.data.input.reference import decode_centre
+from dist_resnet.data.image.pixels import decode
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.registry import predictor, publish
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 
 def main() -> None:
@@ -99,9 +99,9 @@ def pictures(size: int) -> list[bytes]:
 def in_process(data: Path, jpegs: list[bytes]) -> None:
     """Where the time goes without HTTP."""
     model = predictor.Predictor(data)
-    crops = np.stack([decode_centre(jpeg, model.crop, model.shorter_side) for jpeg in jpegs])
+    crops = np.stack([predictor.centre(decode(jpeg), model.crop, model.shorter_side) for jpeg in jpegs])
     for name, act in (
-        ("decode one", lambda: decode_centre(jpegs[0], model.crop, model.shorter_side)),
+        ("decode one", lambda: predictor.centre(decode(jpegs[0]), model.crop, model.shorter_side)),
         ("network on one", lambda: model.logits(crops[:1])),
         ("network on 16", lambda: model.logits(crops)),
     ):

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
 from dist_resnet.model.complexity import measure
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.step import TrainStep
+from dist_resnet.worker import Worker
 
 
 def main() -> None:

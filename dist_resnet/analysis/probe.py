@@ -21,8 +21,9 @@ import torch
 
 from dist_resnet.analysis import plots
 from dist_resnet.analysis.propagation import Batch, Propagation, Span, measure, scale_products
+from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.input.order import steps_per_epoch
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.shards import classes
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.model import build_model
@@ -37,8 +38,8 @@ from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory, absolute_uri
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _deliver_the_rest(probe: Probe, uri: str) -> None:
 
 def _measure(probe: Probe) -> list[Measured]:
     worker = Worker(rank=0, world_size=1, device=torch.device("cuda" if probe.execution.device == "gpu" else "cpu"))
-    batches = _pictures(probe, worker.device)
+    batches = _pictures(probe, worker)
     measured = []
     for subject in probe.subjects:
         state = create_state(subject.recipe, probe.execution, worker)
@@ -207,16 +208,15 @@ def _measure(probe: Probe) -> list[Measured]:
     return measured
 
 
-def _pictures(probe: Probe, device: torch.device) -> list[Batch]:
+def _pictures(probe: Probe, worker: Worker) -> list[Batch]:
     """The first ghost batches of the recipe's first epoch, as a run of it sees them."""
     recipe = probe.subjects[0].recipe
-    # Only training pictures are read; a loader wants both splits.
-    loader = open_loader(recipe, probe.execution, probe.train, probe.train, rank=0, world_size=1, device=device)
+    images = TrainingImages(recipe, probe.train, worker, InputOptions.of(probe.execution))
     try:
-        ghosts = itertools.chain.from_iterable(loader.train(0))
+        ghosts = itertools.chain.from_iterable(images.epoch(0))
         return [(batch.images, batch.labels) for batch in itertools.islice(ghosts, probe.num_batches)]
     finally:
-        loader.close()
+        images.close()
 
 
 def _line(found: Propagation) -> str:

@@ -116,9 +116,9 @@ def _measure(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: f
     spans = spans_of(network)
     lasts, num_points = [span.last for span in spans], len(network.units) + 1
 
-    def run(see: Callable[[int, Tensor], None], on_branch: Callable[[int, Tensor], Tensor | None], held: bool) -> float:
+    def run(taps: _Taps) -> float:
         torch.manual_seed(seed)
-        return _run(network, images, labels, label_smoothing, see, on_branch, gates_are_held=held)
+        return _run(network, images, labels, label_smoothing, taps)
 
     signal: dict[int, float] = {}
     gradients = _Gradients(keep=lasts)
@@ -135,11 +135,11 @@ def _measure(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: f
         if is_identity:
             sums.add(place, branch.detach())
 
-    loss = run(see, on_branch, held=False)
+    loss = run(_Taps(see=see, on_branch=on_branch))
     # The same once more, with nothing but the shortcuts for the gradient to pass. At the end of each span it is set
     # to what it was in truth.
     by_shortcuts = _Gradients(given=gradients.kept)
-    run(by_shortcuts.watch, lambda _, branch: branch.detach(), held=True)
+    run(_Taps(see=by_shortcuts.watch, on_branch=lambda _, branch: branch.detach(), holds_gates=True))
     points = range(num_points)
     return Propagation(
         spans=spans,
@@ -152,27 +152,27 @@ def _measure(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: f
     )
 
 
-def _run(
-    network: ResNet,
-    images: Tensor,
-    labels: Tensor,
-    label_smoothing: float,
-    see: Callable[[int, Tensor], None],
-    on_branch: Callable[[int, Tensor], Tensor | None],
-    *,
-    gates_are_held: bool,
-) -> float:
-    """One forward and backward pass; returns the loss.
+@dataclass(frozen=True, kw_only=True)
+class _Taps:
+    """What is called during a pass."""
 
-    `see(l, x_l)` is called at every x_l, `on_branch(l, F)` at every branch's output, which what it returns replaces.
-    """
-    units = network.units
+    see: Callable[[int, Tensor], None]
+    """With l and x_l, at every x_l."""
+    on_branch: Callable[[int, Tensor], Tensor | None]
+    """With l and the output of branch l, which what it returns replaces."""
+    holds_gates: bool = False
+    """Whether no gradient passes gates."""
+
+
+def _run(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: float, taps: _Taps) -> float:
+    """One forward and backward pass; returns the loss."""
+    units, see, on_branch = network.units, taps.see, taps.on_branch
     handles = [units[0].register_forward_pre_hook(lambda _, inputs: see(0, inputs[0]))]
     for place, unit in enumerate(units):
         handles.append(unit.branch.register_forward_hook(lambda _, __, output, place=place: on_branch(place, output)))
         handles.append(unit.register_forward_hook(lambda _, __, output, place=place: see(place + 1, output)))
         gate = getattr(unit.shortcut, "gate", None)
-        if gates_are_held and gate is not None:
+        if taps.holds_gates and gate is not None:
             handles.append(gate.register_forward_hook(lambda _, __, output: output.detach()))
     try:
         # Only gradients on the way to the images are computed; those of the weights are not asked for.

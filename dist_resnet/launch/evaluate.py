@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from dist_resnet.data.input.batch import Damaged
+from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.input.streams import check_some_whole
-from dist_resnet.data.loader import Damaged, open_loader
+from dist_resnet.data.loader import EvaluationImages
 from dist_resnet.data.shards import classes
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
@@ -22,9 +24,9 @@ from dist_resnet.launch.trained import Trained, Weights
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.tracking.run_directory import absolute_uri
 from dist_resnet.train.damage import TooDamagedError
-from dist_resnet.train.distributed import Worker
-from dist_resnet.train.evaluate import evaluate_crops
+from dist_resnet.train.evaluate import Evaluator
 from dist_resnet.train.loop import create_state
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +106,14 @@ def _evaluate(
     torch.set_num_threads(execution.cpus_per_worker or 1)
     state = create_state(recipe, execution, worker)
     state.load(read_weights(), {}, {"step": 0, "scaler": {}})
-    # Only the validation split is read; a loader wants both, and a ghost batch for each worker.
-    small = dataclasses.replace(recipe, global_batch=2 * worker.world_size, ghost_batch=2)
-    loader = open_loader(
-        small, execution, split, split, rank=worker.rank, world_size=worker.world_size, device=worker.device
-    )
+    images = EvaluationImages(recipe, split, worker, InputOptions.of(execution))
+    evaluator = Evaluator(model=state.model, images=images, worker=worker, name_damaged=_name_damaged)
     try:
-        metrics = evaluate_crops(recipe, state.model, loader, worker, name_damaged=_name_damaged)
-        found: dict[str, Any] = {"metrics": metrics}
+        found: dict[str, Any] = {"metrics": evaluator.at_crops(recipe.evaluation)}
     except TooDamagedError as error:
         found = {"refused": str(error)}  # the driver raises it, whatever processes the workers are
     finally:
-        loader.close()
+        images.close()
     if worker.rank == 0:
         outcome.write_text(json.dumps(found))
 

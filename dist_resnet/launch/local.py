@@ -22,8 +22,8 @@ from dist_resnet.launch.supervise import supervise
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.holding import hold
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
+from dist_resnet.worker import Worker
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:

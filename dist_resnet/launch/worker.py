@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import torch
 
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.launch.plan import Plan
 from dist_resnet.tracking.observer import Observer, nobody
-from dist_resnet.train.distributed import Worker
-from dist_resnet.train.loop import Evaluated, train
+from dist_resnet.train.context import Evaluated, RunContext
+from dist_resnet.train.loop import train
 from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
 
 def run_worker(
@@ -21,50 +23,37 @@ def run_worker(
     warned: Callable[[], bool] = lambda: False,
     observer: Observer = nobody,
 ) -> None:
-    """Trains this worker's share of a planned run to its end; what is called meanwhile is as `train` says."""
+    """Trains this worker's share of a planned run to its end; what is called meanwhile is as `RunContext` says."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
     with Watchdog(60 * plan.execution.hang_minutes) as watchdog:
-        watchdog.alive(starting=True)
-        _train(plan, worker, watchdog, evaluated, warned, observer)
+        context = RunContext(
+            recipe=plan.recipe,
+            execution=plan.execution,
+            worker=worker,
+            directory=plan.directory,
+            watchdog=watchdog,
+            evaluated=evaluated,
+            warned=warned,
+            observer=observer,
+        )
+        _train(context, plan)
 
 
-def _train(
-    plan: Plan,
-    worker: Worker,
-    watchdog: Watchdog,
-    evaluated: Evaluated | None,
-    warned: Callable[[], bool],
-    observer: Observer,
-) -> None:
+def _train(context: RunContext, plan: Plan) -> None:
     closing = threading.Event()
 
     def alive() -> None:
         if not closing.is_set():  # the end waits for no store longer than for anything else
             # As while starting: a store that fails just then must not shorten the time for the first step.
-            watchdog.alive(starting=True)
+            context.watchdog.alive(starting=True)
 
-    loader = open_loader(
-        plan.recipe,
-        plan.execution,
-        plan.train,
-        plan.validation,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        device=worker.device,
-        alive=alive,
-    )
+    options = InputOptions.of(plan.execution, alive)
+    training = TrainingImages(plan.recipe, plan.train, context.worker, options)
+    validation = EvaluationImages(plan.recipe, plan.validation, context.worker, options)
     try:
-        train(
-            plan.recipe,
-            plan.execution,
-            worker,
-            loader,
-            plan.directory,
-            evaluated=evaluated,
-            warned=warned,
-            observer=observer,
-        )
+        train(context, training, validation)
     finally:
         closing.set()
-        watchdog.alive()
-        loader.close()
+        context.watchdog.alive()
+        training.close()
+        validation.close()

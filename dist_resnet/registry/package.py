@@ -38,13 +38,12 @@ _LEFT_BEHIND = re.compile(r"(\.DS_Store|\._.+|\.nfs.+|Thumbs\.db|desktop\.ini)")
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy")
 _MODULES = (
     "recipe.py",
-    "data/augment.py",
     "data/datasets.py",
-    "data/headers.py",
-    "data/normalize.py",
-    "data/pixels.py",
-    "data/png.py",
-    "data/reference.py",
+    "data/image/headers.py",
+    "data/image/pixels.py",
+    "data/image/png.py",
+    "data/input/augment.py",
+    "data/input/normalize.py",
     "model/__init__.py",
     "model/depths.py",
     "model/head.py",

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from PIL import Image
 
 from dist_resnet.data.datasets import Dataset
+from dist_resnet.data.input.augment import evaluation_windows
 from dist_resnet.data.input.normalize import Normalizer
-from dist_resnet.data.input.reference import centre
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Recipe
 from dist_resnet.registry.inputs import images_of, open_image
@@ -98,6 +99,14 @@ class Predictor:
         if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
             raise ValueError(f"top_k must be an integer from 1 on, of which {count} classes are given, got {top_k!r}")
         return min(int(top_k), count)
+
+
+def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
+    """The centre crop of an RGB picture: uint8 [crop, crop, 3]."""
+    (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
+    top, left, height, width = (int(number) for number in window)
+    pixels = picture.crop((left, top, left + width, top + height))
+    return np.asarray(pixels.resize((crop, crop), Image.Resampling.BILINEAR))
 
 
 def _exif_rotation(params: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

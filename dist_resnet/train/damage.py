@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dist_resnet.data.loader import Batch, Damaged
+from dist_resnet.data.input.batch import Batch, Damaged
 from dist_resnet.tracking.recorder import Run
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The training loop: from a recipe and a loader to a trained model on storage, resuming wherever it was stopped.
+"""The training loop: from a recipe and its images to a trained model on storage, resuming wherever it was stopped.
 
 It knows neither Ray nor MLflow. Every worker runs it; rank 0 also writes the journal and the checkpoints.
 """
@@ -6,26 +6,23 @@ It knows neither Ray nor MLflow. Every worker runs it; rank 0 also writes the jo
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from dist_resnet.data.loader import Loader
+from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.tracking.recorder import Run
-from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.tracking.stop import StopWatch
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
+from dist_resnet.train.context import RunContext
 from dist_resnet.train.damage import DamageRecord, TooDamagedError
-from dist_resnet.train.distributed import Worker
-from dist_resnet.train.evaluate import evaluate_crops
+from dist_resnet.train.evaluate import Evaluator
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import configure_backend, loss_scaler
@@ -36,92 +33,72 @@ from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
 from dist_resnet.train.system import System
-from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.train.writer import CheckpointWriter
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
-
-T = TypeVar("T")
-Evaluated = Callable[[int, dict[str, float]], None]
 
 
 class StopRequestedError(Exception):
     """The run was asked to stop; its state is handed over for a checkpoint."""
 
 
-def train(
-    recipe: Recipe,
-    execution: Execution,
-    worker: Worker,
-    loader: Loader,
-    directory: RunDirectory,
-    *,
-    evaluated: Evaluated | None = None,
-    warned: Callable[[], bool] = lambda: False,
-    observer: Observer = nobody,
-) -> None:
-    """Trains to the recipe's end, from the newest checkpoint in `directory` if there is one.
+def train(context: RunContext, training: TrainingImages, validation: EvaluationImages) -> None:
+    """Trains to the recipe's end, from the newest checkpoint in the run's directory if there is one.
 
     The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, with
-    `too_damaged` where too many pictures were, or with `stopped` where `stop.request` asked for it. `evaluated` is
-    called with the step and the metrics after each evaluation is recorded. `warned` says whether machines are about to
-    be taken away, the same on every worker, which call it together; a checkpoint is made at once then. `observer` is
-    told of every record of this worker, whatever its rank. Raises OSError once the storage has failed for longer than
-    the execution allows, and ValueError where there are checkpoints and none is whole.
+    `too_damaged` where too many pictures were, or with `stopped` where `stop.request` asked for it. Raises OSError
+    once the storage has failed for longer than the execution allows, and ValueError where there are checkpoints and
+    none is whole.
     """
-    with Watchdog(60 * execution.hang_minutes) as watchdog:
-        watchdog.alive(starting=True)
-        session = Session(recipe, execution, worker, loader, directory, watchdog, evaluated, warned, observer)
-        try:
-            session.run()
-        except DivergedError as error:
-            logger.error("stopped: %s", error)
-            session.end("diverged", step=error.step)
-        except TooDamagedError as error:
-            logger.error("stopped: %s", error)
-            session.end("too_damaged", step=session.step, reason=str(error))
-        except StopRequestedError:
-            session.end("stopped", step=session.step)
-        finally:
-            session.close()
+    session = Session(context, training, validation)
+    try:
+        session.run()
+    except DivergedError as error:
+        logger.error("stopped: %s", error)
+        session.end("diverged", step=error.step)
+    except TooDamagedError as error:
+        logger.error("stopped: %s", error)
+        session.end("too_damaged", step=session.step, reason=str(error))
+    except StopRequestedError:
+        session.end("stopped", step=session.step)
+    finally:
+        session.close()
 
 
 class Session:
     """One start of the training loop on one worker, from where the run stands to its end."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        execution: Execution,
-        worker: Worker,
-        loader: Loader,
-        directory: RunDirectory,
-        watchdog: Watchdog,
-        evaluated: Evaluated | None,
-        warned: Callable[[], bool],
-        observer: Observer,
-    ) -> None:
-        self._recipe, self._execution, self._worker, self._evaluated = recipe, execution, worker, evaluated
-        self._loader, self._directory = loader, directory
-        self._total = num_steps(recipe.epochs, loader.steps_per_epoch)
-        self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * loader.steps_per_epoch))
+    def __init__(self, context: RunContext, training: TrainingImages, validation: EvaluationImages) -> None:
+        recipe, execution, worker, directory = context.recipe, context.execution, context.worker, context.directory
+        self._context, self._recipe, self._execution, self._worker = context, recipe, execution, worker
+        self._training, self._validation = training, validation
+        self._total = num_steps(recipe.epochs, training.steps_per_epoch)
+        self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * training.steps_per_epoch))
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
         self._begun = time.time()
-        self._watchdog = watchdog
 
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
-        patience_seconds = 60 * execution.storage_minutes
-        resume(self._state, directory, worker, patience_seconds=patience_seconds, alive=watchdog.alive)
+        resume(self._state, context)
 
-        self._journal = self._patiently(lambda: Run.of_rank(worker.rank, directory, observer), "cannot be read")
-        records = self._patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
+        self._journal = context.patiently(
+            lambda: Run.of_rank(worker.rank, directory, context.observer), "cannot be read"
+        )
+        records = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
         self._damage = DamageRecord(
-            worker, self._journal, images=loader.num_images, share=execution.damaged_share, records=records
+            worker, self._journal, images=training.num_images, share=execution.damaged_share, records=records
+        )
+        self._evaluator = Evaluator(
+            model=self._state.model,
+            images=validation,
+            worker=worker,
+            tell=self._tell_evaluation,
+            name_damaged=self._damage.name_validation,
         )
         self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
         self._writer = self._checkpoint_writer(records) if worker.rank == 0 else None
@@ -130,7 +107,7 @@ class Session:
             worker,
             save_every_seconds=60 * execution.checkpoint_minutes,
             stop=lambda: self._stop_watch is not None and self._stop_watch.asked(),
-            warned=warned,
+            warned=context.warned,
         )
 
     @property
@@ -144,16 +121,16 @@ class Session:
         # A run stopped in the middle of an evaluation left the checkpoint from just before it.
         if self._is_evaluated():
             self._evaluate()
-        for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._loader.steps_per_epoch):
+        for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._training.steps_per_epoch):
             self._train_epoch(epoch, first_step, last_step)
         self.end("finished", **self._outcome())
 
     def end(self, kind: str, **fields: Any) -> None:
         """Commits what is left to be written, and `kind` as the journal's last record."""
         if self._writer:
-            self._writer.wait(self._watchdog.alive)
+            self._writer.wait(self._context.watchdog.alive)
         self._journal.event(kind, **fields)
-        self._patiently(self._journal.commit, "cannot be written")
+        self._context.patiently(self._journal.commit, "cannot be written")
 
     def close(self) -> None:
         """Ends this worker's threads."""
@@ -164,7 +141,7 @@ class Session:
     def _train_epoch(self, epoch: int, first_step: int, last_step: int) -> None:
         """Takes the steps from `first_step` up to `last_step` of an epoch, with their checkpoints and evaluations."""
         recipe, execution, state = self._recipe, self._execution, self._state
-        batches = self._loader.train(epoch, first_step)
+        batches = self._training.epoch(epoch, first_step)
         self._meter.start()
         for ghost_batches, data_seconds in _timed(itertools.islice(batches, last_step - first_step)):
             # Forward and backward over this worker's ghost batches, one reduction, one update.
@@ -172,7 +149,7 @@ class Session:
                 self._show.augmented_batch(ghost_batches[0].images, recipe.data.dataset)
             rate = learning_rate(recipe.schedule, state.step, self._total)
             totals = self._step(ghost_batches, rate)
-            self._watchdog.alive()
+            self._context.watchdog.alive()
             self._damage.add(ghost_batches)
             self._meter.add(
                 state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
@@ -212,11 +189,11 @@ class Session:
     def _checkpoint_writer(self, records: list[dict[str, Any]]) -> CheckpointWriter:
         execution = self._execution
         return CheckpointWriter(
-            self._directory,
+            self._context.directory,
             self._journal,
             keep=execution.keep_checkpoints,
             errors={step: error for step, _, error in history(records).get("val/top1_error", [])},
-            patience_seconds=60 * execution.storage_minutes,
+            patience_seconds=self._context.patience_seconds,
         )
 
     def _evaluate(self) -> None:
@@ -225,38 +202,22 @@ class Session:
         self._worker.broadcast_buffers(self._state.model)
         classes = self._recipe.model.num_classes
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self._worker.device)
-        self._metrics = evaluate_crops(
-            self._recipe,
-            self._state.model,
-            self._loader,
-            self._worker,
-            tell=self._tell_evaluation,
-            confusion=confusion,
-            name_damaged=self._damage.name_validation,
-        )
+        self._metrics = self._evaluator.at_crops(self._recipe.evaluation, confusion)
         self._show.confusion(confusion)
         self._journal.metrics(self._state.step, self._metrics)
         self._journal.flush()
         if self._writer:
             self._writer.note_error(self._state.step, self._metrics["val/top1_error"])
-        if self._evaluated:
-            self._evaluated(self._state.step, self._metrics)
+        if self._context.evaluated:
+            self._context.evaluated(self._state.step, self._metrics)
 
     def _tell_evaluation(self, crop: int, images: int) -> None:
         """Lets a long evaluation show how far it is, and that it goes on."""
-        self._watchdog.alive()
+        self._context.watchdog.alive()
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
             self._told_at = time.monotonic()
-            share = self._loader.num_validation_images // self._worker.world_size
+            share = self._validation.num_images // self._worker.world_size
             self._journal.event("evaluating", step=self._state.step, crop=crop, images=images, share=share)
-
-    def _patiently(self, action: Callable[[], T], complaint: str) -> T:
-        return patiently(
-            action,
-            what=f"the run's directory {self._directory.uri} {complaint}",
-            seconds=60 * self._execution.storage_minutes,
-            alive=self._watchdog.alive,
-        )
 
     def _facts(self) -> dict[str, Any]:
         """What the journal says of this session: its length, workers and hardware, precision and commit."""
@@ -264,7 +225,7 @@ class Session:
         cuda = device.type == "cuda"
         return {
             "total_steps": self._total,
-            "steps_per_epoch": self._loader.steps_per_epoch,
+            "steps_per_epoch": self._training.steps_per_epoch,
             "global_batch": self._recipe.global_batch,
             "world_size": self._worker.world_size,
             "begun": self._begun,
@@ -277,15 +238,15 @@ class Session:
         """What rank 0's journal says of the finished run, once its last checkpoint is committed."""
         if not self._writer:
             return {}
-        self._writer.wait(self._watchdog.alive)
+        self._writer.wait(self._context.watchdog.alive)
         folder = checkpoint.folder_of(self._state.step)
-        manifest = self._patiently(
-            lambda: self._directory.read_json(f"{folder}/{checkpoint.MANIFEST}"), "cannot be read"
+        manifest = self._context.patiently(
+            lambda: self._context.directory.read_json(f"{folder}/{checkpoint.MANIFEST}"), "cannot be read"
         )
         assert manifest is not None
         return {
             "steps": self._state.step,
-            "epochs": self._state.step / self._loader.steps_per_epoch,
+            "epochs": self._state.step / self._training.steps_per_epoch,
             "top1_error": self._metrics["val/top1_error"],
             "top5_error": self._metrics["val/top5_error"],
             "images_per_second": self._meter.images_per_second,

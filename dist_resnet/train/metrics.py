@@ -7,7 +7,7 @@ import time
 import torch
 
 from dist_resnet.tracking.recorder import Run
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
 
-from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
-from dist_resnet.train.distributed import Worker
+from dist_resnet.train.context import RunContext
 from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -19,24 +17,17 @@ _SECONDS_BETWEEN_TRIES = 5.0
 _NONE, _UNKNOWN = -1, -2
 
 
-def resume(
-    state: TrainState, directory: RunDirectory, worker: Worker, *, patience_seconds: float, alive: Callable[[], None]
-) -> None:
+def resume(state: TrainState, context: RunContext) -> None:
     """Puts the newest whole checkpoint of a run, if there is any, into the state; all workers call it together.
 
-    Rank 0 says which one it is, and while the storage fails it that it is still trying; `alive` is called at each try.
-    Raises OSError after `patience_seconds` of that, and ValueError as `newest_checkpoint` does.
+    Rank 0 says which one it is, and while the storage fails it that it is still trying. Raises OSError once it has
+    failed for too long, and ValueError as `newest_checkpoint` does.
     """
-    found, step = _agree(directory, worker, patience_seconds=patience_seconds, alive=alive)
+    found, step = _agree(context)
     if step == _NONE:
         return
     if found is None:
-        found = patiently(
-            lambda: _read_step(directory, step),
-            what=f"the run's directory {directory.uri} cannot be read",
-            seconds=patience_seconds,
-            alive=alive,
-        )
+        found = context.patiently(lambda: _read_step(context.directory, step), "cannot be read")
     state.load(found.weights, found.slots, found.counters)
 
 
@@ -58,13 +49,12 @@ def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
     return found
 
 
-def _agree(
-    directory: RunDirectory, worker: Worker, *, patience_seconds: float, alive: Callable[[], None]
-) -> tuple[Checkpoint | None, int]:
+def _agree(context: RunContext) -> tuple[Checkpoint | None, int]:
     """The newest checkpoint, read on rank 0 alone, and its step or _NONE, on every worker."""
+    directory, worker = context.directory, context.worker
     found, step, failing_since = None, _UNKNOWN, None
     while step == _UNKNOWN:
-        alive()
+        context.watchdog.alive()
         if worker.rank == 0:
             try:
                 found = newest_checkpoint(directory)
@@ -73,7 +63,7 @@ def _agree(
                 if failing_since is None:
                     failing_since = time.monotonic()
                     logger.warning("the run's directory %s cannot be read (%s); trying again", directory.uri, error)
-                if time.monotonic() - failing_since > patience_seconds:
+                if time.monotonic() - failing_since > context.patience_seconds:
                     raise
                 time.sleep(_SECONDS_BETWEEN_TRIES)
         step = worker.from_rank_zero(step)

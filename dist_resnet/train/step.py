@@ -7,15 +7,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.train.distributed import Worker, data_parallel
+from dist_resnet.train.distributed import data_parallel
 from dist_resnet.train.graphs import GraphedPass, warm_up
 from dist_resnet.train.optimizer import set_learning_rate
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
+from dist_resnet.worker import Worker
 
 
 class TrainStep:

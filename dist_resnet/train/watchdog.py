@@ -12,7 +12,7 @@ class Watchdog:
     """Ends this process, after writing every thread's stack to standard error, unless it hears `alive` in time.
 
     A collective that waits for a dead host, a read that never returns and a stopped peer all look alike from here. It
-    watches within a `with` block; there is one clock in a process, so a watchdog within another's block takes over.
+    watches within a `with` block, which begins with the time for starting; there is one clock in a process.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -21,7 +21,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         self._watches = True
-        self.alive()
+        self.alive(starting=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from oracle.pictures import read_row_group
 from oracle.sources import rename_classes
 
 from dist_resnet.ablation import sweep
 from dist_resnet.ablation.grid import Choice, Pictures
 from dist_resnet.data.prepare.demo import CLASS_NAMES, write_demo
-from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.lock import lock

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from oracle.pictures import read_row_group
 from oracle.sources import rename_classes
 from PIL import Image
 from registry.conftest import trained
@@ -21,7 +22,7 @@ from registry.conftest import trained
 from dist_resnet.analysis import plots, probe
 from dist_resnet.analysis.probe import Probe, Subject, prepare_probe
 from dist_resnet.analysis.propagation import Propagation, Span
-from dist_resnet.data.shards.split import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch import local
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe, Shortcut

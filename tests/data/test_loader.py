@@ -1,4 +1,7 @@
-"""Both loaders; oracles: the order and PIL pipeline, one picture at a time, and equality over world sizes."""
+"""Batches from shards and from the device.
+
+Oracles: the order and the PIL pipeline, one picture at a time, and equality over world sizes.
+"""
 
 import contextlib
 import gc
@@ -10,19 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, recipe, smooth, write_rows, write_split
+from oracle.order import IndexedOrder
+from oracle.pictures import jpeg, read_row_group, recipe, smooth, write_rows, write_split
+from oracle.pixels import decode_centre, decode_window
 from oracle.windows import pad_crop_flip
 from torchvision.transforms.functional import normalize
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.image.headers import picture_size
-from dist_resnet.data.input import augment
-from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder, WindowedOrder
-from dist_resnet.data.input.reference import decode_centre, decode_window
+from dist_resnet.data.input.augment import Augmentation
+from dist_resnet.data.input.batch import Batch
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
+from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
-from dist_resnet.data.loader import Batch, DeviceResidentLoader, Loader, open_loader
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split, read_row_group
+from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
+from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
 from dist_resnet.recipe import Augment, Execution, Recipe
+from dist_resnet.worker import Worker
 
 INCEPTION = recipe()
 PAD = recipe(augment=Augment(kind="pad", size=16))
@@ -42,9 +50,20 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return write_split(tmp_path_factory.mktemp("squares"), [55, 52], side=16)
 
 
-def load(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, **execution: object) -> Loader:
-    options = Execution(**{"evaluation_batch": 13, **execution})  # pyrefly: ignore
-    return open_loader(recipe, options, split, split, rank=rank, world_size=world_size, device=CPU)
+def training(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, **execution: object) -> TrainingImages:
+    return TrainingImages(recipe, split, _worker(rank, world_size), _options(**execution))
+
+
+def evaluation(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1) -> EvaluationImages:
+    return EvaluationImages(recipe, split, _worker(rank, world_size), _options())
+
+
+def _worker(rank: int = 0, world_size: int = 1) -> Worker:
+    return Worker(rank=rank, world_size=world_size, device=CPU)
+
+
+def _options(**execution: object) -> InputOptions:
+    return InputOptions.of(Execution(**{"evaluation_batch": 13, **execution}))  # pyrefly: ignore
 
 
 def encoded(split: Split) -> list[np.ndarray]:
@@ -66,24 +85,24 @@ def no_threads_of_ours() -> bool:
     return not [thread for thread in threading.enumerate() if thread.name.startswith("dist_resnet")]
 
 
-def test_the_recipe_chooses_the_loader(split: Split, squares: Split) -> None:
-    assert type(load(INCEPTION, split)) is Loader
-    assert type(load(PAD, squares)) is DeviceResidentLoader
+def test_the_recipe_chooses_whether_images_stay_on_the_device(split: Split, squares: Split) -> None:
+    assert type(open_source(INCEPTION, split, _worker(), _options())) is StreamedImages
+    assert type(open_source(PAD, squares, _worker(), _options())) is ResidentImages
 
 
 @pytest.mark.parametrize("kind", ["inception", "scale"])
 def test_training_pictures_are_those_of_the_order_cut_by_pil(split: Split, kind: str) -> None:
     settings = recipe(augment=Augment(kind=kind, size=16, shorter_side=(16, 24)))  # pyrefly: ignore
-    order = WindowedOrder(split.group_rows, global_batch=16, ghost_batch=4, seed=3, epoch=2)
+    order = IndexedOrder(split.group_rows, global_batch=16, ghost_batch=4, seed=3, epoch=2)
     images = encoded(split)
-    for step, batches in enumerate(load(settings, split).train(2)):
+    for step, batches in enumerate(training(settings, split).epoch(2)):
         for ghost, batch in enumerate(batches):
             np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
             assert batch.images.dtype == torch.float32
             sizes = np.array([picture_size(images[index]) for index in batch.indices])
-            windows = augment.crop_windows(settings.augment, 3, 2, batch.indices, *sizes.T)
-            flips = augment.flips(settings.augment, 3, 2, batch.indices)
+            draws = Augmentation(settings.augment, 3, 2)
+            windows, flips = draws.windows(batch.indices, *sizes.T), draws.flips(batch.indices)
             for place, index in enumerate(batch.indices):
                 pixels = decode_window(images[index], windows[place], 16, flip=bool(flips[place]))
                 expected = normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255, MEAN, STD)
@@ -94,12 +113,13 @@ def test_training_pictures_are_those_of_the_order_cut_by_pil(split: Split, kind:
 def test_resident_pictures_are_padded_cut_and_mirrored_as_by_numpy(squares: Split) -> None:
     order = FullOrder(squares.num_images, global_batch=16, ghost_batch=4, seed=3, epoch=1)
     images = encoded(squares)
-    for step, batches in enumerate(load(PAD, squares).train(1)):
+    for step, batches in enumerate(training(PAD, squares).epoch(1)):
         for ghost, batch in enumerate(batches):
             np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
-            windows = augment.crop_windows(PAD.augment, 3, 1, batch.indices, np.full(4, 16), np.full(4, 16))
-            flips = augment.flips(PAD.augment, 3, 1, batch.indices)
+            draws = Augmentation(PAD.augment, 3, 1)
+            windows = draws.windows(batch.indices, np.full(4, 16), np.full(4, 16))
+            flips = draws.flips(batch.indices)
             for place, index in enumerate(batch.indices):
                 whole = decode_window(images[index], np.array([0, 0, 16, 16]), 16)
                 whole = normalize(torch.from_numpy(whole.copy()).permute(2, 0, 1) / 255, MEAN, STD).numpy()
@@ -113,10 +133,10 @@ def test_resident_pictures_are_padded_cut_and_mirrored_as_by_numpy(squares: Spli
 def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, squares: Split, color: str) -> None:
     for settings, pictures in both(split, squares):
         settings = replace(settings, augment=replace(settings.augment, color=color))
-        alone = list(load(settings, pictures).train(4))
+        alone = list(training(settings, pictures).epoch(4))
         assert len(alone) == 6
         for world_size in (2, 3, 4):
-            workers = [load(settings, pictures, rank, world_size).train(4) for rank in range(world_size)]
+            workers = [training(settings, pictures, rank, world_size).epoch(4) for rank in range(world_size)]
             for step, shares in enumerate(zip(*workers, strict=True)):
                 for rank, share in enumerate(shares):
                     assert [batch.ghost for batch in share] == list(range(rank, 4, world_size))
@@ -127,19 +147,19 @@ def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, square
 
 def test_starting_at_a_step_equals_skipping_to_it(split: Split, squares: Split) -> None:
     for settings, pictures in both(split, squares):
-        whole = list(load(settings, pictures).train(1))
+        whole = list(training(settings, pictures).epoch(1))
         for start in (1, 4, 5):
-            rest = list(load(settings, pictures).train(1, start))
+            rest = list(training(settings, pictures).epoch(1, start))
             assert len(rest) == 6 - start
             for ours, theirs in zip(rest, whole[start:], strict=True):
                 for one, other in zip(ours, theirs, strict=True):
                     assert_equal(one, other)
-        assert list(load(settings, pictures).train(1, 6)) == []
+        assert list(training(settings, pictures).epoch(1, 6)) == []
 
 
 def test_execution_does_not_change_a_bit(split: Split) -> None:
-    reference = list(load(INCEPTION, split).train(0))
-    others = load(INCEPTION, split, prefetch=5, cpus_per_worker=3, channels_last=False).train(0)
+    reference = list(training(INCEPTION, split).epoch(0))
+    others = training(INCEPTION, split, prefetch=5, cpus_per_worker=3, channels_last=False).epoch(0)
     for ours, theirs in zip(others, reference, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert_equal(one, other)
@@ -152,7 +172,7 @@ def test_evaluation_sees_every_picture_once(split: Split, squares: Split, world_
     for settings, pictures in both(split, squares):
         seen = []
         for rank in range(world_size):
-            for batch in load(settings, pictures, rank, world_size).evaluate(12, 16):
+            for batch in evaluation(settings, pictures, rank, world_size).centre_crops(12, 16):
                 assert 1 <= len(batch.labels) <= 13
                 assert batch.ghost == -1
                 assert batch.images.shape == (len(batch.labels), 3, 12, 12)
@@ -162,19 +182,19 @@ def test_evaluation_sees_every_picture_once(split: Split, squares: Split, world_
 
 
 def test_evaluation_with_more_workers_than_pictures_leaves_some_without(tmp_path: Path) -> None:
-    train, few = write_split(tmp_path / "train", [40]), write_split(tmp_path / "few", [3])
-    settings = recipe(global_batch=20)
+    few = write_split(tmp_path / "few", [3])
+    settings = recipe(global_batch=4)  # and one ghost batch, which evaluation does not ask about
     seen = []
     for rank in range(5):
-        loader = open_loader(settings, Execution(), train, few, rank=rank, world_size=5, device=CPU)
-        seen += [index for batch in loader.evaluate(16, 16) for index in batch.indices.tolist()]
+        images = evaluation(settings, few, rank, 5)
+        seen += [index for batch in images.centre_crops(16, 16) for index in batch.indices.tolist()]
     assert sorted(seen) == [0, 1, 2]
 
 
 def test_evaluation_pictures_are_the_centre_by_pil(split: Split, squares: Split) -> None:
     for settings, pictures in both(split, squares):
         images = encoded(pictures)
-        for batch in load(settings, pictures).evaluate(12, 16):
+        for batch in evaluation(settings, pictures).centre_crops(12, 16):
             for place, index in enumerate(batch.indices):
                 pixels = torch.from_numpy(decode_centre(images[index], 12, 16).copy()).permute(2, 0, 1) / 255
                 expected = normalize(pixels, MEAN, STD)
@@ -190,11 +210,11 @@ def test_damaged_pictures_are_blank_of_no_weight_and_named_on_any_number_of_work
     write_rows(tmp_path / "hurt" / "a.parquet", images[:20], [0] * 20)
     write_rows(tmp_path / "hurt" / "b.parquet", images[20:], [0] * 20)
     settings = recipe(augment=Augment(kind=kind, size=20), global_batch=20)
-    whole = {b.ghost: b for b in next(load(settings, open_split(str(tmp_path / "whole"))).train(0))}
+    whole = {b.ghost: b for b in next(training(settings, open_split(str(tmp_path / "whole"))).epoch(0))}
     split = open_split(str(tmp_path / "hurt"))
     for world_size in (1, 2, 5):
         steps = [
-            batch for rank in range(world_size) for batch in next(load(settings, split, rank, world_size).train(0))
+            batch for rank in range(world_size) for batch in next(training(settings, split, rank, world_size).epoch(0))
         ]
         named = []
         for batch in steps:
@@ -205,7 +225,7 @@ def test_damaged_pictures_are_blank_of_no_weight_and_named_on_any_number_of_work
             named += batch.damaged
         assert all(str(picture.row) == str(picture.index - 20) for picture in named)
         assert {picture.index for picture in named} == {27, 28} & {i for batch in steps for i in batch.indices}
-    evaluated = list(load(settings, split).evaluate(16, 16))
+    evaluated = list(evaluation(settings, split).centre_crops(16, 16))
     named = [picture for batch in evaluated for picture in batch.damaged]
     assert [(Path(picture.file).name, picture.row) for picture in named] == [("b.parquet", 7), ("b.parquet", 8)]
     assert sum(float(batch.weights.sum()) for batch in evaluated) == 38
@@ -216,16 +236,21 @@ def test_a_picture_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_w
     tall = jpeg(smooth(400, 20, 1))
     write_rows(tmp_path / "a.parquet", [tall[: len(tall) * 9 // 10]] * 20, [0] * 20)
     for epoch in range(3):
-        batches = [b for step in load(recipe(global_batch=20), open_split(str(tmp_path))).train(epoch) for b in step]
+        batches = [
+            b for step in training(recipe(global_batch=20), open_split(str(tmp_path))).epoch(epoch) for b in step
+        ]
         assert not any(batch.weights.any() for batch in batches)
 
 
 def test_too_few_pictures_and_strange_labels_are_refused_at_once(split: Split) -> None:
     with pytest.raises(ValueError, match="107 training pictures do not fill one global batch of 200"):
-        load(recipe(global_batch=200, ghost_batch=4), split)
+        training(recipe(global_batch=200, ghost_batch=4), split)
     few = replace(INCEPTION, model=replace(INCEPTION.model, num_classes=5))
-    with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is outside of 0 .. 4"):
-        load(few, split)
+    for images in (training, evaluation):
+        with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is outside of 0 .. 4"):
+            images(few, split)
+    with pytest.raises(ValueError, match="rank 4 of 5 workers is impossible with 4 ghost batches"):
+        training(INCEPTION, split, 4, 5)
 
 
 @pytest.mark.parametrize("odd", [(20, 16), (16, 20), (12, 12), (40, 24)])
@@ -236,7 +261,8 @@ def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are
     write_rows(tmp_path / "alike" / "a.parquet", images, [0] * 40)
     images[13] = jpeg(smooth(*odd, 13))
     write_rows(tmp_path / "odd" / "a.parquet", images, [0] * 40)
-    ours, theirs = (list(load(PAD, open_split(str(tmp_path / name))).evaluate(16, 16)) for name in ("odd", "alike"))
+    odd_ones, alike = (open_split(str(tmp_path / name)) for name in ("odd", "alike"))
+    ours, theirs = (list(evaluation(PAD, each).centre_crops(16, 16)) for each in (odd_ones, alike))
     named = [picture for batch in ours for picture in batch.damaged]
     assert [(picture.index, picture.row) for picture in named] == [(13, 13)]
     assert named[0].reason == f"it is {odd[1]} x {odd[0]}, not 16 x 16"
@@ -245,30 +271,30 @@ def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are
         np.testing.assert_array_equal(mine.weights.numpy(), kept)
         assert not mine.images[~kept].any()
         assert torch.equal(mine.images[kept], other.images[kept])
-    met = {i.index for step in load(PAD, open_split(str(tmp_path / "odd"))).train(0) for b in step for i in b.damaged}
+    met = {i.index for step in training(PAD, odd_ones).epoch(0) for batch in step for i in batch.damaged}
     assert met <= {13}
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
-    loader = load(INCEPTION, split)
-    reference = [batch for step in loader.train(1) for batch in step]
+    loader, centres = training(INCEPTION, split), evaluation(INCEPTION, split)
+    reference = [batch for step in loader.epoch(1) for batch in step]
     for _ in range(3):
-        iterator = loader.train(0)
+        iterator = loader.epoch(0)
         next(iterator)
-        evaluation = loader.evaluate(16, 16)  # in the middle of an epoch
-        next(evaluation)
+        between = centres.centre_crops(16, 16)  # in the middle of an epoch
+        next(between)
         next(iterator)
-        del iterator, evaluation
+        del iterator, between
         gc.collect()
         assert no_threads_of_ours()
     with contextlib.suppress(ZeroDivisionError):
-        for _ in loader.train(0):
+        for _ in loader.epoch(0):
             _ = 1 / 0
     gc.collect()
     assert no_threads_of_ours()
-    for ours, theirs in zip((batch for step in loader.train(1) for batch in step), reference, strict=True):
+    for ours, theirs in zip((batch for step in loader.epoch(1) for batch in step), reference, strict=True):
         assert_equal(ours, theirs)
-    held = loader.train(0)
+    held = loader.epoch(0)
     next(held)
     loader.close()
     assert no_threads_of_ours()
@@ -295,7 +321,7 @@ def test_a_stream_holds_no_more_row_groups_than_two_windows(tmp_path: Path) -> N
 
 
 def test_epochs_back_to_back_do_not_leak(split: Split) -> None:
-    loader = load(INCEPTION, split)
+    loader = training(INCEPTION, split)
 
     def resident_kilobytes() -> int:
         gc.collect()
@@ -303,11 +329,11 @@ def test_epochs_back_to_back_do_not_leak(split: Split) -> None:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
     for epoch in range(5):
-        for _ in loader.train(epoch):
+        for _ in loader.epoch(epoch):
             pass
     before, files = resident_kilobytes(), len(list(Path("/proc/self/fd").iterdir()))
     for epoch in range(10):
-        for _ in loader.train(epoch):
+        for _ in loader.epoch(epoch):
             pass
     # The pictures of an epoch take 0.2 MB encoded and 0.3 MB as floats; a decoder takes 20 MB.
     assert resident_kilobytes() - before < 20_000

@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.pictures import jpeg, read_row_group, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows, write_parquet
 
 from dist_resnet.data.prepare.prepare import Options, prepare
 from dist_resnet.data.shards.duplicates import said_of_copies, said_of_same
-from dist_resnet.data.shards.split import open_split, read_row_group
+from dist_resnet.data.shards.split import open_split
 
 IMAGES = [jpeg(smooth(12 + n, 20 - n, n)) for n in range(6)]
 NAMES = ["ant", "bee"]

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from jobs.inside import run_inside
-from oracle.pictures import jpeg, smooth, write_rows
+from oracle.pictures import jpeg, read_row_group, smooth, write_rows
 from oracle.sources import rename_classes
 
 from dist_resnet.data.shards import classes
-from dist_resnet.data.shards.split import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Augment, Execution, Model, Recipe
 from dist_resnet.tracking.journal import Journal

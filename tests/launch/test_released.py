@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_resnet.launch.evaluation import evaluate
-from dist_resnet.tracking.outbox import read_journal
-from dist_resnet.tracking.storage import RunDirectory
 
 from dist_resnet.launch import local
+from dist_resnet.launch.evaluate import evaluate
 from dist_resnet.launch.trained import of_run
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.registry import predictor
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.run_directory import RunDirectory
 
 FROZEN = Path(__file__).parents[1] / "released" / "first.frozen"
 

@@ -3,9 +3,16 @@
 import json
 from pathlib import Path
 
+from dist_resnet.launch.ray.telemetry import WORKER_COUNTERS
+
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, GRAFANA = ROOT / "docker" / "prometheus", ROOT / "docker" / "grafana"
 BOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
+
+
+def exported(name: str) -> str:
+    """The name under which Prometheus knows a metric of `launch.ray.telemetry`."""
+    return f"ray_dist_resnet_{name}{'_total' if name in WORKER_COUNTERS else ''}"
 
 
 def queries_of(board: Path) -> list[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from observability.queries import BOARDS, GRAFANA, PROMETHEUS, ROOT, queries_of
+from observability.queries import BOARDS, GRAFANA, PROMETHEUS, ROOT, exported, queries_of
 
 from dist_resnet.launch.ray import telemetry
 
 PAGE = (ROOT / "docs" / "observability.md").read_text()
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"][0]["rules"]
 OURS = {
-    telemetry.exported(name)
+    exported(name)
     for names in (telemetry.WORKER_GAUGES, telemetry.WORKER_COUNTERS, telemetry.RUN_GAUGES)
     for name in names
 }

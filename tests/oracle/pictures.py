@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
-from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
 from dist_resnet.data.shards.write import encode_table, write_table
 from dist_resnet.recipe import Augment, Data, Model, Recipe
 
@@ -39,6 +39,11 @@ def write_split(folder: Path, rows_per_shard: list[int], *, rows_per_group: int 
         write_rows(folder / f"part-{number:03d}.parquet", images, [i % 10 for i in here], rows_per_group)
         index += rows
     return open_split(str(folder))
+
+
+def read_row_group(split: Split, number: int) -> RowGroup:
+    """Reads row group `number` of a split."""
+    return ShardReader(split).read(number)
 
 
 def write_rows(file: Path, images: list[bytes], labels: list[int], rows_per_group: int = 10) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 import pytest
-from data.test_pixels import TRANSPARENT, _oriented
+from data.image.test_pixels import TRANSPARENT, _oriented
 from mlflow.pyfunc import scoring_server
 from oracle.pictures import jpeg, smooth
 from PIL import Image

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracle.pictures import jpeg, real, smooth
+from oracle.pictures import jpeg, read_row_group, real, smooth
+from oracle.pixels import decode_centre
 from PIL import Image
 from registry.conftest import WORKER, trained
 
-from dist_resnet.data.input.reference import decode_centre
-from dist_resnet.data.loader import open_loader
-from dist_resnet.data.shards.split import read_row_group
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import EvaluationImages
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.registry import package
 from dist_resnet.registry.predictor import Predictor
@@ -131,11 +131,11 @@ def test_logits_are_those_of_the_evaluation_path(tmp_path: Path):
     execution = Execution(precision="fp32")
     package.write_data(tmp_path, recipe, trained(recipe, execution).weights(), [str(each) for each in range(1000)])
     served = Predictor(tmp_path, "cpu")
-    loader = open_loader(recipe, execution, split, split, rank=0, world_size=1, device=WORKER.device)
+    images = EvaluationImages(recipe, split, WORKER, InputOptions.of(execution))
     try:
-        batch = next(iter(loader.evaluate(64, 72)))
+        batch = next(iter(images.centre_crops(64, 72)))
     finally:
-        loader.close()
+        images.close()
     group = read_row_group(split, 0)
     found = np.stack([decode_centre(group.images[place], 64, 72) for place in range(16)])
     with torch.no_grad():

@@ -5,7 +5,7 @@ import time
 import torch
 
 from dist_resnet.train.agreement import Agreement
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

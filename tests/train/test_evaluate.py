@@ -1,14 +1,15 @@
 """Evaluation. Oracle: errors and loss counted in NumPy over all logits at once."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch, Damaged
-from dist_resnet.train.distributed import Worker
-from dist_resnet.train.evaluate import evaluate
+from dist_resnet.data.input.batch import Batch, Damaged
+from dist_resnet.train.evaluate import Evaluator
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -21,7 +22,7 @@ class _Pictures:
         self.logits = torch.randn(23, num_classes, generator=generator)
         self.labels = torch.randint(0, num_classes, (23,), generator=generator)
 
-    def evaluate(self, crop: int, shorter_side: int) -> Iterator[Batch]:
+    def centre_crops(self, crop: int, shorter_side: int) -> Iterator[Batch]:
         for first in range(0, 23, 5):
             part = slice(first, first + 5)
             yield Batch(
@@ -29,11 +30,15 @@ class _Pictures:
             )
 
 
+def _evaluator(pictures: _Pictures, **options: Any) -> Evaluator:
+    return Evaluator(**{"model": torch.nn.Identity(), "images": pictures, "worker": WORKER, **options})
+
+
 @pytest.mark.parametrize("num_classes", [3, 10])
 def test_errors_and_loss_are_counted_over_every_picture(num_classes):
     pictures = _Pictures(num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    found = evaluate(torch.nn.Identity(), pictures, WORKER, crop=1, shorter_side=1, confusion=confusion)
+    found = _evaluator(pictures).at_crop(1, 1, confusion)
     logits, labels = pictures.logits.numpy().astype(np.float64), pictures.labels.numpy()
     ranks = np.argsort(-logits, axis=1)
     top1 = np.mean(ranks[:, 0] != labels)
@@ -51,8 +56,8 @@ def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named():
     hurt = Damaged(7, "b.parquet", 2, "the JPEG is cut short")
 
     class Hurt(_Pictures):
-        def evaluate(self, crop: int, shorter_side: int) -> Iterator[Batch]:
-            for batch in super().evaluate(crop, shorter_side):
+        def centre_crops(self, crop: int, shorter_side: int) -> Iterator[Batch]:
+            for batch in super().centre_crops(crop, shorter_side):
                 if 7 in batch.indices:
                     batch.weights[7 - int(batch.indices[0])] = 0
                     batch.damaged = (hurt,)
@@ -63,9 +68,8 @@ def test_a_damaged_picture_counts_as_an_error_has_no_loss_and_is_named():
     for each in (pictures, damaged):
         each.logits[7, each.labels[7]] = 99.0
     named, confusion = [], torch.zeros(10, 10, dtype=torch.int64)
-    options = {"crop": 1, "shorter_side": 1}
-    whole = evaluate(torch.nn.Identity(), pictures, WORKER, **options)
-    found = evaluate(torch.nn.Identity(), damaged, WORKER, **options, confusion=confusion, name_damaged=named.extend)
+    whole = _evaluator(pictures).at_crop(1, 1)
+    found = _evaluator(damaged, name_damaged=named.extend).at_crop(1, 1, confusion)
     assert named == [hurt]
     for key in ("top1_error", "top5_error"):
         assert found[key] == pytest.approx(whole[key] + 1 / 23)
@@ -78,5 +82,5 @@ def test_evaluation_leaves_the_running_statistics_alone():
     pictures = _Pictures(4)
     pictures.logits = pictures.logits[:, :, None, None]
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Flatten())
-    evaluate(model, pictures, WORKER, crop=1, shorter_side=1)
+    _evaluator(pictures, model=model).at_crop(1, 1)
     assert int(model[0].num_batches_tracked) == 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Model, Recipe
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
+from dist_resnet.worker import Worker
 
 
 def _trained(recipe: Recipe, execution: Execution, device: torch.device) -> tuple[TrainState, list[list[float]]]:

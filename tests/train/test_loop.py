@@ -9,15 +9,18 @@ import pytest
 import torch
 from oracle.pictures import real
 
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.train.distributed import Worker
+from dist_resnet.train.context import RunContext
 from dist_resnet.train.loop import train
+from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -32,12 +35,28 @@ def _plan(recipe: Recipe, execution: Execution, **changes) -> Plan:
     return plan
 
 
+def _images(plan: Plan) -> tuple[TrainingImages, EvaluationImages]:
+    options = InputOptions.of(plan.execution)
+    return (
+        TrainingImages(plan.recipe, plan.train, WORKER, options),
+        EvaluationImages(plan.recipe, plan.validation, WORKER, options),
+    )
+
+
+def _context(plan: Plan) -> RunContext:
+    return RunContext(
+        recipe=plan.recipe,
+        execution=plan.execution,
+        worker=WORKER,
+        directory=plan.directory,
+        watchdog=Watchdog(60 * plan.execution.hang_minutes),
+    )
+
+
 def _train_until(plan: Plan, step: int) -> None:
     """Trains and dies before the step numbered `step` of the run, without any warning."""
-    loader = open_loader(
-        plan.recipe, plan.execution, plan.train, plan.validation, rank=0, world_size=1, device=WORKER.device
-    )
-    whole, left = loader.train, [step]
+    training, validation = _images(plan)
+    whole, left = training.epoch, [step]
 
     def dying(epoch: int, start_step: int = 0):
         left[0] -= start_step if epoch == 0 else 0
@@ -47,10 +66,10 @@ def _train_until(plan: Plan, step: int) -> None:
             left[0] -= 1
             yield batches
 
-    loader.train = dying
+    training.epoch = dying
     with pytest.raises(_StoppedError):
-        train(plan.recipe, plan.execution, WORKER, loader, plan.directory)
-    loader.close()
+        train(_context(plan), training, validation)
+    training.close()
 
 
 def _last(plan: Plan) -> dict:
@@ -82,18 +101,15 @@ def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
 
 def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execution: Execution):
     plan = _plan(recipe, execution, checkpoint_every=100)
-    loader = open_loader(
-        plan.recipe, plan.execution, plan.train, plan.validation, rank=0, world_size=1, device=WORKER.device
-    )
+    training, validation = _images(plan)
 
     def dying(crop: int, shorter_side: int):
         raise _StoppedError
         yield
 
-    loader.evaluate = dying
+    validation.centre_crops = dying
     with pytest.raises(_StoppedError):
-        train(plan.recipe, plan.execution, WORKER, loader, plan.directory)
-    loader.close()
+        train(_context(plan), training, validation)
     run_worker(plan, WORKER)
     assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 6]
 

@@ -9,8 +9,8 @@ import torch
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.run_directory import RunDirectory
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.metrics import DivergedError, StepMeter
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from dist_resnet.data.loader import open_loader
+from dist_resnet.data.input.decoders import InputOptions
+from dist_resnet.data.loader import EvaluationImages
 from dist_resnet.launch import local
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.train import checkpoint
 from dist_resnet.train.precision import check_precision, configure_backend
+from dist_resnet.worker import Worker
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -52,10 +54,10 @@ def test_a_run_in_bf16_is_evaluated_in_fp32(recipe: Recipe, execution: Execution
     assert kept is not None
     model = build_model(recipe.model).eval()
     model.load_state_dict(kept.weights)
-    cpu = torch.device("cpu")
-    loader = open_loader(recipe, execution, plan.train, plan.validation, rank=0, world_size=1, device=cpu)
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    images = EvaluationImages(recipe, plan.validation, worker, InputOptions.of(execution))
     with torch.no_grad():
-        batches = list(loader.evaluate(32, 32))
+        batches = list(images.centre_crops(32, 32))
         logits, labels = torch.cat([model(each.images) for each in batches]), torch.cat([b.labels for b in batches])
         loss = torch.nn.functional.cross_entropy(logits, labels).item()
         with torch.autocast("cpu", torch.bfloat16):

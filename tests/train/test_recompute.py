@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dist_resnet.data.loader import Batch
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Execution, Model, Recipe
 from dist_resnet.tracking.journal import read_journal
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
+from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle import pictures
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
-from dist_resnet.train.distributed import Worker
+from dist_resnet.train.context import RunContext
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.resume import resume
 from dist_resnet.train.state import TrainState
+from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
+RECIPE = pictures.recipe()
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
@@ -29,7 +33,9 @@ def state(recipe: Recipe, execution: Execution) -> TrainState:
 
 
 def _resume(state: TrainState, directory: RunDirectory, patience_seconds: float = 60.0) -> None:
-    resume(state, directory, WORKER, patience_seconds=patience_seconds, alive=lambda: None)
+    execution = Execution(storage_minutes=patience_seconds / 60)
+    watchdog = Watchdog(60.0)
+    resume(state, RunContext(recipe=RECIPE, execution=execution, worker=WORKER, directory=directory, watchdog=watchdog))
 
 
 def _save(state: TrainState, directory: RunDirectory, step: int) -> None:

@@ -10,8 +10,8 @@ import torch
 from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.storage import ranges
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.watchdog import Watchdog
+from dist_resnet.worker import Worker
 
 _SCRIPT = """
 import sys, time
@@ -54,6 +54,15 @@ def test_a_process_that_stands_still_ends_and_says_where_it_stood():
 def test_a_process_that_is_alive_lives_on():
     done = _run(steps=8, pause=0.5, end="time.sleep(2.5); print('here')")
     assert (done.returncode, done.stdout.strip()) == (0, "here")
+
+
+def test_a_start_may_take_three_times_as_long_as_a_step():
+    program = "import time; from dist_resnet.train.watchdog import Watchdog\nwith Watchdog(1.0): time.sleep({})"
+    ends = [
+        subprocess.run([sys.executable, "-c", program.format(seconds)], capture_output=True, check=False).returncode
+        for seconds in (1.5, 30)
+    ]
+    assert ends == [0, 1]
 
 
 def test_a_watchdog_whose_block_is_over_hears_nothing_and_ends_nothing():

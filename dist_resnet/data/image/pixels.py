@@ -1,4 +1,4 @@
-"""Any encoded image as pixels: one rule for preparing, for the reference of the loaders, and for prediction.
+"""Any encoded image as pixels: one rule for preparing, for Pillow as a decoder, and for prediction.
 
 Of 16 bits the high byte counts, of several frames the first. Transparency is laid on white, whatever color it hides.
 Other colors are converted as Pillow does. A copy of this file travels in every package.

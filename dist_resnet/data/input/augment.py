@@ -30,39 +30,52 @@ class ColorFactors:
     """float32 [N, 3]: normal with deviation 0.1, one factor per principal component of colour."""
 
 
-def crop_windows(
-    augment: Augment, seed: int, epoch: int, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray
-) -> np.ndarray:
-    """Draws a window (top, left, height, width) in source pixels for each picture: int64 [N, 4].
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for the images of an epoch; `indices` are those of N images in their split, int64 [N]."""
 
-    `indices`, `heights`, `widths`: int64 [N]. scale and inception windows lie within the picture and are resized to
-    size x size. A pad window is size x size within the padded picture: its top and left count from the padding's
-    corner. Raises ValueError for a picture that is too small for a pad window.
-    """
-    draws = _uniforms(seed, epoch, indices, _CROP, 4 * _TRIES if augment.kind == "inception" else 3)
-    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
-    windows = {"scale": _scale_windows, "inception": _inception_windows, "pad": _pad_windows}[augment.kind]
-    return windows(augment, draws, heights, widths)
+    augment: Augment
+    seed: int
+    epoch: int
 
+    def windows(self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """Draws a window (top, left, height, width) in source pixels for each picture: int64 [N, 4].
 
-def flips(augment: Augment, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """Draws whether each picture is mirrored: bool [N]."""
-    return (_uniforms(seed, epoch, indices, _FLIP, 1)[:, 0] < 0.5) & augment.flip
+        `heights`, `widths`: int64 [N]. scale and inception windows lie within the picture and are resized to size x
+        size. A pad window is size x size within the padded picture: its top and left count from the padding's corner.
+        Raises ValueError for a picture that is too small for a pad window.
+        """
+        draws = self._uniforms(indices, _CROP, 4 * _TRIES if self.augment.kind == "inception" else 3)
+        heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+        windows = {"scale": _scale_windows, "inception": _inception_windows, "pad": _pad_windows}[self.augment.kind]
+        return windows(self.augment, draws, heights, widths)
 
+    def flips(self, indices: np.ndarray) -> np.ndarray:
+        """Draws whether each picture is mirrored: bool [N]."""
+        return (self._uniforms(indices, _FLIP, 1)[:, 0] < 0.5) & self.augment.flip
 
-def color_factors(augment: Augment, seed: int, epoch: int, indices: np.ndarray) -> ColorFactors | None:
-    """Draws the color factors of each image of `indices`, int64 [N], as far as `augment.color` asks for them."""
-    if augment.color == "none":
-        return None
-    draws = _uniforms(seed, epoch, indices, _COLOR, 6)
-    strengths = 1 + _JITTER * (2 * draws[:, 3:] - 1)
-    first, second = np.split(_uniforms(seed, epoch, indices, _LIGHTING, 6), 2, axis=1)
-    normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box-Muller
-    lighting = (_LIGHTING_DEVIATION * normal).astype(np.float32)
-    if augment.color == "lighting":
-        return ColorFactors(None, None, lighting)
-    order = np.argsort(draws[:, :3], axis=1, kind="stable")
-    return ColorFactors(order, strengths.astype(np.float32), lighting)
+    def color_factors(self, indices: np.ndarray) -> ColorFactors | None:
+        """Draws the color factors of each image, as far as `augment.color` asks for them."""
+        if self.augment.color == "none":
+            return None
+        draws = self._uniforms(indices, _COLOR, 6)
+        strengths = 1 + _JITTER * (2 * draws[:, 3:] - 1)
+        first, second = np.split(self._uniforms(indices, _LIGHTING, 6), 2, axis=1)
+        normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box-Muller
+        lighting = (_LIGHTING_DEVIATION * normal).astype(np.float32)
+        if self.augment.color == "lighting":
+            return ColorFactors(None, None, lighting)
+        order = np.argsort(draws[:, :3], axis=1, kind="stable")
+        return ColorFactors(order, strengths.astype(np.float32), lighting)
+
+    def _uniforms(self, indices: np.ndarray, purpose: int, count: int) -> np.ndarray:
+        """Uniform numbers on [0, 1) with 53 bits: float64 [N, count]."""
+        key = np.array([self.seed & _MASK], np.uint64)
+        for word in (self.epoch, purpose):
+            key = _mix(key + np.array([(word + 1) * _GOLDEN & _MASK], np.uint64))
+        pictures = _mix(key + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        return (_mix(pictures[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, shorter_side: int) -> np.ndarray:
@@ -86,7 +99,7 @@ def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, wid
     low, high = augment.shorter_side
     target = low + np.floor(draws[:, 0] * (high - low + 1)).astype(np.int64)
     side = _scaled_side(np.minimum(heights, widths), augment.size, target)
-    return _placed(side, side, heights, widths, draws[:, 1], draws[:, 2])
+    return _placed(np.stack([side, side], axis=1), np.stack([heights, widths], axis=1), draws[:, 1:3])
 
 
 def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -100,7 +113,9 @@ def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray,
     fits = (tried_widths > 0) & (tried_widths <= widths[:, None])
     fits &= (tried_heights > 0) & (tried_heights <= heights[:, None])
     pick = (np.arange(len(draws)), np.argmax(fits, axis=1))
-    drawn = _placed(tried_heights[pick], tried_widths[pick], heights, widths, tries[:, 2][pick], tries[:, 3][pick])
+    sides = np.stack([tried_heights[pick], tried_widths[pick]], axis=1)
+    places = np.stack([tries[:, 2][pick], tries[:, 3][pick]], axis=1)
+    drawn = _placed(sides, np.stack([heights, widths], axis=1), places)
     return np.where(fits[pick][:, None], drawn, _centre_windows(augment, heights, widths))
 
 
@@ -121,17 +136,13 @@ def _pad_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, width
             f"a picture of {widths[small[0]] - 2 * augment.padding} x {heights[small[0]] - 2 * augment.padding} with "
             f"{augment.padding} pixels of padding holds no crop of {augment.size}; lower --augment.size"
         )
-    size = np.full(len(draws), augment.size)
-    return _placed(size, size, heights, widths, draws[:, 0], draws[:, 1])
+    return _placed(np.full((len(draws), 2), augment.size), np.stack([heights, widths], axis=1), draws[:, :2])
 
 
-def _placed(
-    height: np.ndarray, width: np.ndarray, heights: np.ndarray, widths: np.ndarray, down: np.ndarray, right: np.ndarray
-) -> np.ndarray:
-    """Windows at uniform places: `down` and `right` are uniform on [0, 1)."""
-    top = np.floor(down * (heights - height + 1)).astype(np.int64)
-    left = np.floor(right * (widths - width + 1)).astype(np.int64)
-    return np.stack([top, left, height, width], axis=1)
+def _placed(sides: np.ndarray, extents: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Windows of these sides at uniform places, on [0, 1), within images of these extents; each down and across."""
+    corners = np.floor(places * (extents - sides + 1)).astype(np.int64)
+    return np.concatenate([corners, sides], axis=1)
 
 
 def _scaled_side(short: np.ndarray, size: int, shorter_side: np.ndarray) -> np.ndarray:
@@ -141,16 +152,6 @@ def _scaled_side(short: np.ndarray, size: int, shorter_side: np.ndarray) -> np.n
 
 def _between(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
     return low + uniform * (high - low)
-
-
-def _uniforms(seed: int, epoch: int, indices: np.ndarray, purpose: int, count: int) -> np.ndarray:
-    """Uniform numbers on [0, 1) with 53 bits: float64 [N, count]."""
-    key = np.array([seed & _MASK], np.uint64)
-    for word in (epoch, purpose):
-        key = _mix(key + np.array([(word + 1) * _GOLDEN & _MASK], np.uint64))
-    pictures = _mix(key + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-    return (_mix(pictures[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

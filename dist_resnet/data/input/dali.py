@@ -18,8 +18,7 @@ from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from dist_resnet.data.input.request import Request
-from dist_resnet.data.input.resize import resize
+from dist_resnet.data.input.batch import Request, resize
 
 # Batches that a pipeline works on ahead of the one that is asked for.
 _AHEAD = 2

@@ -1,18 +1,57 @@
-"""Which library decodes: DALI, or Pillow on machines that DALI is not built for, such as macOS."""
+"""How a worker's images are read and decoded, and the library for it: DALI, or Pillow where there is no DALI.
+
+None of it changes which images make a batch, nor how they are cut.
+"""
 
 import functools
 import importlib.util
 import logging
-from collections.abc import Generator
-from typing import Protocol
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 
+from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.pillow import PillowDecoder
-from dist_resnet.data.input.request import Request
-from dist_resnet.recipe import Decode
+from dist_resnet.recipe import Decode, Execution
+from dist_resnet.storage.ranges import Access
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What an execution says of a worker's input."""
+
+    decode: Decode
+    num_threads: int
+    """Of the decoder."""
+    prefetch: int
+    """Batches that are made ahead of their use."""
+    evaluation_batch: int
+    channels_last: bool
+    access: Access
+    """How shards on an object store are read."""
+
+    @classmethod
+    def of(cls, execution: Execution, alive: Callable[[], None] = lambda: None) -> Self:
+        """The input of an execution; `alive` is called again and again while an object store fails."""
+        return cls(
+            decode=execution.decode,
+            # torch's count is the process's share of the machine where a launcher has set it.
+            num_threads=execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1),
+            prefetch=execution.prefetch,
+            evaluation_batch=execution.evaluation_batch,
+            channels_last=execution.channels_last,
+            access=Access(
+                patience_seconds=60 * execution.storage_minutes,
+                cache=execution.cache,
+                cache_bytes=round(execution.cache_gigabytes * 1e9),
+                alive=alive,
+            ),
+        )
 
 
 class Decoder(Protocol):

@@ -6,23 +6,12 @@ on all machines.
 
 import bisect
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 WINDOW_ROW_GROUPS = 8
 _MASK = (1 << 64) - 1
 _ROW_GROUPS, _ROTATION, _WINDOW, _FULL = range(4)
-
-
-class Order(Protocol):
-    """The order of an epoch."""
-
-    steps_per_epoch: int
-
-    def indices(self, step: int, ghost: int) -> np.ndarray:
-        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,21 +51,11 @@ class WindowedOrder:
         self.num_streams = global_batch // ghost_batch
         self._ghost_batch = ghost_batch
         self._key = (seed, epoch)
-        self._first = np.cumsum(group_rows) - group_rows
         order = _permutation(len(group_rows), self._key, _ROW_GROUPS)
         offset = int(_generator(self._key, _ROTATION).random_raw()) % self.num_images
         self._groups, self._rows, self._lengths = _rotate(order, group_rows[order], offset)
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._bounds: dict[int, list[int]] = {}
-
-    def indices(self, step: int, ghost: int) -> np.ndarray:
-        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
-        parts = []
-        for number, start, stop in self.spans(step, ghost):
-            window = self.window(ghost, number)
-            groups = window.row_groups[window.pieces[start:stop]]
-            parts.append(self._first[groups] + window.rows[start:stop])
-        return np.concatenate(parts)
 
     def spans(self, step: int, ghost: int) -> list[tuple[int, int, int]]:
         """What makes a ghost batch: (window of its stream, first place, last place + 1) of each window it touches."""

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.image.pixels import DamagedError, decode
-from dist_resnet.data.input.request import Request
-from dist_resnet.data.input.resize import resize
+from dist_resnet.data.input.batch import Request, resize
 
 
 class PillowDecoder:

@@ -1,14 +1,83 @@
 """Small pictures that live on the device as one uint8 tensor; a batch is one indexing operation."""
 
+from collections.abc import Generator, Sequence
+
 import numpy as np
 import torch
 
-from dist_resnet.data.input.decoders import open_decoder
+from dist_resnet.data.input.augment import Augmentation, evaluation_windows
+from dist_resnet.data.input.batch import Batch, BatchMaker
+from dist_resnet.data.input.decoders import InputOptions, open_decoder
+from dist_resnet.data.input.order import FullOrder
 from dist_resnet.data.input.streams import whole_requests
 from dist_resnet.data.shards.split import ShardReader
-from dist_resnet.recipe import Decode
+from dist_resnet.recipe import Decode, Recipe
 
 _BATCH = 256
+
+
+class ResidentImages:
+    """Images of the CIFAR kind: decoded when they are first asked for, kept on the device, cut there."""
+
+    def __init__(self, recipe: Recipe, reader: ShardReader, device: torch.device, options: InputOptions) -> None:
+        self._recipe, self._reader, self._device, self._options = recipe, reader, device, options
+        self._maker = BatchMaker(recipe, reader.split, device, channels_last=options.channels_last)
+        self._loaded: tuple[torch.Tensor, np.ndarray, dict[int, str]] | None = None
+
+    def ghost_batches(self, epoch: int, start_step: int, ghosts: Sequence[int]) -> Generator[Batch]:
+        """Yields the given ghost batches of each step from `start_step` on, step by step, fully shuffled."""
+        recipe = self._recipe
+        order = FullOrder(
+            self._reader.split.num_images,
+            global_batch=recipe.global_batch,
+            ghost_batch=recipe.ghost_batch,
+            seed=recipe.seed,
+            epoch=epoch,
+        )
+        augmentation = Augmentation(recipe.augment, recipe.seed, epoch)
+        for step in range(start_step, order.steps_per_epoch):
+            for ghost in ghosts:
+                yield self._ghost_batch(order.indices(step, ghost), ghost, augmentation)
+
+    def centre_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the pictures of these indices, cut at the centre."""
+        pictures, *_ = self._load()
+        heights, widths = (np.array([side]) for side in pictures.shape[1:3])
+        (window,) = evaluation_windows(heights, widths, crop, shorter_side)
+        for first in share[:: self._options.evaluation_batch]:
+            indices = np.arange(first, min(first + self._options.evaluation_batch, share.stop))
+            pixels = centre_crop(pictures[first : int(indices[-1]) + 1], window, crop)
+            yield self._batch(self._maker.normalized(pixels, indices), indices, -1)
+
+    def close(self) -> None:
+        """Lets go of the pictures."""
+        self._loaded = None
+
+    def _ghost_batch(self, indices: np.ndarray, ghost: int, augmentation: Augmentation) -> Batch:
+        pictures, *_ = self._load()
+        heights, widths = (np.full(len(indices), side) for side in pictures.shape[1:3])
+        windows, flips = augmentation.windows(indices, heights, widths), augmentation.flips(indices)
+        pixels, inside = crop_pictures(pictures, indices, windows, flips, self._recipe.augment.padding)
+        batch = self._batch(self._maker.normalized(pixels, indices, augmentation), indices, ghost)
+        # The padding is zero after normalisation, as in facebook/fb.resnet.torch: the colour of the mean, not black.
+        batch.images.mul_(inside.permute(0, 3, 1, 2))
+        return batch
+
+    def _batch(self, images: torch.Tensor, indices: np.ndarray, ghost: int) -> Batch:
+        _, labels, damaged = self._load()
+        here = {place: damaged[index] for place, index in enumerate(indices.tolist()) if index in damaged}
+        return self._maker.batch(images, labels[indices], indices, ghost, here)
+
+    def _load(self) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
+        if self._loaded is None:
+            self._loaded = load_pictures(
+                self._reader,
+                self._recipe.augment.size,
+                decode=self._options.decode,
+                device=self._device,
+                num_threads=self._options.num_threads,
+            )
+        return self._loaded
 
 
 def load_pictures(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from dist_resnet.data.image.headers import check_megapixels, check_whole, oddity, picture_size
 from dist_resnet.data.image.ingest import ingest
-from dist_resnet.data.input import augment as augmentation
+from dist_resnet.data.input.augment import Augmentation, evaluation_windows
+from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.order import WindowedOrder
-from dist_resnet.data.input.request import Request
 from dist_resnet.data.shards.split import RowGroup, ShardReader, Split
 from dist_resnet.recipe import Recipe
 
@@ -94,7 +94,7 @@ class _Stream:
 
 
 def training_requests(
-    recipe: Recipe, reader: ShardReader, epoch: int, start_step: int, ghosts: list[int]
+    recipe: Recipe, reader: ShardReader, epoch: int, start_step: int, ghosts: Sequence[int]
 ) -> Generator[Request]:
     """Yields the requests of the given ghost batches of each step from `start_step` on, step by step.
 
@@ -109,30 +109,31 @@ def training_requests(
     )
     if start_step >= order.steps_per_epoch:
         return
+    augmentation = Augmentation(recipe.augment, recipe.seed, epoch)
     with _readers() as pool:
         streams = {ghost: _Stream(pool, reader, order, ghost) for ghost in ghosts}
         for stream in streams.values():
             stream.start(start_step)
         for step in range(start_step, order.steps_per_epoch):
             for ghost, stream in streams.items():
-                yield _training_request(recipe, epoch, ghost, stream.ghost_batch(step))
+                yield _training_request(augmentation, ghost, stream.ghost_batch(step))
 
 
 def evaluation_requests(
-    reader: ShardReader, start: int, stop: int, crop: int, shorter_side: int, batch: int
+    reader: ShardReader, share: range, batch: int, *, crop: int, shorter_side: int
 ) -> Generator[Request]:
-    """Yields requests for the pictures start .. stop - 1 of the split, in order, at most `batch` in each."""
-    for pictures in _batches(reader, start, stop, batch):
+    """Yields requests for a share of the split's pictures, in order, at most `batch` in each."""
+    for pictures in _batches(reader, share, batch):
         indices, images, labels = _columns(pictures)
         heights, widths, damaged = picture_sizes(images)
-        windows = augmentation.evaluation_windows(heights, widths, crop, shorter_side)
+        windows = evaluation_windows(heights, widths, crop, shorter_side)
         request = Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
         yield request.without(damaged)
 
 
 def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
     """Yields requests for every picture as it is; one that is not size x size counts as damaged."""
-    for pictures in _batches(reader, 0, reader.split.num_images, batch):
+    for pictures in _batches(reader, range(reader.split.num_images), batch):
         indices, images, labels = _columns(pictures)
         heights, widths, damaged = picture_sizes(images)
         for place in np.flatnonzero((heights != size) | (widths != size)).tolist():
@@ -218,12 +219,12 @@ def _tell_of(reason: str) -> None:
     )
 
 
-def _batches(reader: ShardReader, start: int, stop: int, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
-    """(index, encoded bytes, label) of the pictures start .. stop - 1, in lists of at most `batch`."""
+def _batches(reader: ShardReader, share: range, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
+    """(index, encoded bytes, label) of a share of the pictures, in lists of at most `batch`."""
     with _readers() as pool:
         waiting: list[tuple[int, np.ndarray, int]] = []
-        for group in _sequential(pool, reader, start, stop):
-            low, high = max(start - group.first_index, 0), min(stop - group.first_index, len(group.labels))
+        for group in _sequential(pool, reader, share):
+            low, high = max(share.start - group.first_index, 0), min(share.stop - group.first_index, len(group.labels))
             for row in range(low, high):
                 waiting.append((group.first_index + row, group.images[row], int(group.labels[row])))
                 if len(waiting) == batch:
@@ -233,11 +234,11 @@ def _batches(reader: ShardReader, start: int, stop: int, batch: int) -> Iterator
             yield waiting
 
 
-def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, start: int, stop: int) -> Iterator[RowGroup]:
-    """The row groups that hold pictures start .. stop - 1, a few of them read ahead."""
+def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, share: range) -> Iterator[RowGroup]:
+    """The row groups that hold a share of the pictures, a few of them read ahead."""
     split = reader.split
     ends = split.group_first + split.group_rows
-    wanted = deque(np.flatnonzero((ends > start) & (split.group_first < stop)).tolist())
+    wanted = deque(np.flatnonzero((ends > share.start) & (split.group_first < share.stop)).tolist())
     reading: deque[Future[RowGroup]] = deque()
     while wanted or reading:
         while wanted and len(reading) <= _EVALUATION_AHEAD:
@@ -255,12 +256,12 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _training_request(recipe: Recipe, epoch: int, ghost: int, pictures: list[tuple[int, np.ndarray, int]]) -> Request:
+def _training_request(augmentation: Augmentation, ghost: int, pictures: list[tuple[int, np.ndarray, int]]) -> Request:
     indices, images, labels = _columns(pictures)
     heights, widths, damaged = picture_sizes(images)
-    windows = augmentation.crop_windows(recipe.augment, recipe.seed, epoch, indices, heights, widths)
-    flips = augmentation.flips(recipe.augment, recipe.seed, epoch, indices)
-    return Request(images, windows, flips, recipe.augment.size, indices, labels, ghost).without(damaged)
+    windows = augmentation.windows(indices, heights, widths)
+    flips, size = augmentation.flips(indices), augmentation.augment.size
+    return Request(images, windows, flips, size, indices, labels, ghost).without(damaged)
 
 
 def _columns(pictures: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

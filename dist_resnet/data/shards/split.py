@@ -59,8 +59,6 @@ class Split:
     class_names: tuple[str, ...] | None
     """Names of the files' labels, in their order: from the schema's `huggingface` metadata, where they may hold
     duplicates; sorted, if the labels are text."""
-    image_column: str
-    """The shards' column of images."""
     label_column: str
     """The shards' column of labels."""
     footers: tuple[bytes, ...]
@@ -202,7 +200,6 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
         group_rows=rows,
         group_first=np.cumsum(rows) - rows,
         class_names=class_names,
-        image_column=columns.image,
         label_column=columns.label,
         footers=tuple(head.footer for head in heads),
         digest=digest.hexdigest(),
@@ -306,11 +303,6 @@ class ShardReader:
     def _read(self, shard: int, start: int, length: int) -> np.ndarray:
         split = self.split
         return self._ranges.read(split.shards[shard], start, length, version=version_of(split.footers[shard]))
-
-
-def read_row_group(split: Split, number: int) -> RowGroup:
-    """Reads row group `number` of the split alone, as `ShardReader` does."""
-    return ShardReader(split).read(number)
 
 
 def _check_alike(shards: list[str], heads: list[Head]) -> None:

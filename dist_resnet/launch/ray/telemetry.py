@@ -166,11 +166,6 @@ class RunTelemetry(_Telemetry):
             values["running"] = 0
 
 
-def exported(name: str) -> str:
-    """The name under which Prometheus knows a metric of this module."""
-    return f"ray_dist_resnet_{name}{'_total' if name in WORKER_COUNTERS else ''}"
-
-
 def _made(kind: type, descriptions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:
     # Ray takes no other letters, and a run's name may have them.
     tags = {key: value.encode("ascii", "backslashreplace").decode() for key, value in tags.items()}

@@ -36,8 +36,8 @@ from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution
 from dist_resnet.tracking import stop
 from dist_resnet.tracking.run_directory import RunDirectory
-from dist_resnet.train.distributed import Worker
 from dist_resnet.train.precision import check_precision
+from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 # It misses, trial by trial, the files that are switched off (TUNE_DISABLE_AUTO_CALLBACK_LOGGERS).

@@ -13,7 +13,7 @@ from dist_resnet import logs
 from dist_resnet.launch.ray.spares import keep_spares
 from dist_resnet.launch.ray.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 
 def run(config: dict[str, Any]) -> None:

@@ -6,15 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
-from data.test_ingest import dali
-from oracle.pictures import jpeg, real, smooth
+from data.image.test_ingest import dali
+from oracle.pictures import jpeg, read_row_group, real, smooth
 from PIL import Image
 
 from dist_resnet.data.image.headers import check_whole, picture_size
 from dist_resnet.data.image.ingest import ingest
 from dist_resnet.data.image.pixels import decode
 from dist_resnet.data.input.streams import picture_sizes
-from dist_resnet.data.shards.split import read_row_group
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_ingest import chunk, dali, png, sixteen_bits
+from data.image.test_ingest import chunk, dali, png, sixteen_bits
 from oracle.pictures import jpeg, smooth, write_rows
+from oracle.pixels import decode_centre
 from PIL import Image, ImageOps, features
 
 from dist_resnet.data.image.headers import oddity
@@ -21,7 +22,6 @@ from dist_resnet.data.image.ingest import Shrink, ingest
 from dist_resnet.data.image.pixels import DamagedError, decode
 from dist_resnet.data.input import streams
 from dist_resnet.data.input.dali import DaliDecoder
-from dist_resnet.data.input.reference import decode_centre
 from dist_resnet.data.shards.split import ShardReader, open_split
 
 PIXELS = smooth(60, 80, 1)
@@ -244,7 +244,7 @@ def test_shards_that_were_not_prepared_are_read_by_the_same_rule(
     write_rows(tmp_path / "foreign.parquet", images, [0] * len(images))
     split = open_split(str(tmp_path / "foreign.parquet"))
     streams._tell_of.cache_clear()
-    requests = streams.evaluation_requests(ShardReader(split), 0, len(images), 32, 32, 64)
+    requests = streams.evaluation_requests(ShardReader(split), range(len(images)), 64, crop=32, shorter_side=32)
     with caplog.at_level(logging.WARNING, logger="dist_resnet"):
         ((request, pixels),) = DaliDecoder(max_batch=64, num_threads=1, device=torch.device("cpu")).decode(requests)
     assert sorted(request.damaged) == [len(images) - 2, len(images) - 1]
@@ -272,7 +272,8 @@ def test_an_animated_png_is_the_image_that_pillow_shows(tmp_path: Path, mode: st
     assert made.converted == "animated PNG"
     np.testing.assert_array_equal(dali(made.encoded), expected)
     write_rows(tmp_path / "foreign.parquet", [encoded], [0])
-    requests = streams.evaluation_requests(ShardReader(open_split(str(tmp_path))), 0, 1, 60, 60, 1)
+    reader = ShardReader(open_split(str(tmp_path)))
+    requests = streams.evaluation_requests(reader, range(1), 1, crop=60, shorter_side=60)
     ((_, pixels),) = DaliDecoder(max_batch=1, num_threads=1, device=torch.device("cpu")).decode(requests)
     np.testing.assert_array_equal(pixels[0].numpy(), expected[:, 10:70])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_ingest import chunk, dali
+from data.image.test_ingest import chunk, dali
 from oracle.pictures import smooth, write_rows
 from PIL import Image
 
@@ -110,7 +110,9 @@ def unprepared(tmp_path: Path, encoded: bytes) -> list[np.ndarray | None]:
     write_rows(tmp_path / "foreign.parquet", [encoded], [0])
     reader, seen = ShardReader(open_split(str(tmp_path / "foreign.parquet"))), []
     for decoder in (DaliDecoder(max_batch=1, num_threads=1, device=torch.device("cpu")), PillowDecoder(num_threads=1)):
-        ((request, pixels),) = decoder.decode(streams.evaluation_requests(reader, 0, 1, 20, 60, 1))
+        ((request, pixels),) = decoder.decode(
+            streams.evaluation_requests(reader, range(1), 1, crop=20, shorter_side=60)
+        )
         seen.append(None if request.damaged else pixels[0].numpy())
     return seen
 

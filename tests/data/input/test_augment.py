@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracle import windows as oracle
 from torchvision.transforms import RandomResizedCrop
 
-from dist_resnet.data.input.augment import color_factors, crop_windows, evaluation_windows, flips
+from dist_resnet.data.input.augment import Augmentation, evaluation_windows
 from dist_resnet.recipe import Augment
 
 SCALE = Augment(kind="scale", size=224)
@@ -18,13 +18,13 @@ SIDES = st.integers(1, 3000)
 
 
 def many(augment: Augment, height: int, width: int, num: int = 20000) -> np.ndarray:
-    return crop_windows(augment, 7, 3, np.arange(num), np.full(num, height), np.full(num, width))
+    return Augmentation(augment, 7, 3).windows(np.arange(num), np.full(num, height), np.full(num, width))
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([SCALE, INCEPTION]), SIDES, SIDES, st.integers(0, 2**40))
 def test_windows_lie_within_the_picture(augment: Augment, height: int, width: int, index: int) -> None:
-    ((top, left, h, w),) = crop_windows(augment, 1, 2, *np.array([[index], [height], [width]])).tolist()
+    ((top, left, h, w),) = Augmentation(augment, 1, 2).windows(*np.array([[index], [height], [width]])).tolist()
     assert top >= 0
     assert left >= 0
     assert h >= 1
@@ -36,19 +36,20 @@ def test_windows_lie_within_the_picture(augment: Augment, height: int, width: in
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, 2**66), st.integers(0, 500), st.integers(0, 2**40), SIDES, SIDES)
 def test_windows_equal_those_made_one_by_one(seed: int, epoch: int, index: int, height: int, width: int) -> None:
-    arguments = (seed, epoch, *np.array([[index], [height], [width]]))
+    images = np.array([[index], [height], [width]])
+    inception_draws, scale_draws = (Augmentation(kind, seed, epoch) for kind in (INCEPTION, SCALE))
     inception = oracle.inception_window(seed, epoch, index, height, width, (0.08, 1.0), (3 / 4, 4 / 3))
-    assert crop_windows(INCEPTION, *arguments).tolist() == [list(inception)]
+    assert inception_draws.windows(*images).tolist() == [list(inception)]
     scale = oracle.scale_window(seed, epoch, index, height, width, 224, (256, 480))
-    assert crop_windows(SCALE, *arguments).tolist() == [list(scale)]
-    assert flips(SCALE, seed, epoch, np.array([index]))[0] == (oracle.uniform(seed, epoch, index, 1, 0) < 0.5)
+    assert scale_draws.windows(*images).tolist() == [list(scale)]
+    assert scale_draws.flips(images[0])[0] == (oracle.uniform(seed, epoch, index, 1, 0) < 0.5)
 
 
 def test_a_picture_has_its_windows_whatever_its_neighbours() -> None:
     indices, heights, widths = np.arange(50), np.arange(300, 350), np.arange(500, 450, -1)
-    together = crop_windows(INCEPTION, 1, 2, indices, heights, widths)
+    together = Augmentation(INCEPTION, 1, 2).windows(indices, heights, widths)
     order = np.random.default_rng(0).permutation(50)
-    apart = crop_windows(INCEPTION, 1, 2, indices[order], heights[order], widths[order])
+    apart = Augmentation(INCEPTION, 1, 2).windows(indices[order], heights[order], widths[order])
     np.testing.assert_array_equal(apart, together[order])
 
 
@@ -96,23 +97,24 @@ def test_pad_windows_have_81_places_of_equal_chance() -> None:
 
 def test_a_picture_too_small_to_pad_is_refused() -> None:
     with pytest.raises(ValueError, match="a picture of 20 x 30 with 4 pixels of padding holds no crop of 32"):
-        crop_windows(PAD, 0, 0, *np.array([[0], [30], [20]]))
+        Augmentation(PAD, 0, 0).windows(*np.array([[0], [30], [20]]))
 
 
 def test_half_of_the_pictures_are_mirrored_unless_flip_is_off() -> None:
-    assert flips(SCALE, 0, 0, np.arange(40000)).mean() == pytest.approx(0.5, abs=0.01)
-    assert not flips(Augment(flip=False), 0, 0, np.arange(100)).any()
+    assert Augmentation(SCALE, 0, 0).flips(np.arange(40000)).mean() == pytest.approx(0.5, abs=0.01)
+    assert not Augmentation(Augment(flip=False), 0, 0).flips(np.arange(100)).any()
 
 
 def test_epochs_seeds_and_pictures_draw_independently() -> None:
     pictures = np.arange(4000)
-    reference = flips(SCALE, 1, 1, pictures)
-    for other in (flips(SCALE, 1, 2, pictures), flips(SCALE, 2, 1, pictures), flips(SCALE, 1, 1, pictures + 1)):
+    reference = Augmentation(SCALE, 1, 1).flips(pictures)
+    others = [Augmentation(SCALE, *key).flips(pictures) for key in ((1, 2), (2, 1))]
+    for other in (*others, Augmentation(SCALE, 1, 1).flips(pictures + 1)):
         assert np.mean(reference == other) == pytest.approx(0.5, abs=0.04)
 
 
 def test_color_factors_have_the_ranges_of_fb_resnet_torch() -> None:
-    factors = color_factors(Augment(color="full"), 0, 0, np.arange(30000))
+    factors = Augmentation(Augment(color="full"), 0, 0).color_factors(np.arange(30000))
     assert factors is not None
     assert factors.strengths is not None
     assert factors.strengths.min() == pytest.approx(0.6, abs=0.001)
@@ -126,13 +128,13 @@ def test_color_factors_have_the_ranges_of_fb_resnet_torch() -> None:
 
 
 def test_lighting_alone_draws_the_lighting_of_full_color_and_nothing_else() -> None:
-    full, alone = (color_factors(Augment(color=kind), 3, 1, np.arange(9)) for kind in ("full", "lighting"))
+    full, alone = (Augmentation(Augment(color=kind), 3, 1).color_factors(np.arange(9)) for kind in ("full", "lighting"))
     assert full is not None
     assert alone is not None
     np.testing.assert_array_equal(alone.lighting, full.lighting)
     assert alone.order is None
     assert alone.strengths is None
-    assert color_factors(Augment(color="none"), 3, 1, np.arange(9)) is None
+    assert Augmentation(Augment(color="none"), 3, 1).color_factors(np.arange(9)) is None
 
 
 @settings(deadline=None)

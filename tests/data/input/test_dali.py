@@ -1,4 +1,4 @@
-"""Decoded pixels; oracle: the same windows through PIL (data/reference.py).
+"""Decoded pixels; oracle: the same windows through PIL (tests/oracle/pixels.py).
 
 Both decode with libjpeg-turbo, and torch's uint8 filter has PIL's weights; but a partly decoded JPEG has its colour
 interpolated at the window's border without the pixels outside of it. On photographs the difference is at most 2 grey
@@ -14,15 +14,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, real, smooth
+from oracle.pictures import jpeg, read_row_group, real, smooth
+from oracle.pixels import decode_centre, decode_window
 from PIL import Image
 
 from dist_resnet.data.image.headers import picture_size
-from dist_resnet.data.input import augment
+from dist_resnet.data.input.augment import Augmentation
+from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.dali import DaliDecoder
-from dist_resnet.data.input.reference import decode_centre, decode_window
-from dist_resnet.data.input.request import Request
-from dist_resnet.data.shards.split import read_row_group
 from dist_resnet.recipe import Augment
 
 MEAN_TOLERANCE = 0.3
@@ -106,8 +105,8 @@ def test_real_pictures_equal_pil(kind: str) -> None:
     images = [image.tobytes() for image in read_row_group(split, 0).images[:64]]
     heights, widths = np.array([picture_size(np.frombuffer(image, np.uint8)) for image in images]).T
     recipe = Augment(kind=kind, size=224)  # pyrefly: ignore
-    windows = augment.crop_windows(recipe, 1, 2, np.arange(64), heights, widths)
-    flips = augment.flips(recipe, 1, 2, np.arange(64))
+    draws = Augmentation(recipe, 1, 2)
+    windows, flips = draws.windows(np.arange(64), heights, widths), draws.flips(np.arange(64))
     (ours,) = decode(request(images, windows, 224, flips.tolist()), threads=2)
     for pixels, image, window, flip in zip(ours, images, windows, flips, strict=True):
         assert_close(pixels, decode_window(image, window, 224, flip=bool(flip)))

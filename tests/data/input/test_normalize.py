@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.functional import normalize
 
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.input.augment import ColorFactors, color_factors
+from dist_resnet.data.input.augment import Augmentation, ColorFactors
 from dist_resnet.data.input.normalize import Normalizer, jitter, to_pixels
 from dist_resnet.recipe import Augment
 
@@ -37,7 +37,7 @@ def one_picture(values: np.ndarray, order: np.ndarray, strengths: np.ndarray, li
 
 
 def test_colours_change_as_in_fb_resnet_torch() -> None:
-    factors = color_factors(Augment(color="full"), 0, 0, np.arange(6))
+    factors = Augmentation(Augment(color="full"), 0, 0).color_factors(np.arange(6))
     assert factors is not None
     ours = jitter(PIXELS / 255, factors).numpy()
     for picture in range(6):
@@ -48,7 +48,7 @@ def test_colours_change_as_in_fb_resnet_torch() -> None:
 
 
 def test_lighting_alone_shifts_every_pixel_of_an_image_alike_as_in_fb_resnet_torch() -> None:
-    factors = color_factors(Augment(color="lighting"), 0, 0, np.arange(6))
+    factors = Augmentation(Augment(color="lighting"), 0, 0).color_factors(np.arange(6))
     assert factors is not None
     ours = jitter(PIXELS / 255, factors).numpy()
     for picture in range(6):

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle.order import IndexedOrder
 
-from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder, Order, WindowedOrder
+from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
 
 SHAPES = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 BATCHES = st.tuples(st.integers(1, 5), st.integers(1, 6))
 
 
-def windowed(rows: list[int], streams: int, ghost_batch: int, seed: int = 1, epoch: int = 0) -> WindowedOrder:
-    return WindowedOrder(
+def windowed(rows: list[int], streams: int, ghost_batch: int, seed: int = 1, epoch: int = 0) -> IndexedOrder:
+    return IndexedOrder(
         np.array(rows), global_batch=streams * ghost_batch, ghost_batch=ghost_batch, seed=seed, epoch=epoch
     )
 
@@ -21,7 +22,7 @@ def full(num_images: int, seed: int = 1, epoch: int = 0) -> FullOrder:
     return FullOrder(num_images, global_batch=32, ghost_batch=8, seed=seed, epoch=epoch)
 
 
-def epoch_of(order: Order, streams: int) -> np.ndarray:
+def epoch_of(order: IndexedOrder | FullOrder, streams: int) -> np.ndarray:
     return np.array([[order.indices(step, k) for k in range(streams)] for step in range(order.steps_per_epoch)])
 
 

@@ -1,4 +1,4 @@
-"""Decoding without DALI. Oracle: the same windows through PIL (data/reference.py), and DALI's own answers."""
+"""Decoding without DALI. Oracle: the same windows through PIL (tests/oracle/pixels.py), and DALI's own answers."""
 
 import logging
 import os
@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from oracle.pictures import jpeg, smooth
+from oracle.pixels import decode_window
 
 from dist_resnet.data.input import decoders
+from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.dali import DaliDecoder
 from dist_resnet.data.input.decoders import Decoder, open_decoder
 from dist_resnet.data.input.pillow import PillowDecoder
-from dist_resnet.data.input.reference import decode_window
-from dist_resnet.data.input.request import Request
 
 CPU = torch.device("cpu")
-JOB = Path(__file__).parents[2] / "jobs" / "cifar_preact164.py"
+JOB = Path(__file__).parents[3] / "jobs" / "cifar_preact164.py"
 # Python imports a module of this name at its start, here as in each of Ray's processes.
 _HIDE_DALI = """
 import sys

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle.pictures import read_row_group
 from PIL import Image
 
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.data.shards.split import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split
 
 ARGUMENTS = {"size": 32, "train_images": 100, "validation_images": 40, "seed": 5}
 

@@ -419,7 +419,7 @@ def test_what_a_killed_job_of_this_machine_was_writing_is_removed_at_once(tmp_pa
         "    yield from function(tasks[0])\n"
         "prepare_here(sys.argv[1], sys.argv[2], run=killed)\n"
     )
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[3])])
     command = [sys.executable, "-c", program, str(source), str(target)]
     ended = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": paths})
     assert ended.returncode == 7
@@ -834,7 +834,7 @@ def test_a_limit_of_the_kernel_on_writing_leaves_nothing_that_looks_finished(tmp
         check=False,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[3])]),
         },
     )
     assert "target is full (" in ended.stderr.splitlines()[-1], ended.stderr

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.pictures import jpeg, read_row_group, smooth
 from oracle.sources import prepare_here, write_parquet
 
 from dist_resnet.data.shards import classes
-from dist_resnet.data.shards.split import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.write import encode_table
 
 

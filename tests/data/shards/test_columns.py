@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.pictures import jpeg, read_row_group, smooth
 from oracle.sources import prepare_here, prepared_rows
 
 from dist_resnet.data.input.streams import check_some_whole
 from dist_resnet.data.shards.columns import UnlabelledError
-from dist_resnet.data.shards.split import Split, open_split, read_row_group
+from dist_resnet.data.shards.split import Split, open_split
 
-PAGE = Path(__file__).parents[2] / "docs" / "data-format.md"
+PAGE = Path(__file__).parents[3] / "docs" / "data-format.md"
 IMAGES = [jpeg(smooth(12 + n, 20 - n, n)) for n in range(9)]
 LABELS = [2, 0, 1, 3, 3, 0, 2, 1, 0]
 BYTES, TEXT, INT64 = pa.binary(), pa.string(), pa.int64()

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, real, smooth, write_rows, write_split
+from oracle.pictures import jpeg, read_row_group, real, smooth, write_rows, write_split
 
 from dist_resnet.data.shards import byte_offsets
-from dist_resnet.data.shards.split import open_split, read_row_group
+from dist_resnet.data.shards.split import open_split
 
 LAYOUT = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
 

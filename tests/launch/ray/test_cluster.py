@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-_JOBS = Path(__file__).parents[2] / "jobs"
+_JOBS = Path(__file__).parents[3] / "jobs"
 _RAY = str(Path(sys.executable).parent / "ray")
 _RUN = ("cifar_preact164.py", "--demo", "--epochs", "2000")
 _SWEEP = ("cifar_ablation.py", "--demo", "--iterations", "20000")

@@ -15,7 +15,7 @@ from dist_resnet.launch.ray.rungs import Rungs, rebuild
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import Journal, history, read_journal
-from dist_resnet.train.distributed import Worker
+from dist_resnet.worker import Worker
 
 STEPS = 40
 Errors = dict[str, list[float]]

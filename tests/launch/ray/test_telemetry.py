@@ -6,6 +6,7 @@ import time
 import urllib.request
 
 import pytest
+from observability.queries import exported
 from ray.util.metrics import Gauge
 
 from dist_resnet.launch.ray import telemetry
@@ -38,14 +39,14 @@ def test_both_workers_and_the_driver_are_served_by_rays_agent(ray_cluster, recip
     execution = dataclasses.replace(execution, workers=2, name="telemetry")
     ray_train.run(ray_train.prepare_run(recipe, execution, job="test"))
     deadline = time.monotonic() + 60
-    step_seconds = telemetry.exported("step_seconds")
+    step_seconds = exported("step_seconds")
     ranks: set[str] = set()
     while ranks != {"0", "1"}:
         assert time.monotonic() < deadline, _served()
         time.sleep(0.5)
         samples = [labels for labels, _ in _served().get(step_seconds, []) if labels["run"] == "telemetry"]
         ranks = {labels["rank"] for labels in samples}
-    running = telemetry.exported("running")
+    running = exported("running")
     while not [value for labels, value in _served().get(running, []) if labels["run"] == "telemetry" and value == 0]:
         assert time.monotonic() < deadline, _served()
         time.sleep(0.5)

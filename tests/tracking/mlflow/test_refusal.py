@@ -173,7 +173,7 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
     assert f"refuses: its database {file} is gone; put it back, or" in caplog.text
     assert "2 points wait in" in caplog.text
     file.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
-    job = Path(__file__).parents[2] / "jobs" / "deliver_tracking.py"
+    job = Path(__file__).parents[3] / "jobs" / "deliver_tracking.py"
     command = [sys.executable, str(job), "--run", directory.uri, "--tracking-uri", own_store]
     delivered = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert delivered.returncode == 0, delivered.stderr

@@ -1,4 +1,4 @@
-"""The pipeline in PIL: slow, plain, and the oracle that DALI's pixels are compared with."""
+"""The pipeline in PIL: slow, plain, and the oracle that the decoders' pixels are compared with."""
 
 import numpy as np
 from PIL import Image
@@ -12,22 +12,14 @@ def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *,
 
     Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does. Raises DamagedError.
     """
-    pixels = _cut(decode(bytes(encoded)), window, size)
+    top, left, height, width = (int(number) for number in window)
+    pixels = decode(bytes(encoded)).crop((left, top, left + width, top + height))
+    pixels = np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))
     return pixels[:, ::-1] if flip else pixels
 
 
 def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
     """The centre crop of evaluation: uint8 [crop, crop, 3]."""
-    return centre(decode(bytes(encoded)), crop, shorter_side)
-
-
-def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
-    """The centre crop of an RGB picture: uint8 [crop, crop, 3]."""
+    picture = decode(bytes(encoded))
     (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
-    return _cut(picture, window, crop)
-
-
-def _cut(picture: Image.Image, window: np.ndarray, size: int) -> np.ndarray:
-    top, left, height, width = (int(number) for number in window)
-    pixels = picture.crop((left, top, left + width, top + height))
-    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))
+    return decode_window(encoded, window, crop)

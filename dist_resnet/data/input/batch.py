@@ -1,0 +1,151 @@
+"""A batch of images: as a decoder is asked for it, resized, and as the network takes it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.input.augment import Augmentation
+from dist_resnet.data.input.normalize import Normalizer
+from dist_resnet.data.shards.split import Split
+from dist_resnet.recipe import Recipe
+
+# torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
+# ours as the worker has cores: N x N of them.
+_SERIAL = 32768
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch of N encoded pictures and what to make of them."""
+
+    images: list[np.ndarray]
+    """Encoded pictures: uint8 [num_bytes] each."""
+    windows: np.ndarray
+    """int [N, 4]: top, left, height, width in source pixels, within the picture."""
+    flips: np.ndarray
+    """bool [N]: which pictures are mirrored."""
+    size: int
+    """Side of the output in pixels."""
+    indices: np.ndarray
+    """int64 [N]: the pictures' indices in the split."""
+    labels: np.ndarray
+    """int64 [N]"""
+    ghost: int
+    """Which ghost batch of the step it is, -1 in evaluation."""
+    damaged: Mapping[int, str] = field(default_factory=dict)
+    """What is wrong with the pictures at these places, which `without` has replaced by a neutral one."""
+
+    def without(self, damaged: Mapping[int, str]) -> "Request":
+        """The request with the pictures at these places, given with what is wrong, replaced by a neutral one."""
+        if not damaged:
+            return self
+        images, windows = list(self.images), self.windows.copy()
+        for place in damaged:
+            images[place] = _NEUTRAL
+            windows[place] = (0, 0, *_NEUTRAL_SIZE)
+        return replace(self, images=images, windows=windows, damaged={**self.damaged, **damaged})
+
+
+def _neutral() -> np.ndarray:
+    encoded = io.BytesIO()
+    Image.new("RGB", _NEUTRAL_SIZE, "gray").save(encoded, "PNG")
+    return np.frombuffer(encoded.getvalue(), np.uint8)
+
+
+_NEUTRAL_SIZE = (8, 8)
+_NEUTRAL = _neutral()
+
+
+def resize(
+    windows: Sequence[torch.Tensor], request: Request, pool: ThreadPoolExecutor, num_threads: int
+) -> torch.Tensor:
+    """The decoded windows, uint8 [h, w, 3] each, resized and mirrored: uint8 [N, size, size, 3].
+
+    By torch's uint8 kernel, whose filter is an antialiased triangle, as PIL's is.
+    """
+    num, size = len(windows), request.size
+    pixels = torch.empty((num, size, size, 3), dtype=torch.uint8)
+    # A few parts per thread, so that their ends come together.
+    parts = [range(first, num, 4 * num_threads) for first in range(min(num, 4 * num_threads))]
+    for _ in pool.map(lambda part: _resize_part(windows, request.flips, pixels, part), parts):
+        pass
+    return pixels
+
+
+def _resize_part(windows: Sequence[torch.Tensor], flips: np.ndarray, pixels: torch.Tensor, part: range) -> None:
+    """Writes some of the windows, uint8 [h, w, 3], to their places in `pixels`: uint8 [N, size, size, 3]."""
+    size = pixels.shape[1]
+    rows = max(_SERIAL // (3 * size), 1)
+    for place in part:
+        picture = windows[place][None].permute(0, 3, 1, 2)
+        if picture.shape[2:] != (size, size):
+            picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
+        picture = picture[0].permute(1, 2, 0)
+        if flips[place]:
+            for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
+                target.copy_(source.flip(1))
+        else:
+            np.copyto(pixels[place].numpy(), picture.numpy())
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A picture that cannot be decoded."""
+
+    index: int
+    """Its index in the split."""
+    file: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row} ({self.reason})"
+
+
+@dataclass
+class Batch:
+    """N pictures, ready for the network."""
+
+    images: torch.Tensor
+    """float32 [N, 3, S, S], normalised, on the worker's device."""
+    labels: torch.Tensor
+    """int64 [N], on the worker's device."""
+    indices: np.ndarray
+    """int64 [N]: the pictures' indices in the split."""
+    ghost: int
+    """Which ghost batch of the step it is; -1 in evaluation."""
+    weights: torch.Tensor
+    """float32 [N], on the worker's device: 1, or 0 where the picture cannot be decoded and is all zeros."""
+    damaged: tuple[Damaged, ...] = ()
+    """The pictures of weight 0."""
+
+
+class BatchMaker:
+    """Makes batches of the pixels of a split's images, on a device."""
+
+    def __init__(self, recipe: Recipe, split: Split, device: torch.device, *, channels_last: bool) -> None:
+        self._split, self._device = split, device
+        self._normalize = Normalizer(DATASETS[recipe.data.dataset], device, channels_last=channels_last)
+
+    def normalized(
+        self, pixels: torch.Tensor, indices: np.ndarray, augmentation: Augmentation | None = None
+    ) -> torch.Tensor:
+        """The network's input of uint8 [N, S, S, 3], its colors augmented in training."""
+        return self._normalize(pixels, augmentation.color_factors(indices) if augmentation else None)
+
+    def batch(
+        self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]
+    ) -> Batch:
+        """The batch of normalised images, those at the damaged places taken out."""
+        weights = torch.ones(len(labels), device=self._device)
+        told = []
+        for place, reason in sorted(damaged.items()):
+            images[place], weights[place] = 0, 0
+            told.append(Damaged(int(indices[place]), *self._split.locate(int(indices[place])), reason))
+        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost, weights, tuple(told))
