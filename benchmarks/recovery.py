@@ -30,6 +30,7 @@ from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 _CHECKPOINT_EVERY = 10
@@ -188,15 +189,11 @@ def _marks_of_plain(folder: Path) -> dict[str, list]:
 
 def _marks_of_ours(folder: Path) -> dict[str, list]:
     records = read_journal(RunDirectory(str(folder / "run"))) if (folder / "run").exists() else []
-    sessions = [record for record in records if record["kind"] == "session"]
+    sessions = [record for record in records if isinstance(record, Session)]
     return {
-        "begun": [record["begun"] for record in sessions],
-        "loaded": [record["time"] for record in sessions],
-        "steps": [
-            (record["step"], record["time"])
-            for record in records
-            if record["kind"] == "metrics" and "train/loss" in record["values"]
-        ],
+        "begun": [session.begun for session in sessions],
+        "loaded": [session.time for session in sessions],
+        "steps": [(record.step, record.time) for record in records if isinstance(record, Metrics) and record.is_step],
     }
 
 

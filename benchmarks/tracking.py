@@ -31,9 +31,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from dist_resnet.launch.follow import Lookout, RunFollower
 from dist_resnet.tracking.mlflow.run_description import RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 VALUES = {
@@ -86,12 +88,16 @@ def ours(uri: str, folder: Path, calls: int) -> list[float]:
     directory.write_json("recipe.json", {})
     card = RunCard(experiment="benchmark", name="run", params={}, tags={})
     sink = MlflowSink(uri, directory, card)
+    follower = RunFollower(directory)
+    follower.tell(sink.take)
+    lookout = Lookout(follower.look)
     run = Run.of_rank(0, directory)
-    run.event("session", start_step=0)
+    run.event(Session(start_step=0))
     try:
         return timed(lambda step: run.metrics(step, VALUES), calls)
     finally:
         run.close()
+        lookout.close(wait_seconds=5)
         sink.close("FINISHED", {}, wait_seconds=5)
 
 

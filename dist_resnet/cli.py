@@ -82,6 +82,7 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
     from dist_resnet.launch.demo import write_pictures
     from dist_resnet.launch.ray import train as ray_train
+    from dist_resnet.tracking.records import Finished, Stopped
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():
@@ -92,9 +93,9 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
     with failures_exit():
         summary = ray_train.run(plan)
-    if summary["status"] == "finished" and execution.register:
+    if summary["status"] == Finished.kind and execution.register:
         _register(plan.directory.uri, plan.execution)
-    sys.exit({"finished": 0, "stopped": _STOPPED}.get(summary["status"], 1))
+    sys.exit({Finished.kind: 0, Stopped.kind: _STOPPED}.get(summary["status"], 1))
 
 
 def _register(run: str, execution: Execution) -> None:

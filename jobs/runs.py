@@ -146,8 +146,9 @@ def _stop(options: Options, directory: "RunDirectory") -> None:
 
 def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> Callable[[], bool]:
     """What tells whether a run or a sweep has ended or stopped since it stood so."""
-    from dist_resnet.launch.runs import ENDS, SweepStanding, status_of_sweep
+    from dist_resnet.launch.runs import SweepStanding, status_of_sweep
     from dist_resnet.tracking.journal import Tail
+    from dist_resnet.tracking.records import ENDINGS
 
     if isinstance(standing, SweepStanding):
         return lambda: status_of_sweep(directory) != "open"
@@ -156,7 +157,7 @@ def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> 
 
     def told() -> bool:
         nonlocal has_ended
-        has_ended = has_ended or any(record["kind"] in ENDS for record in tail.poll())
+        has_ended = has_ended or any(isinstance(record, ENDINGS) for record in tail.poll())
         return has_ended
 
     return told
@@ -165,9 +166,10 @@ def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> 
 def _resume(options: Options, directory: "RunDirectory") -> None:
     from dist_resnet.launch.ray.jobs import JobServer
     from dist_resnet.launch.runs import read_standing
+    from dist_resnet.tracking.records import FINAL_ENDINGS
 
     standing = read_standing(directory)
-    if standing.status in ("finished", "diverged"):
+    if standing.status in {ending.kind for ending in FINAL_ENDINGS}:
         raise ValueError(f"{standing.name} is {standing.status}; there is nothing to resume")
     server = JobServer()
     job = _job(directory, server.jobs())

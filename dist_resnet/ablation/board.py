@@ -3,14 +3,13 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from dist_resnet.ablation.watch import Trial
+from dist_resnet.ablation.trial import Trial
 
 _SECONDS_BETWEEN_LINES = 30.0
 _OTHER_ROWS = 8
@@ -33,7 +32,7 @@ class Board:
             self._stream.write(f"{name}: {line}\n")
             self._stream.flush()
 
-    def draw(self, trials: Sequence["Trial"]) -> None:
+    def draw(self, trials: Sequence[Trial]) -> None:
         """Shows the trials as they stand."""
         if self._live is not None:
             self._live.update(table(trials, self._live.console.size.height), refresh=True)
@@ -50,7 +49,7 @@ class Board:
             self._live.stop()
 
 
-def table(trials: Sequence["Trial"], height: int) -> Table:
+def table(trials: Sequence[Trial], height: int) -> Table:
     """A table of the running trials and, as far as `height` lines allow, of the others."""
     over = [trial for trial in trials if trial.is_over]
     running = [trial for trial in trials if trial.status == "running"]

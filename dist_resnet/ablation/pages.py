@@ -222,7 +222,7 @@ def _result_table(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
         trial, cell = entry.trial, entry.cell
-        error = 100 * trial.outcome["top1_error"] if _is_finished(trial) else math.inf
+        error = trial.newest_error if _is_finished(trial) else math.inf
         best = min((100 * point.top1_error for point in trial.evaluations), default=None)
         loss = trial.final_loss
         rows.append(
@@ -248,7 +248,7 @@ def _provenance_table(entries: Sequence[Entry]) -> Table:
         trial, sessions = entry.trial, entry.trial.sessions
         counts = (sessions.starts, sessions.kills, sessions.stops, sessions.repeated_steps)
         told = (trial.precision, trial.device, (entry.commit or "")[:12], trial.fingerprint[:12])
-        weights = (trial.outcome.get("weights_sha256") or "")[:12]
+        weights = (trial.outcome.weights_sha256 or "")[:12]
         words = (trial.name, f"{entry.iterations:,}", *(text or NONE for text in (*told, weights)))
         rows.append((*words, *(f"{count:,}" for count in counts)))
     head = ("trial", "iterations", "precision", "device", "commit", "fingerprint", "weights sha256")

@@ -140,8 +140,8 @@ def _result(entry: Entry) -> dict[str, Any]:
     trial, error = entry.trial, entry.cell.paper_error
     best = min(trial.evaluations, key=lambda point: point.top1_error, default=None)
     return _identity(entry) | {
-        "top1_error": trial.outcome.get("top1_error"),
-        "top5_error": trial.outcome.get("top5_error"),
+        "top1_error": trial.outcome.top1_error,
+        "top5_error": trial.outcome.top5_error,
         "best_top1_error": best.top1_error if best else None,
         "best_step": best.step if best else None,
         "diverged": trial.state == "diverged",
@@ -157,7 +157,7 @@ def _result(entry: Entry) -> dict[str, Any]:
         "hardware": entry.sweep.facts.get("hardware"),
         "device": trial.device,
         "fingerprint": trial.fingerprint,
-        "weights_sha256": trial.outcome.get("weights_sha256"),
+        "weights_sha256": trial.outcome.weights_sha256,
         "train_digest": trial.data[0],
         "validation_digest": trial.data[1],
     }

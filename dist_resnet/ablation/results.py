@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dist_resnet import paper
 from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.records import Diverged, Finished, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 # A panel shows no more, and means over longer spans are calmer.
@@ -40,8 +40,8 @@ class Trial:
     """What steps were computed in, as far as the journal says so."""
     commit: str | None
     """The code that ran, as far as the journal says so."""
-    outcome: dict[str, Any]
-    """The journal's `finished` record; empty before the end, and where the trial diverged."""
+    outcome: Finished
+    """The journal's last record; an empty one before the end, and where the trial diverged."""
     sessions: Sessions
     evaluations: list[Evaluation]
     training_loss: Curve
@@ -52,7 +52,7 @@ class Trial:
     @property
     def images_per_second(self) -> float | None:
         """Of the steps of the last session, once the trial is finished."""
-        return self.outcome.get("images_per_second")
+        return self.outcome.images_per_second
 
     @property
     def final_loss(self) -> float | None:
@@ -175,26 +175,26 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
     points = history(records)
     losses = [(step, value) for step, _, value in points.get("train/loss", [])]
     errors = [(step, 100 * value) for step, _, value in points.get("val/top1_error", [])]
-    last = records[-1] if records else {}
-    session = _newest(records, "session")
-    ended: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
-    state = ended.get(last.get("kind", ""), "unfinished" if records else "not started")
+    sessions = [record for record in records if isinstance(record, Session)]
+    state = _state(records[-1] if records else None)
     # Who stops a trial that is behind says so in its summary; the journal just ends, or came to its end before.
-    if (directory.read_json("summary.json") or {}).get("status") == "stopped":
+    if (directory.read_json("summary.json") or {}).get("status") == Stopped.kind:
         state = "stopped early"
-    outcome = last if state == "finished" else {}
+    outcome = records[-1] if state == "finished" else None
+    outcome = outcome if isinstance(outcome, Finished) else Finished()
+    newest_error = errors[-1][1] if errors else None
     return Trial(
         seed=entry["seed"],
         name=entry["trial"],
         state=state,
-        steps=outcome.get("steps") or max((step for step, _ in losses), default=0),
-        total_steps=session.get("total_steps"),
-        newest_error=100 * outcome["top1_error"] if outcome else (errors[-1][1] if errors else None),
+        steps=outcome.steps or max((step for step, _ in losses), default=0),
+        total_steps=sessions[-1].total_steps if sessions else None,
+        newest_error=newest_error if outcome.top1_error is None else 100 * outcome.top1_error,
         fingerprint=known.get("fingerprint", entry["fingerprint"]),
         data=(data.get("train_digest"), data.get("validation_digest")),
-        device=told(records, "device"),
-        precision=told(records, "precision"),
-        commit=told(records, "commit"),
+        device=told(session.device for session in sessions),
+        precision=told(session.precision for session in sessions),
+        commit=told(session.commit for session in sessions),
         outcome=outcome,
         sessions=count_sessions(records),
         evaluations=evaluations(points),
@@ -203,8 +203,13 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
     )
 
 
-def _newest(records: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
-    return next((record for record in reversed(list(records)) if record["kind"] == kind), {})
+def _state(last: Record | None) -> State:
+    match last:
+        case Finished():
+            return "finished"
+        case Diverged():
+            return "diverged"
+    return "unfinished" if last else "not started"
 
 
 def _means(curve: Curve, num_points: int) -> Curve:

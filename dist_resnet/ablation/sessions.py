@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-_ENDS = ("finished", "diverged", "too_damaged", "stopped")
+from dist_resnet.tracking.records import ENDINGS, Metrics, Record, Session, Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +39,24 @@ class Evaluation:
     """Of all steps so far, without evaluations and without steps that were lost."""
 
 
-def count_sessions(records: Sequence[dict[str, Any]]) -> Sessions:
+def count_sessions(records: Sequence[Record]) -> Sessions:
     """Counts a journal's sessions; the last one may still be running and is no kill."""
     sessions = list(_split(records))
-    ends = [session[-1]["kind"] for session in sessions]
+    newest = [(records or [session])[-1] for session, records in sessions]
     return Sessions(
         starts=len(sessions),
-        stops=ends.count("stopped"),
-        kills=sum(end not in _ENDS for end in ends[:-1]),
+        stops=sum(isinstance(last, Stopped) for last in newest),
+        kills=sum(not isinstance(last, ENDINGS) for last in newest[:-1]),
         repeated_steps=_repeated_steps(sessions),
-        wall_seconds=sum(session[-1]["time"] - session[0].get("begun", session[0]["time"]) for session in sessions),
+        wall_seconds=sum(
+            last.time - (session.time if session.begun is None else session.begun)
+            for last, (session, _) in zip(newest, sessions, strict=True)
+        ),
     )
 
 
 def evaluations(points: dict[str, list[tuple[int, float, float]]]) -> list[Evaluation]:
-    """The evaluations that count, from what `tracking.outbox.history` gives."""
+    """The evaluations that count, from what `tracking.journal.history` gives."""
     found = []
     losses, seconds = iter(points.get("train/loss", [])), iter(points.get("time/step_seconds", []))
     pending, spent, total = next(losses, None), next(seconds, None), 0.0
@@ -71,29 +73,27 @@ def evaluations(points: dict[str, list[tuple[int, float, float]]]) -> list[Evalu
     return found
 
 
-def told(records: Iterable[dict[str, Any]], key: str) -> str | None:
-    """What the sessions say of `key`, all different answers in their order; None where none says anything."""
-    answers = [record[key] for record in records if record["kind"] == "session" and record.get(key) is not None]
-    return ", then ".join(dict.fromkeys(answers)) or None
+def told(answers: Iterable[str | None]) -> str | None:
+    """All different answers in their order; None where there is none."""
+    return ", then ".join(dict.fromkeys(answer for answer in answers if answer is not None)) or None
 
 
-def _split(records: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
-    session: list[dict[str, Any]] = []
+def _split(records: Iterable[Record]) -> list[tuple[Session, list[Record]]]:
+    """Each session with the records that follow it."""
+    sessions: list[tuple[Session, list[Record]]] = []
     for record in records:
-        if record["kind"] == "session":
-            if session:
-                yield session
-            session = [record]
-        elif session:
-            session.append(record)
-    if session:
-        yield session
+        if isinstance(record, Session):
+            sessions.append((record, []))
+        elif sessions:
+            sessions[-1][1].append(record)
+    return sessions
 
 
-def _repeated_steps(sessions: Iterable[Sequence[dict[str, Any]]]) -> int:
+def _repeated_steps(sessions: Iterable[tuple[Session, Sequence[Record]]]) -> int:
     reached = repeated = 0
-    for session in sessions:
-        start = session[0]["start_step"]
+    for session, records in sessions:
+        start = session.start_step
         repeated += max(0, reached - start)
-        reached = max([start, *(record["step"] for record in session if "train/loss" in record.get("values", {}))])
+        steps = [record.step for record in records if isinstance(record, Metrics) and record.is_step]
+        reached = max([start, *steps])
     return repeated

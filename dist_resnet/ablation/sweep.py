@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
-from dist_resnet.ablation.watch import Trial, Watcher
+from dist_resnet.ablation.trial import Trial
+from dist_resnet.ablation.watch import Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.plan import Plan, prepare
@@ -32,6 +33,7 @@ from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.run_description import RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.records import FINAL_ENDINGS, Finished, Stopped
 from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
 
 logger = logging.getLogger(__name__)
@@ -160,7 +162,7 @@ def _run(sweep: Sweep) -> int:
     if stopped and lost:
         _stop(sweep.directory)
     if not lost:
-        ended = {"status": "finished", "trials": dict(counts), "mlflow_run_id": parent.run_id}
+        ended = {"status": Finished.kind, "trials": dict(counts), "mlflow_run_id": parent.run_id}
         sweep.directory.write_json(SUMMARY_FILE, ended)
     logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
     return lost
@@ -186,7 +188,7 @@ def _take_back(sweep: Sweep) -> None:
         if trial.name in behind and trial.is_over and trial.status != "stopped":
             logger.info("%s came to its end, but trails behind: it counts as stopped early", trial.name)
             summary = trial.plan.summary() or {}
-            trial.plan.directory.write_json(SUMMARY_FILE, summary | {"status": "stopped"})
+            trial.plan.directory.write_json(SUMMARY_FILE, summary | {"status": Stopped.kind})
             trial.status = "stopped"
 
 
@@ -325,7 +327,7 @@ def _recipe_difference(directory: RunDirectory, was: dict, now: dict, key: str) 
 def _has_ended(plan: Plan) -> bool:
     """Whether a run's journal has its end."""
     records = read_journal(plan.directory)
-    return bool(records) and records[-1]["kind"] in ("finished", "diverged")
+    return bool(records) and isinstance(records[-1], FINAL_ENDINGS)
 
 
 def _claim(sweep: Sweep) -> None:

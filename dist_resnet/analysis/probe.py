@@ -32,11 +32,12 @@ from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.holding import keeping
-from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.journal import Journal, read_journal
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.loop import create_state
 from dist_resnet.worker import Worker
@@ -171,7 +172,7 @@ def _run(probe: Probe, uri: str) -> dict[str, Any]:
         RESULT_FILE: (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
     }
     _record(probe, measured)
-    sink = MlflowSink(uri, probe.directory, _card(probe))
+    sink = MlflowSink(uri, probe.directory, _card(probe), records=read_journal(probe.directory))
     sink.close("FINISHED", files, wait_seconds=_SECONDS_TO_DELIVER)
     for name, content in files.items():
         probe.directory.write(name, content)
@@ -284,7 +285,7 @@ def _table(measured: Sequence[Measured]) -> str:
 def _record(probe: Probe, measured: Sequence[Measured]) -> None:
     """Writes the metrics down for MLflow, the index l of x_l as the step."""
     journal = Journal(probe.directory)
-    journal.append("session", start_step=0)
+    journal.append(Session(start_step=0))
     for place in range(max(len(each.found.signal) for each in measured)):
         values: dict[str, float] = {}
         for each in measured:
@@ -295,7 +296,7 @@ def _record(probe: Probe, measured: Sequence[Measured]) -> None:
                 values[f"shortcut_gradient/{label}"] = found.shortcut_gradient[place]
                 if found.sum_error is not None:
                     values[f"eqn4_error/{label}"] = found.sum_error[place]
-        journal.append("metrics", step=place, values=values)
+        journal.append(Metrics(step=place, values=values))
     journal.commit()
 
 

@@ -17,7 +17,7 @@ from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.plots import confusion_matrix, training_curve
-from dist_resnet.train.damage import EVENT
+from dist_resnet.tracking.records import Damaged
 from dist_resnet.train.run_images import AUGMENTED_BATCH, CONFUSION
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ def pictures(plan: Plan) -> dict[str, bytes]:
         records = read_journal(plan.directory)
         if points := history(records):
             files[CURVE_FILE] = training_curve(points, plan.name)
-        if damaged := [record for record in records if record["kind"] == EVENT]:
+        if damaged := [record for record in records if isinstance(record, Damaged)]:
             columns = ("split", "file", "row", "reason")
-            files[DAMAGED_FILE] = _csv(columns, ([record[name] for name in columns] for record in damaged))
+            files[DAMAGED_FILE] = _csv(columns, ([getattr(record, name) for name in columns] for record in damaged))
         if plan.directory.exists(AUGMENTED_BATCH):
             files[AUGMENTED_BATCH] = plan.directory.read(AUGMENTED_BATCH)
         if plan.directory.exists(CONFUSION):

@@ -19,6 +19,7 @@ from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
 from dist_resnet.tracking import journal
 from dist_resnet.tracking.mlflow import address
+from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
 from dist_resnet.train.schedule import num_steps
 
@@ -146,8 +147,9 @@ def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
 
 def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
     """A line where a run goes on at another precision than it began with."""
-    began = (journal.first_record(directory) or {}).get("precision", execution.precision)
-    if began == execution.precision:
+    first = journal.first_record(directory)
+    began = first.precision if isinstance(first, Session) else None
+    if began in (None, execution.precision):
         return []
     return [
         f"the run began with --execution.precision {began} and goes on with {execution.precision}, which changes its "

@@ -5,47 +5,15 @@ That of a run is drawn from its journal, that of a preparation from the pictures
 
 import sys
 import time
-from collections import deque
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from tqdm import tqdm
 
+from dist_resnet.launch.pace import Pace
+from dist_resnet.tracking.records import Evaluating, Metrics, Record, Session
+
 _SECONDS_BETWEEN_LINES = 10.0
-# Throughput and time left are those of the newest steps.
-_STEPS_AVERAGED = 50
-
-
-class Pace:
-    """Where a run is, how fast and how long still, from its journal's records as they come in."""
-
-    def __init__(self, total_steps: int, global_batch: int) -> None:
-        self.step = 0
-        self.values: dict[str, float] = {}
-        """The newest step's metrics; none before the first step."""
-        self._total, self._batch = total_steps, global_batch
-        self._recent: deque[float] = deque(maxlen=_STEPS_AVERAGED)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Takes in a record, of whatever kind."""
-        if record["kind"] == "session":
-            self.step = record["start_step"]
-        elif record["kind"] == "metrics" and "train/loss" in record["values"]:
-            self.step, self.values = record["step"], record["values"]
-            self._recent.append(self.values["time/step_seconds"])
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Of the newest steps; None before the first."""
-        return self._batch / self._seconds if self._recent else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At that pace, evaluations not counted; None before the first step."""
-        return (self._total - self.step) * self._seconds if self._recent else None
-
-    @property
-    def _seconds(self) -> float:
-        return sum(self._recent) / len(self._recent)
 
 
 class Progress:
@@ -67,20 +35,21 @@ class Progress:
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images {elapsed} {postfix}",
             )
 
-    def show(self, records: list[dict[str, Any]]) -> None:
+    def show(self, records: Sequence[Record]) -> None:
         """Takes in journal records and redraws."""
         stepped = False
         for record in records:
             self._pace.add(record)
-            if record["kind"] == "session":
-                self._say(_session_line(record))
-            elif record["kind"] == "evaluating":
-                done = min(1.0, record["images"] / max(1, record["share"]))
-                self._say(f"step {record['step']}: evaluating at {record['crop']} px, {done:.0%}")
-            elif record["kind"] == "metrics" and "val/loss" in record["values"]:
-                self._say(_evaluation_line(record))
-            elif record["kind"] == "metrics" and "train/loss" in record["values"]:
-                stepped = True
+            match record:
+                case Session():
+                    self._say(_session_line(record))
+                case Evaluating():
+                    done = min(1.0, record.images / max(1, record.share))
+                    self._say(f"step {record.step}: evaluating at {record.crop} px, {done:.0%}")
+                case Metrics(is_evaluation=True):
+                    self._say(_evaluation_line(record))
+                case Metrics(is_step=True):
+                    stepped = True
         if stepped:
             self._draw()
 
@@ -198,16 +167,16 @@ class DeliveryProgress:
             self._bar.close()
 
 
-def _session_line(record: dict[str, Any]) -> str:
-    workers = f"{record['world_size']} worker{'s' * (record['world_size'] > 1)}"
-    start = f"going on after step {record['start_step']}" if record["start_step"] else "starting"
-    return f"{start} of {record['total_steps']} steps on {workers} ({record['device']})"
+def _session_line(record: Session) -> str:
+    size = record.world_size or 1
+    start = f"going on after step {record.start_step}" if record.start_step else "starting"
+    return f"{start} of {record.total_steps} steps on {size} worker{'s' * (size > 1)} ({record.device})"
 
 
-def _evaluation_line(record: dict[str, Any]) -> str:
+def _evaluation_line(record: Metrics) -> str:
     errors = ", ".join(
         f"{key.removeprefix('val/').replace('_', ' ')} {value:.2%}"
-        for key, value in record["values"].items()
+        for key, value in record.values.items()
         if "error" in key
     )
-    return f"step {record['step']}: validation {errors}"
+    return f"step {record.step}: validation {errors}"

@@ -1,20 +1,30 @@
 """Where a run or a sweep stands, read from its directory alone, whoever trains it and wherever."""
 
+import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from dist_resnet.launch.progress import Pace
+from dist_resnet.launch.pace import Pace
 from dist_resnet.tracking import journal, stop
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow.ledger import runs_on_servers
+from dist_resnet.tracking.records import (
+    ENDINGS,
+    Checkpoint,
+    Damaged,
+    Diverged,
+    Finished,
+    Record,
+    Session,
+    Stopped,
+    TooDamaged,
+)
 from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, SWEEP_FILE, RunDirectory
-
-ENDS = ("finished", "diverged", "too_damaged", "stopped")
-"""The kinds of a journal's last record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,41 +172,40 @@ def _sweep_standing(directory: RunDirectory, content: dict[str, Any]) -> SweepSt
 def status_of_sweep(directory: RunDirectory) -> str:
     """How a sweep stands, as in `SweepStanding`, without a look at its trials."""
     if directory.exists(SUMMARY_FILE):
-        return "finished"
-    return "stopped" if stop.is_confirmed(directory) else "open"
+        return Finished.kind
+    return Stopped.kind if stop.is_confirmed(directory) else "open"
 
 
 def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
     records = read_journal(directory)
-    sessions = [record for record in records if record["kind"] == "session"]
-    session: dict[str, Any] = sessions[-1] if sessions else {}
-    pace = Pace(session.get("total_steps", 0), known["recipe"]["global_batch"])
+    session = next((record for record in reversed(records) if isinstance(record, Session)), Session(start_step=0))
+    checkpoint = next((record for record in reversed(records) if isinstance(record, Checkpoint)), None)
+    last = records[-1] if records else None
+    pace = Pace(session.total_steps or 0, known["recipe"]["global_batch"])
     for record in records:
         pace.add(record)
-    last = records[-1] if records else {"kind": "none"}
-    status = last["kind"] if last["kind"] in ENDS else "open"
+    status = last.kind if isinstance(last, ENDINGS) else "open"
     errors = history(records).get("val/top1_error", [(None, None, None)])
-    checkpoints = [record for record in records if record["kind"] == "checkpoint"]
     return Standing(
         name=directory.name,
         directory=directory.uri,
         status=status,
-        told_at=last.get("time"),
-        world_size=session.get("world_size"),
-        device=session.get("device"),
+        told_at=last.time if last else None,
+        world_size=session.world_size,
+        device=session.device,
         step=pace.step,
-        total_steps=session.get("total_steps"),
+        total_steps=session.total_steps,
         images_per_second=pace.images_per_second,
         seconds_left=pace.seconds_left if status == "open" else None,
         loss=pace.values.get("train/loss"),
         top1_error=pace.values.get("train/top1_error"),
         validated_step=errors[-1][0],
         validation_top1_error=errors[-1][2],
-        checkpoint_step=checkpoints[-1]["step"] if checkpoints else None,
-        checkpoint_at=checkpoints[-1]["time"] if checkpoints else None,
+        checkpoint_step=checkpoint.step if checkpoint else None,
+        checkpoint_at=checkpoint.time if checkpoint else None,
         restarts=_restarts(records),
-        damaged_pictures=sum(record["kind"] == "damaged" for record in records),
-        reason=_reason(status, last),
+        damaged_pictures=sum(isinstance(record, Damaged) for record in records),
+        reason=_reason(last),
         mlflow_runs=runs_on_servers(directory),
     )
 
@@ -218,15 +227,16 @@ def _ago(moment: float) -> str:
     return f"{tqdm.format_interval(max(0.0, time.time() - moment))} ago"
 
 
-def _restarts(records: list[dict[str, Any]]) -> int:
+def _restarts(records: Sequence[Record]) -> int:
     """Sessions but the first, and but those that went on after a stop."""
-    before = ["stopped", *(record["kind"] for record in records)]
-    return sum(
-        record["kind"] == "session" and previous != "stopped" for previous, record in zip(before, records, strict=False)
-    )
+    pairs = itertools.pairwise([None, *records])
+    return sum(isinstance(record, Session) and not isinstance(before, Stopped | None) for before, record in pairs)
 
 
-def _reason(status: str, last: dict[str, Any]) -> str | None:
-    if status == "diverged":
-        return f"the training loss was no longer finite at step {last.get('step')}; lower --schedule.learning-rate"
-    return last.get("reason")
+def _reason(last: Record | None) -> str | None:
+    match last:
+        case Diverged():
+            return f"the training loss was no longer finite at step {last.step}; lower --schedule.learning-rate"
+        case TooDamaged():
+            return last.reason
+    return None

@@ -1,19 +1,18 @@
 """The run's journal: every metric and event, durable on the run's storage, in the order in which it happened.
 
 `journal/000001.jsonl`, `000002.jsonl`, ... hold one JSON object a line. Each start of the training loop opens with a
-`session` record that says from which step it goes on; points of earlier sessions past that step were computed again
+`Session` record that says from which step it goes on; points of earlier sessions past that step were computed again
 and no longer count. Whoever wants to show or deliver a run (progress bar, MLflow, reports) reads its journal.
 """
 
 import collections
 import json
 import logging
-import math
 import os
 import threading
-import time
-from typing import Any
+from collections.abc import Iterable
 
+from dist_resnet.tracking.records import Metrics, Record, Session, from_stored, to_stored
 from dist_resnet.tracking.run_directory import RunDirectory, naming
 
 logger = logging.getLogger(__name__)
@@ -31,16 +30,13 @@ class Journal:
         names = [name for name, _ in directory.list(FOLDER)]
         self._number = 1 + max((int(name.split(".")[0]) for name in names if name.endswith(".jsonl")), default=0)
         # Appending to a deque needs no lock.
-        self._waiting: collections.deque[dict[str, Any]] = collections.deque()
+        self._waiting: collections.deque[Record] = collections.deque()
         self._writing = threading.Lock()
         self._size_bytes = 0
 
-    def append(self, kind: str, **fields: Any) -> None:
-        """Adds a record of JSON values, stamped with the time in seconds since 1970; `commit` makes it durable.
-
-        Called by the training loop, it only adds to a list.
-        """
-        self._waiting.append({"kind": kind, "time": time.time(), **fields})
+    def append(self, record: Record) -> None:
+        """Adds a record; `commit` makes it durable. Called by the training loop, it only adds to a list."""
+        self._waiting.append(record)
 
     def commit(self) -> None:
         """Makes all records so far durable. Raises OSError where the storage fails; nothing is lost then."""
@@ -48,7 +44,7 @@ class Journal:
             records = list(self._waiting)
             if not records:
                 return
-            lines = [json.dumps(_spell_nonfinite(record), allow_nan=False) + "\n" for record in records]
+            lines = [json.dumps(to_stored(record), allow_nan=False) + "\n" for record in records]
             if self._directory.is_local:
                 self._directory.check_present()
             self._write("".join(lines).encode())
@@ -87,7 +83,7 @@ class Tail:
         self._directory = directory
         self._read: dict[str, int] = {}
 
-    def poll(self) -> list[dict[str, Any]]:
+    def poll(self) -> list[Record]:
         """The complete records that are new since the last call.
 
         Raises OSError, and loses none then; ValueError, naming file and byte, for a line that is no record.
@@ -105,60 +101,54 @@ class Tail:
         self._read = read
         return records
 
-    def _parsed(self, name: str, start: int, content: bytes) -> list[dict[str, Any]]:
+    def again(self) -> list[Record]:
+        """All records that were returned before, read once more. Raises as `poll` does."""
+        return [
+            record
+            for name, size in self._read.items()
+            for record in self._parsed(name, 0, self._directory.read(f"{FOLDER}/{name}", size=size))
+        ]
+
+    def _parsed(self, name: str, start: int, content: bytes) -> list[Record]:
         records, place = [], start
         for line in content.splitlines(keepends=True):
             try:
-                records.append(_parse_nonfinite(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                records.append(from_stored(json.loads(line)))
+            except ValueError as error:
                 raise ValueError(
                     f"{self._directory.child(f'{FOLDER}/{name}')} is damaged: what begins at byte {place} is no record "
-                    f"({type(error).__name__}: {error}); restore it from a copy"
+                    f"({error}); restore it from a copy"
                 ) from error
             place += len(line)
         return records
 
 
-def first_record(directory: RunDirectory) -> dict[str, Any] | None:
+def first_record(directory: RunDirectory) -> Record | None:
     """The oldest record, which is the first session's; None where there is none, or none that can be read."""
     try:
         for name, _ in directory.list(FOLDER):
             if name.endswith(".jsonl"):
-                return json.loads(directory.read(f"{FOLDER}/{name}", size=_MOST_OF_A_SESSION).partition(b"\n")[0])
+                line = directory.read(f"{FOLDER}/{name}", size=_MOST_OF_A_SESSION).partition(b"\n")[0]
+                return from_stored(json.loads(line))
     except (OSError, ValueError) as error:
         logger.debug("the first record of %s cannot be read: %s", directory.uri, error)
     return None
 
 
-def read_journal(directory: RunDirectory) -> list[dict[str, Any]]:
+def read_journal(directory: RunDirectory) -> list[Record]:
     """All records of a run, oldest first."""
     return Tail(directory).poll()
 
 
-def history(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+def history(records: Iterable[Record]) -> dict[str, list[tuple[int, float, float]]]:
     """The metrics that count: key -> rising (step, time, value), without steps that a later session did again."""
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in records:
-        if record["kind"] == "session":
+        if isinstance(record, Session):
             for of_key in points.values():
-                for step in [step for step in of_key if step > record["start_step"]]:
+                for step in [step for step in of_key if step > record.start_step]:
                     del of_key[step]
-        elif record["kind"] == "metrics":
-            for key, value in record["values"].items():
-                points.setdefault(key, {})[record["step"]] = (record["time"], value)
+        elif isinstance(record, Metrics):
+            for key, value in record.values.items():
+                points.setdefault(key, {})[record.step] = (record.time, value)
     return {key: [(step, *of_key[step]) for step in sorted(of_key)] for key, of_key in points.items()}
-
-
-def _spell_nonfinite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _spell_nonfinite(entry) for key, entry in value.items()}
-    return value
-
-
-def _parse_nonfinite(record: dict[str, Any]) -> dict[str, Any]:
-    if record["kind"] == "metrics":
-        record["values"] = {key: float(value) for key, value in record["values"].items()}
-    return record

@@ -1,16 +1,17 @@
 """Who else is told of a run's records as they are made, such as gauges for Prometheus."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from dist_resnet.tracking.records import Record
 
 logger = logging.getLogger(__name__)
 
-Observer = Callable[[str, dict[str, Any]], None]
-"""Is called with a record's kind and fields by whatever thread makes it, and waits for nothing."""
+Observer = Callable[[Sequence[Record]], None]
+"""Is called with new records by whatever thread has them, and waits for nothing."""
 
 
-def nobody(kind: str, fields: dict[str, Any]) -> None:
+def nobody(records: Sequence[Record]) -> None:
     """Observes nothing."""
 
 
@@ -23,9 +24,9 @@ class Tolerated:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def __call__(self, kind: str, fields: dict[str, Any]) -> None:
+    def __call__(self, records: Sequence[Record]) -> None:
         try:
-            self._observer(kind, fields)
+            self._observer(records)
         except Exception as error:
             self._observer = nobody
             logger.warning("the run goes on without being observed: %s: %s", type(error).__name__, error)

@@ -5,10 +5,10 @@ A call only adds to a list: a thread takes it to the storage, so that the loop w
 
 import logging
 import threading
-from typing import Any
 
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.observer import Observer, Tolerated, nobody
+from dist_resnet.tracking.records import Metrics, Record
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ class Run:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records metrics as they stand after `step` optimizer steps."""
         if values:
-            self._record("metrics", step=step, values=values)
+            self._record(Metrics(step=step, values=values))
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, record: Record) -> None:
         """Records that something happened, and has it written without delay."""
-        self._record(kind, **fields)
+        self._record(record)
         self._hurry.set()
 
     def flush(self) -> None:
@@ -62,10 +62,10 @@ class Run:
             except OSError as error:
                 logger.warning("the journal's last records could not be written: %s", error)
 
-    def _record(self, kind: str, **fields: Any) -> None:
+    def _record(self, record: Record) -> None:
         if self._journal:
-            self._journal.append(kind, **fields)
-        self._observe(kind, fields)
+            self._journal.append(record)
+        self._observe([record])
 
     def _write(self) -> None:
         assert self._journal is not None

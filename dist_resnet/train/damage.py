@@ -1,16 +1,16 @@
 """The damaged pictures that a run meets: named in the journal once each, and too many of them end the run."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from dist_resnet.data.input.batch import Batch, Damaged
+from dist_resnet.tracking import records as journal
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-EVENT = "damaged"
 _TOLD_IN_THE_LOG = 10
 
 
@@ -22,12 +22,12 @@ class DamageRecord:
     """Gathers the damaged pictures of all workers. Their effect on the numbers is none but that they are not seen."""
 
     def __init__(
-        self, worker: Worker, run: Run, *, images: int, share: float, records: Iterable[dict[str, Any]]
+        self, worker: Worker, run: Run, *, images: int, share: float, records: Iterable[journal.Record]
     ) -> None:
         """`images`: pictures of the training split; `share` of them may be damaged. `records`: rank 0's journal."""
         self._worker, self._run = worker, run
         self._images, self._share = images, share
-        self._named = {(record["split"], record["index"]) for record in records if record["kind"] == EVENT}
+        self._named = {(record.split, record.index) for record in records if isinstance(record, journal.Damaged)}
         self._met: dict[int, Damaged] = {}
 
     def add(self, batches: Sequence[Batch]) -> None:
@@ -60,8 +60,7 @@ class DamageRecord:
             if (split, picture.index) in self._named:
                 continue
             self._named.add((split, picture.index))
-            place = {"index": picture.index, "file": picture.file, "row": picture.row, "reason": picture.reason}
-            self._run.event(EVENT, split=split, **place)
+            self._run.event(journal.Damaged(split=split, **dataclasses.asdict(picture)))
             if self._worker.rank == 0 and len(self._named) <= _TOLD_IN_THE_LOG:
                 effect = "is left out of the loss" if split == "train" else "counts as an error"
                 more = "; further ones are named in the journal alone" if len(self._named) == _TOLD_IN_THE_LOG else ""

@@ -7,14 +7,13 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking import provenance
+from dist_resnet.tracking import provenance, records
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.stop import StopWatch
@@ -48,22 +47,21 @@ class StopRequestedError(Exception):
 def train(context: RunContext, training: TrainingImages, validation: EvaluationImages) -> None:
     """Trains to the recipe's end, from the newest checkpoint in the run's directory if there is one.
 
-    The journal ends with a `finished` record of the errors and the weights' sha256, with `diverged`, with
-    `too_damaged` where too many pictures were, or with `stopped` where `stop.request` asked for it. Raises OSError
-    once the storage has failed for longer than the execution allows, and ValueError where there are checkpoints and
-    none is whole.
+    The journal ends with `Finished`, with `Diverged`, with `TooDamaged`, or with `Stopped` where `stop.request` asked
+    for it. Raises OSError once the storage has failed for longer than the execution allows, and ValueError where there
+    are checkpoints and none is whole.
     """
     session = Session(context, training, validation)
     try:
         session.run()
     except DivergedError as error:
         logger.error("stopped: %s", error)
-        session.end("diverged", step=error.step)
+        session.end(records.Diverged(step=error.step))
     except TooDamagedError as error:
         logger.error("stopped: %s", error)
-        session.end("too_damaged", step=session.step, reason=str(error))
+        session.end(records.TooDamaged(step=session.step, reason=str(error)))
     except StopRequestedError:
-        session.end("stopped", step=session.step)
+        session.end(records.Stopped(step=session.step))
     finally:
         session.close()
 
@@ -88,10 +86,10 @@ class Session:
         self._journal = context.patiently(
             lambda: Run.of_rank(worker.rank, directory, context.observer), "cannot be read"
         )
-        records = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
+        earlier = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
         self._damage = DamageRecord(
-            worker, self._journal, images=training.num_images, share=execution.damaged_share, records=records
+            worker, self._journal, images=training.num_images, share=execution.damaged_share, records=earlier
         )
         self._evaluator = Evaluator(
             model=self._state.model,
@@ -101,7 +99,7 @@ class Session:
             name_damaged=self._damage.name_validation,
         )
         self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
-        self._writer = self._checkpoint_writer(records) if worker.rank == 0 else None
+        self._writer = self._checkpoint_writer(earlier) if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
             worker,
@@ -117,19 +115,19 @@ class Session:
 
     def run(self) -> None:
         """Takes every step that is left. Raises DivergedError, and StopRequestedError where it was asked to stop."""
-        self._journal.event("session", start_step=self._state.step, **self._facts())
+        self._journal.event(self._beginning())
         # A run stopped in the middle of an evaluation left the checkpoint from just before it.
         if self._is_evaluated():
             self._evaluate()
         for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._training.steps_per_epoch):
             self._train_epoch(epoch, first_step, last_step)
-        self.end("finished", **self._outcome())
+        self.end(self._outcome())
 
-    def end(self, kind: str, **fields: Any) -> None:
-        """Commits what is left to be written, and `kind` as the journal's last record."""
+    def end(self, ending: records.Ending) -> None:
+        """Commits what is left to be written, and the ending as the journal's last record."""
         if self._writer:
             self._writer.wait(self._context.watchdog.alive)
-        self._journal.event(kind, **fields)
+        self._journal.event(ending)
         self._context.patiently(self._journal.commit, "cannot be written")
 
     def close(self) -> None:
@@ -186,13 +184,13 @@ class Session:
         if self._writer:
             self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
 
-    def _checkpoint_writer(self, records: list[dict[str, Any]]) -> CheckpointWriter:
+    def _checkpoint_writer(self, earlier: list[records.Record]) -> CheckpointWriter:
         execution = self._execution
         return CheckpointWriter(
             self._context.directory,
             self._journal,
             keep=execution.keep_checkpoints,
-            errors={step: error for step, _, error in history(records).get("val/top1_error", [])},
+            errors={step: error for step, _, error in history(earlier).get("val/top1_error", [])},
             patience_seconds=self._context.patience_seconds,
         )
 
@@ -217,42 +215,44 @@ class Session:
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
             self._told_at = time.monotonic()
             share = self._validation.num_images // self._worker.world_size
-            self._journal.event("evaluating", step=self._state.step, crop=crop, images=images, share=share)
+            told = records.Evaluating(step=self._state.step, crop=crop, images=images, share=share)
+            self._journal.event(told)
 
-    def _facts(self) -> dict[str, Any]:
+    def _beginning(self) -> records.Session:
         """What the journal says of this session: its length, workers and hardware, precision and commit."""
         device = self._worker.device
         cuda = device.type == "cuda"
-        return {
-            "total_steps": self._total,
-            "steps_per_epoch": self._training.steps_per_epoch,
-            "global_batch": self._recipe.global_batch,
-            "world_size": self._worker.world_size,
-            "begun": self._begun,
-            "precision": self._execution.precision,
-            "commit": provenance.commit(),
-            "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
-        }
+        return records.Session(
+            start_step=self._state.step,
+            total_steps=self._total,
+            steps_per_epoch=self._training.steps_per_epoch,
+            global_batch=self._recipe.global_batch,
+            world_size=self._worker.world_size,
+            begun=self._begun,
+            precision=self._execution.precision,
+            commit=provenance.commit(),
+            device=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
+        )
 
-    def _outcome(self) -> dict[str, Any]:
+    def _outcome(self) -> records.Finished:
         """What rank 0's journal says of the finished run, once its last checkpoint is committed."""
         if not self._writer:
-            return {}
+            return records.Finished()
         self._writer.wait(self._context.watchdog.alive)
         folder = checkpoint.folder_of(self._state.step)
         manifest = self._context.patiently(
             lambda: self._context.directory.read_json(f"{folder}/{checkpoint.MANIFEST}"), "cannot be read"
         )
         assert manifest is not None
-        return {
-            "steps": self._state.step,
-            "epochs": self._state.step / self._training.steps_per_epoch,
-            "top1_error": self._metrics["val/top1_error"],
-            "top5_error": self._metrics["val/top5_error"],
-            "images_per_second": self._meter.images_per_second,
-            "model": f"{folder}/{checkpoint.WEIGHTS}",
-            "weights_sha256": manifest[checkpoint.WEIGHTS]["sha256"],
-        }
+        return records.Finished(
+            steps=self._state.step,
+            epochs=self._state.step / self._training.steps_per_epoch,
+            top1_error=self._metrics["val/top1_error"],
+            top5_error=self._metrics["val/top5_error"],
+            images_per_second=self._meter.images_per_second,
+            model=f"{folder}/{checkpoint.WEIGHTS}",
+            weights_sha256=manifest[checkpoint.WEIGHTS]["sha256"],
+        )
 
 
 def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:

@@ -3,6 +3,7 @@
 import logging
 import time
 
+from dist_resnet.tracking import records
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
@@ -40,7 +41,7 @@ def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
     directory.check_present()
     found = checkpoint.latest(directory)
     if found is None:
-        told = [record["step"] for record in read_journal(directory) if record["kind"] == "checkpoint"]
+        told = [told.step for told in read_journal(directory) if isinstance(told, records.Checkpoint)]
         if told:
             raise ValueError(
                 f"the journal of {directory.uri} tells of a checkpoint after step {told[-1]}, but there is none under "

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from dist_resnet.storage.patience import patiently
+from dist_resnet.tracking import records
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
@@ -110,7 +111,7 @@ class CheckpointWriter:
             what=f"no checkpoint can be written to {self._directory.uri}, training goes on meanwhile",
             seconds=self._patience_seconds,
         )
-        self._run.event("checkpoint", step=step, seconds=time.perf_counter() - start)
+        self._run.event(records.Checkpoint(step=step, seconds=time.perf_counter() - start))
         try:
             checkpoint.prune(self._directory, newest=step, keep=self._keep, errors=dict(self._errors))
         except OSError as error:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Diverged, Finished, Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 MODEL = {
@@ -38,13 +39,13 @@ def write_trial(
     data = {"train_digest": train, "validation_digest": "b" * 64}
     trial.write_json("recipe.json", {"fingerprint": "9" * 64, "recipe": {"data": data}})
     journal = Journal(trial)
-    journal.append("session", start_step=0, total_steps=64_000, device="CPU, 1 threads each")
+    journal.append(Session(start_step=0, total_steps=64_000, device="CPU, 1 threads each"))
     for step, error in errors.items():
-        journal.append("metrics", step=step, values={"train/loss": 100 / step})
-        journal.append("metrics", step=step, values={"val/top1_error": error / 100})
+        journal.append(Metrics(step=step, values={"train/loss": 100 / step}))
+        journal.append(Metrics(step=step, values={"val/top1_error": error / 100}))
     last = max(errors, default=0)
     if end == "finished":
-        journal.append("finished", steps=last, top1_error=errors[last] / 100, images_per_second=1234.5)
+        journal.append(Finished(steps=last, top1_error=errors[last] / 100, images_per_second=1234.5))
     elif end == "diverged":
-        journal.append("diverged", step=last)
+        journal.append(Diverged(step=last))
     journal.commit()

@@ -9,6 +9,7 @@ from ablation.sweeps import MODEL, cell, write_sweep
 from dist_resnet.ablation.claims import CLAIMS, Finding, error_noise, findings
 from dist_resnet.ablation.results import Cell, read_sweep
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Diverged, Finished, Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 ORIGINAL, PREACTIVATION = ("identity", "original"), ("identity", "full_preactivation")
@@ -33,14 +34,14 @@ def _write(trial: RunDirectory, result: tuple[float, float] | None) -> None:
     trial.write_json("recipe.json", {"fingerprint": "9" * 64, "recipe": {}})
     error, loss = result or (5.0, 0.001)
     journal = Journal(trial)
-    journal.append("session", start_step=0, total_steps=64_000, device="CPU")
-    journal.append("metrics", step=64_000, values={"train/loss": loss, "time/step_seconds": 1.0})
+    journal.append(Session(start_step=0, total_steps=64_000, device="CPU"))
+    journal.append(Metrics(step=64_000, values={"train/loss": loss, "time/step_seconds": 1.0}))
     if math.isinf(error):
-        journal.append("diverged", step=64_000)
+        journal.append(Diverged(step=64_000))
     else:
-        journal.append("metrics", step=64_000, values={"val/top1_error": error / 100})
+        journal.append(Metrics(step=64_000, values={"val/top1_error": error / 100}))
         if result:
-            journal.append("finished", steps=64_000, top1_error=error / 100)
+            journal.append(Finished(steps=64_000, top1_error=error / 100))
     journal.commit()
 
 

@@ -10,6 +10,7 @@ from ablation.sweeps import MODEL, cell, write_sweep
 
 from dist_resnet.ablation.record import read_record, to_csv, to_json
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Diverged, Finished, Metrics, Session, Stopped
 from dist_resnet.tracking.run_directory import RunDirectory
 
 PREACTIVATION = MODEL | {"placement": "full_preactivation"}
@@ -28,18 +29,20 @@ def _write(sweep: RunDirectory, name: str, errors: dict[int, float], *, end: str
     first = min(errors)
     for start in (0, first):
         journal = Journal(trial)
-        journal.append("session", start_step=start, total_steps=64_000, device="CPU, 1 threads each", **facts)
+        journal.append(Session(start_step=start, total_steps=64_000, device="CPU, 1 threads each", **facts))
         for step in [step for step in errors if (step == first) == (start == 0)]:
-            journal.append("metrics", step=step, values={"train/loss": step / 1e6, "time/step_seconds": 2.0})
-            journal.append("metrics", step=step, values={"val/top1_error": errors[step]})
+            journal.append(Metrics(step=step, values={"train/loss": step / 1e6, "time/step_seconds": 2.0}))
+            journal.append(Metrics(step=step, values={"val/top1_error": errors[step]}))
         journal.commit()
     journal = Journal(trial)
     last = max(errors)
     if end == "finished":
         outcome = {"top1_error": errors[last], "top5_error": 0.004, "images_per_second": 850.5}
-        journal.append("finished", steps=last, weights_sha256="d" * 64, **outcome)
-    elif end:
-        journal.append(end, step=last)
+        journal.append(Finished(steps=last, weights_sha256="d" * 64, **outcome))
+    elif end == "diverged":
+        journal.append(Diverged(step=last))
+    elif end == "stopped":
+        journal.append(Stopped(step=last))
     journal.commit()
 
 
@@ -125,9 +128,9 @@ def test_a_published_fail_is_no_error(full: RunDirectory):
 
 def test_no_path_of_a_machine_and_no_number_that_json_lacks_is_written(full: RunDirectory, tmp_path: Path):
     journal = Journal(RunDirectory(full.child("original")))
-    journal.append("session", start_step=2000, total_steps=64_000, device="CPU")
-    journal.append("metrics", step=2001, values={"train/loss": float("nan"), "val/top1_error": 0.9})
-    journal.append("diverged", step=2001)
+    journal.append(Session(start_step=2000, total_steps=64_000, device="CPU"))
+    journal.append(Metrics(step=2001, values={"train/loss": float("nan"), "val/top1_error": 0.9}))
+    journal.append(Diverged(step=2001))
     journal.commit()
     record = read_record([full])
     text = json.dumps(to_json(record, written="2026-11-25"), allow_nan=False) + to_csv(record)

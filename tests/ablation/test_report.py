@@ -16,6 +16,7 @@ from dist_resnet.ablation.ranking import agreement, published_orders
 from dist_resnet.ablation.report import write_report
 from dist_resnet.ablation.results import read_sweep
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 PREACTIVATION = MODEL | {"placement": "full_preactivation"}
@@ -133,7 +134,7 @@ def test_every_commit_and_precision_that_ran_is_told(directory: RunDirectory):
     for name, commit, precision in (("a", "c0ffee", "bf16"), ("b", "facade", "fp32")):
         write_trial(directory, name, {1000: 60.0})
         journal = Journal(RunDirectory(directory.child(name)))
-        journal.append("session", start_step=1000, total_steps=64_000, commit=commit, precision=precision)
+        journal.append(Session(start_step=1000, total_steps=64_000, commit=commit, precision=precision))
         journal.commit()
     rows = dict(
         [column.strip() for column in line.strip("|").split("|")]

@@ -27,6 +27,7 @@ from dist_resnet import cli
 from dist_resnet.launch import local
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.records import Checkpoint, Metrics, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -102,16 +103,16 @@ class _Job:
         self._driver.wait()
         self.start()
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[Record]:
         return read_journal(RunDirectory(str(self.folder))) if self.folder.exists() else []
 
     def step(self) -> int:
         """The last step that the journal tells of."""
-        steps = [record["step"] for record in self.records() if record["kind"] == "metrics"]
+        steps = [record.step for record in self.records() if isinstance(record, Metrics)]
         return steps[-1] if steps else 0
 
-    def sessions(self) -> list[dict]:
-        return [record for record in self.records() if record["kind"] == "session"]
+    def sessions(self) -> list[Session]:
+        return [record for record in self.records() if isinstance(record, Session)]
 
     def wait_until(self, what: Callable[[], bool], *, pause: float = 0.05) -> None:
         """Returns once `what` holds. Fails where the driver ends before, or nothing happens for minutes."""
@@ -212,7 +213,7 @@ def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe,
     finally:
         job.stop()
     sessions = job.sessions()
-    print(kills, "sessions began after steps", [session["start_step"] for session in sessions])
+    print(kills, "sessions began after steps", [session.start_step for session in sessions])
     assert sum(kills.values()) == _KILLS
     assert summary["weights_sha256"] == whole["weights_sha256"]
     assert summary["top1_error"] == whole["top1_error"]
@@ -249,9 +250,9 @@ def _is_writing(folder: Path, known: set[Path]) -> bool:
 
 def _is_evaluating(job: _Job) -> bool:
     """Whether the last step is followed by an evaluation that is not over."""
-    records = [record for record in job.records() if record["kind"] == "metrics"]
+    records = [record for record in job.records() if isinstance(record, Metrics)]
     last = records[-1]
-    return last["step"] % 20 == 0 and "val/loss" not in last["values"]
+    return last.step % 20 == 0 and not last.is_evaluation
 
 
 @pytest.mark.chaos
@@ -267,16 +268,16 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
     try:
         job.wait_until(lambda: job.step() >= 20)
         hosts.kill_node(2)
-        job.wait_until(lambda: len(job.sessions()) >= 2 and job.step() >= job.sessions()[-1]["start_step"] + 10)
-        assert job.sessions()[-1]["world_size"] == 2
+        job.wait_until(lambda: len(job.sessions()) >= 2 and job.step() >= job.sessions()[-1].start_step + 10)
+        assert job.sessions()[-1].world_size == 2
         hosts.start_node(2, cpus=1)
-        job.wait_until(lambda: job.sessions()[-1]["world_size"] == 3 and len(job.sessions()) >= 3)
+        job.wait_until(lambda: job.sessions()[-1].world_size == 3 and len(job.sessions()) >= 3)
         summary = job.finish()
         _assert_nothing_is_left()
     finally:
         job.stop()
-    sizes = [session["world_size"] for session in job.sessions()]
-    print("world sizes", sizes, "from steps", [session["start_step"] for session in job.sessions()])
+    sizes = [session.world_size for session in job.sessions()]
+    print("world sizes", sizes, "from steps", [session.start_step for session in job.sessions()])
     assert sizes[0] == 3
     assert summary["steps"] == 400
     _undisturbed(recipe, tmp_path, 3)
@@ -302,7 +303,7 @@ def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, reci
     try:
         job.wait_until(lambda: job.step() >= 5)
         hosts.drain_node(2)
-        job.wait_until(lambda: any(record["kind"] == "checkpoint" for record in job.records()))
+        job.wait_until(lambda: any(isinstance(record, Checkpoint) for record in job.records()))
         assert not hosts.has_ended(2)
         job.wait_until(lambda: hosts.has_ended(2))
         reached = job.step()
@@ -312,7 +313,7 @@ def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, reci
         _assert_nothing_is_left()
     finally:
         job.stop()
-    starts = [session["start_step"] for session in job.sessions()]
+    starts = [session.start_step for session in job.sessions()]
     print("gone after step", reached, "sessions began after steps", starts)
     assert starts[-1] > 5
     assert summary["weights_sha256"] == _undisturbed(recipe, tmp_path, 2)["weights_sha256"]
@@ -336,13 +337,13 @@ def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, reci
         cut_off = job.sessions()
         job.wait_until(lambda: len(job.sessions()) > len(cut_off) and job.step() >= 60)
         job.ray("stop", "first")
-        job.wait_until(lambda: job.records()[-1]["kind"] == "stopped")
+        job.wait_until(lambda: isinstance(job.records()[-1], Stopped))
         _assert_nothing_is_left()
         job.submit("second")
         job.wait_until(lambda: (job.folder / "summary.json").exists())
     finally:
         print(job.ray("logs", "first")[-3000:])
-    print("sessions began after steps", [session["start_step"] for session in job.sessions()])
+    print("sessions began after steps", [session.start_step for session in job.sessions()])
     summary = json.loads((job.folder / "summary.json").read_text())
     execution = dataclasses.replace(job.execution, name="whole", device="cpu")
     whole = local.run(local.prepare_run(job.recipe, execution, job="test"))

@@ -19,6 +19,7 @@ import pytest
 from cluster.hosts import Hosts, reason_against
 
 from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.records import Metrics, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -122,7 +123,7 @@ def test_a_job_told_to_go_saves_a_checkpoint_is_queued_again_and_goes_on(slurm: 
         assert batch.wait(timeout=120) == 0, slurm.log.read_text()[-3000:]
     finally:
         batch.kill()
-    assert _records(run)[-1]["kind"] == "stopped"
+    assert isinstance(_records(run)[-1], Stopped)
     reached = _step(run)
     assert 10 <= reached < 1200
     assert slurm.requeued.read_text().split() == [str(os.getpid())]
@@ -134,9 +135,9 @@ def test_a_job_told_to_go_saves_a_checkpoint_is_queued_again_and_goes_on(slurm: 
     finally:
         batch.kill()
     _assert_nothing_is_left(slurm)
-    sessions = [record for record in _records(run) if record["kind"] == "session"]
-    assert [session["world_size"] for session in sessions] == [2, 2]
-    assert sessions[-1]["start_step"] == reached
+    sessions = [record for record in _records(run) if isinstance(record, Session)]
+    assert [session.world_size for session in sessions] == [2, 2]
+    assert sessions[-1].start_step == reached
     assert json.loads((run / "summary.json").read_text())["steps"] == 1200
     assert slurm.requeued.read_text().split() == [str(os.getpid())]
     text = slurm.log.read_text()
@@ -151,12 +152,12 @@ def test_a_script_without_a_job_says_so():
     assert "no job given" in done.stderr
 
 
-def _records(run: Path) -> list[dict]:
+def _records(run: Path) -> list[Record]:
     return read_journal(RunDirectory(str(run))) if run.exists() else []
 
 
 def _step(run: Path) -> int:
-    return max((record["step"] for record in _records(run) if record["kind"] == "metrics"), default=0)
+    return max((record.step for record in _records(run) if isinstance(record, Metrics)), default=0)
 
 
 def _wait_until(what: Callable[[], bool], batch: subprocess.Popen, slurm: _Slurm) -> None:

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 
 POINTS = 2000
@@ -35,7 +36,7 @@ def runs(tmp_path: Path) -> list[str]:
         directory.write("recipe.json", b"{}")
         journal = Journal(directory)
         for step in range(1, POINTS + 1):
-            journal.append("metrics", step=step, values={"train/loss": 1.0 / step})
+            journal.append(Metrics(step=step, values={"train/loss": 1.0 / step}))
         journal.commit()
         card = RunCard(experiment=f"{tmp_path.name} {name}", name=name, params={}, tags={})
         Ledger(directory, "http://127.0.0.1:9").note_card(card, parent=None, every=1)

@@ -30,6 +30,7 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.lock import LockedError, lock
 from dist_resnet.storage.ranges import filesystem_of
 from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.records import Damaged
 
 _SCRIPT = """
 import json, sys
@@ -222,8 +223,8 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
         recipe = dataclasses.replace(shard_recipe, data=data)
         plan = local.prepare_run(recipe, dataclasses.replace(allowing, name=name), job="test")
         summaries.append(local.run(plan))
-        events = [record for record in read_journal(plan.directory) if record["kind"] == "damaged"]
-        named.append(sorted((event["split"], event["row"]) for event in events))
+        events = [record for record in read_journal(plan.directory) if isinstance(record, Damaged)]
+        named.append(sorted((event.split, event.row) for event in events))
     assert len({summary["weights_sha256"] for summary in summaries}) == 1
     assert named == [[("train", 13), ("train", 170), ("validation", 20)]] * 3
     assert any(len(entry.name) == 64 for entry in (tmp_path / "cache").iterdir())

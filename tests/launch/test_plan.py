@@ -19,6 +19,7 @@ from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.plan import prepare
 from dist_resnet.recipe import Augment, Execution, Model, Recipe
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Metrics, Session
 
 
 def _with_train(recipe: Recipe, uri: str) -> Recipe:
@@ -47,8 +48,8 @@ def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, executi
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     journal = Journal(plan.directory)
-    journal.append("session", start_step=0, precision="fp32")
-    journal.append("metrics", step=1, values={"train/loss": 1.0})
+    journal.append(Session(start_step=0, precision="fp32"))
+    journal.append(Metrics(step=1, values={"train/loss": 1.0}))
     journal.commit()
     assert prepare(recipe, execution, job="test").notes == ()
     (note,) = prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes

@@ -1,5 +1,6 @@
 """The progress display. Oracle: lines read back from the stream, and a pseudo-terminal."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -8,19 +9,14 @@ import termios
 import pytest
 
 from dist_resnet.launch.progress import PictureProgress, Progress
+from dist_resnet.tracking.records import Metrics, Record, Session
+
+SESSION = Session(start_step=0, total_steps=20, world_size=2, device="CPU")
 
 
-def _records(steps: range) -> list[dict]:
-    session = {"kind": "session", "start_step": 0, "total_steps": 20, "world_size": 2, "device": "CPU"}
-    metrics = [
-        {
-            "kind": "metrics",
-            "step": step,
-            "values": {"train/loss": 1.5, "train/top1_error": 0.25, "time/step_seconds": 0.5},
-        }
-        for step in steps
-    ]
-    return [session, *metrics]
+def _records(steps: range) -> list[Record]:
+    values = {"train/loss": 1.5, "train/top1_error": 0.25, "time/step_seconds": 0.5}
+    return [SESSION, *(Metrics(step=step, values=values) for step in steps)]
 
 
 def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
@@ -34,14 +30,14 @@ def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
 
 def test_a_continued_run_says_where_it_goes_on():
     stream = io.StringIO()
-    Progress("run", 20, 32, stream=stream).show([_records(range(0))[0] | {"start_step": 7}])
+    Progress("run", 20, 32, stream=stream).show([dataclasses.replace(SESSION, start_step=7)])
     assert "going on after step 7 of 20 steps" in stream.getvalue()
 
 
 def test_evaluations_are_told():
     stream = io.StringIO()
     values = {"val/loss": 1.0, "val/top1_error": 0.055, "val/top1_error_320px": 0.05}
-    Progress("run", 20, 32, stream=stream).show([{"kind": "metrics", "step": 10, "values": values}])
+    Progress("run", 20, 32, stream=stream).show([Metrics(step=10, values=values)])
     assert stream.getvalue() == "run: step 10: validation top1 error 5.50%, top1 error 320px 5.00%\n"
 
 

@@ -20,6 +20,7 @@ from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.registry import predictor
 from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 FROZEN = Path(__file__).parents[1] / "released" / "first.frozen"
@@ -65,8 +66,8 @@ def test_a_run_that_was_cut_off_after_its_checkpoint_ends_with_its_weights(
     ended = local.run(local.prepare_run(_recipe(released), here, job="test"))
     assert (ended["status"], ended["steps"]) == ("finished", summary["steps"])
     assert ended["weights_sha256"] == summary["weights_sha256"]
-    sessions = [record for record in read_journal(RunDirectory(str(released / "run"))) if record["kind"] == "session"]
-    assert [session["start_step"] for session in sessions] == [0, summary["steps"]]
+    sessions = [record for record in read_journal(RunDirectory(str(released / "run"))) if isinstance(record, Session)]
+    assert [session.start_step for session in sessions] == [0, summary["steps"]]
 
 
 def test_a_packages_network_has_the_runs_weights(released: Path):

@@ -10,16 +10,17 @@ from dist_resnet.launch.runs import names_of_runs, read_standing
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import stop
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Record, Session, Stopped, TooDamaged
 from dist_resnet.tracking.run_directory import RunDirectory
 
 
-def _session(journal: Journal, start_step: int, world_size: int, steps: range, *, end: dict | None = None) -> None:
-    journal.append("session", start_step=start_step, total_steps=100, world_size=world_size, device="CPU")
+def _session(journal: Journal, start_step: int, world_size: int, steps: range, *, end: Record | None = None) -> None:
+    journal.append(Session(start_step=start_step, total_steps=100, world_size=world_size, device="CPU"))
     for step in steps:
         values = {"train/loss": 1 / step, "train/top1_error": 0.25, "time/step_seconds": 0.5}
-        journal.append("metrics", step=step, values=values)
+        journal.append(Metrics(step=step, values=values))
     if end:
-        journal.append(**end)
+        journal.append(end)
     journal.commit()
 
 
@@ -31,7 +32,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def test_a_run_that_trains_tells_its_pace_time_left_checkpoint_and_restarts(directory: RunDirectory):
-    _session(Journal(directory), 0, 4, range(1, 31), end={"kind": "checkpoint", "step": 20, "seconds": 1.0})
+    _session(Journal(directory), 0, 4, range(1, 31), end=Checkpoint(step=20, seconds=1.0))
     _session(Journal(directory), 20, 2, range(21, 41))
     standing = read_standing(directory)
     assert (standing.status, standing.step, standing.total_steps) == ("open", 40, 100)
@@ -45,7 +46,7 @@ def test_a_run_that_trains_tells_its_pace_time_left_checkpoint_and_restarts(dire
 
 
 def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
-    _session(Journal(directory), 0, 2, range(1, 11), end={"kind": "stopped", "step": 10})
+    _session(Journal(directory), 0, 2, range(1, 11), end=Stopped(step=10))
     assert read_standing(directory).status == "stopped"
     assert read_standing(directory).seconds_left is None
     _session(Journal(directory), 10, 2, range(11, 21))
@@ -56,14 +57,14 @@ def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ({"kind": "diverged", "step": 10}, "no longer finite at step 10"),
-        ({"kind": "too_damaged", "step": 10, "reason": "9 of the 96 training pictures are damaged"}, "9 of the 96"),
+        (Diverged(step=10), "no longer finite at step 10"),
+        (TooDamaged(step=10, reason="9 of the 96 training pictures are damaged"), "9 of the 96"),
     ],
 )
 def test_a_run_that_failed_says_why(directory: RunDirectory, end, reason):
     _session(Journal(directory), 0, 1, range(1, 11), end=end)
     standing = read_standing(directory)
-    assert standing.status == end["kind"]
+    assert standing.status == end.kind
     assert reason in (standing.reason or "")
     assert reason in standing.page()
 

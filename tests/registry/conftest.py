@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import Journal
+from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
@@ -50,8 +51,8 @@ def make_run(tmp_path: Path, execution: Execution) -> MakeRun:
         record = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()}
         directory.write_json("recipe.json", record | ({"classes": classes} if classes is not None else {}))
         journal = Journal(directory)
-        journal.append("session", start_step=0)
-        journal.append("metrics", step=6, values={"val/top1_error": top1_error, "val/top5_error": 0.0, "val/loss": 1.0})
+        journal.append(Session(start_step=0))
+        journal.append(Metrics(step=6, values={"val/top1_error": top1_error, "val/top5_error": 0.0, "val/loss": 1.0}))
         journal.commit()
         checkpoint.save(directory, Snapshot.of(trained(recipe, execution, seed)))
         return directory.uri

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.records import Checkpoint, Finished, Metrics, Record, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.worker import Worker
 
@@ -20,26 +22,25 @@ WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 def test_an_observer_is_told_what_the_journal_says(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, execution, job="test")
     plan.claim()
-    told: list[tuple[str, dict]] = []
-    run_worker(plan, WORKER, observer=lambda kind, fields: told.append((kind, fields)))
-    journal = [
-        (record["kind"], {key: value for key, value in record.items() if key not in ("kind", "time")})
-        for record in read_journal(plan.directory)
-    ]
+    told: list[Record] = []
+    run_worker(plan, WORKER, observer=told.extend)
     # Checkpoints are written by a thread, which may come in between the two.
-    assert sorted(map(str, told)) == sorted(map(str, journal))
-    assert told[0][0] == "session"
-    assert {"session", "metrics", "checkpoint", "finished"} <= {kind for kind, _ in told}
+    assert sorted(map(str, told)) == sorted(map(str, read_journal(plan.directory)))
+    assert isinstance(told[0], Session)
+    assert {Session, Metrics, Checkpoint, Finished} <= {type(record) for record in told}
 
 
 def test_ranks_without_a_journal_are_observed_too(tmp_path: Path):
-    told: list[tuple[str, dict]] = []
-    run = Run.of_rank(1, RunDirectory(str(tmp_path)), lambda kind, fields: told.append((kind, fields)))
-    run.event("session", world_size=2)
+    told: list[Record] = []
+    run = Run.of_rank(1, RunDirectory(str(tmp_path)), told.extend)
+    run.event(Session(start_step=0, time=1.0))
     run.metrics(3, {"train/loss": 0.5})
     run.metrics(4, {})
     run.close()
-    assert told == [("session", {"world_size": 2}), ("metrics", {"step": 3, "values": {"train/loss": 0.5}})]
+    session, metrics = told
+    assert session == Session(start_step=0, time=1.0)
+    assert isinstance(metrics, Metrics)
+    assert (metrics.step, metrics.values) == (3, {"train/loss": 0.5})
     assert not list(tmp_path.iterdir())
 
 
@@ -47,10 +48,10 @@ def test_an_observer_that_fails_costs_one_warning_and_not_a_bit(recipe: Recipe, 
     weights = []
     calls = 0
 
-    def failing(kind: str, fields: dict) -> None:
+    def failing(records: Sequence[Record]) -> None:
         nonlocal calls
         calls += 1
-        if kind == "metrics":
+        if isinstance(records[0], Metrics):
             raise RuntimeError("no agent")
 
     for name, observer in (("alone", None), ("observed", failing)):
@@ -58,7 +59,9 @@ def test_an_observer_that_fails_costs_one_warning_and_not_a_bit(recipe: Recipe, 
         plan.claim()
         with caplog.at_level(logging.WARNING):
             run_worker(plan, WORKER, **({"observer": observer} if observer else {}))
-        weights.append(read_journal(plan.directory)[-1]["weights_sha256"])
+        ending = read_journal(plan.directory)[-1]
+        assert isinstance(ending, Finished)
+        weights.append(ending.weights_sha256)
     assert weights[0] == weights[1]
     assert calls == 2
     warnings = [record.getMessage() for record in caplog.records if "observed" in record.getMessage()]

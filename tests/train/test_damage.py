@@ -11,6 +11,7 @@ from dist_resnet.launch.evaluate import evaluate
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.records import Damaged, TooDamaged
 
 HURT = {3: "cut short", 17: "no picture", 41: "cut short"}
 
@@ -36,8 +37,8 @@ def test_damaged_pictures_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe
     summary = local.run(plan)
     assert summary["status"] == "finished"
     records = read_journal(plan.directory)
-    events = [record for record in records if record["kind"] == "damaged"]
-    named = {(event["split"], event["file"].rpartition("/")[2], event["row"]) for event in events}
+    events = [record for record in records if isinstance(record, Damaged)]
+    named = {(event.split, event.file.rpartition("/")[2], event.row) for event in events}
     assert named == {
         ("train", "a.parquet", 3),
         ("train", "a.parquet", 17),
@@ -63,7 +64,7 @@ def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, exe
         local.run(plan)
         records = read_journal(plan.directory)
         losses.append([value for _, _, value in history(records)["train/loss"]])
-        assert sum(record["kind"] == "damaged" for record in records) == 4
+        assert sum(isinstance(record, Damaged) for record in records) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -74,10 +75,10 @@ def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed
     assert "2 of the 64 training pictures are damaged" in caplog.text or "3 of the 64 training" in caplog.text
     assert "--execution.damaged-share" in caplog.text
     assert not plan.directory.exists("summary.json")
-    assert read_journal(plan.directory)[-1]["kind"] == "too_damaged"
+    assert isinstance(read_journal(plan.directory)[-1], TooDamaged)
     again = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.05), job="test")
     assert local.run(again)["status"] == "finished"
-    events = [record for record in read_journal(plan.directory) if record["kind"] == "damaged"]
+    events = [record for record in read_journal(plan.directory) if isinstance(record, Damaged)]
     assert len(events) == 4
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.records import Diverged, Finished, Session, Stopped
 from dist_resnet.train.context import RunContext
 from dist_resnet.train.loop import train
 from dist_resnet.train.watchdog import Watchdog
@@ -72,7 +74,7 @@ def _train_until(plan: Plan, step: int) -> None:
     training.close()
 
 
-def _last(plan: Plan) -> dict:
+def _last(plan: Plan) -> Any:
     return read_journal(plan.directory)[-1]
 
 
@@ -85,11 +87,11 @@ def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
     run_worker(whole, WORKER)
     _train_until(broken, 5)
     run_worker(broken, WORKER)
-    assert _last(whole)["kind"] == "finished"
-    assert _last(broken)["weights_sha256"] == _last(whole)["weights_sha256"]
-    sessions = [record for record in read_journal(broken.directory) if record["kind"] == "session"]
-    assert [session["start_step"] for session in sessions] == [0, 4]
-    told = {(session["precision"], session["commit"]) for session in sessions}
+    assert isinstance(_last(whole), Finished)
+    assert _last(broken).weights_sha256 == _last(whole).weights_sha256
+    sessions = [record for record in read_journal(broken.directory) if isinstance(record, Session)]
+    assert [session.start_step for session in sessions] == [0, 4]
+    told = {(session.precision, session.commit) for session in sessions}
     assert told == {(execution.precision, provenance.commit())}
     losses = [
         [(step, value) for step, _, value in history(read_journal(plan.directory))["train/loss"]]
@@ -148,9 +150,9 @@ def test_a_run_may_stop_on_any_number_of_workers_and_go_on_with_any_other(shard_
             execution=dataclasses.replace(changing.execution, workers=count),
         )
         local.start_workers(part)
-    sessions = [record for record in read_journal(changing.directory) if record["kind"] == "session"]
-    assert [session["world_size"] for session in sessions] == workers
-    assert [session["start_step"] for session in sessions] == [2 * number for number in range(len(workers))]
+    sessions = [record for record in read_journal(changing.directory) if isinstance(record, Session)]
+    assert [session.world_size for session in sessions] == workers
+    assert [session.start_step for session in sessions] == [2 * number for number in range(len(workers))]
     losses = [
         torch.tensor([value for _, _, value in history(read_journal(plan.directory))["train/loss"]])
         for plan in (whole, changing)
@@ -193,7 +195,7 @@ def test_the_journal_tells_every_steps_numbers(recipe: Recipe, execution: Execut
 def test_a_part_of_an_epoch_is_a_run(recipe: Recipe, execution: Execution):
     plan = _plan(dataclasses.replace(recipe, epochs=4 / 3), execution)
     run_worker(plan, WORKER)
-    assert _last(plan)["steps"] == 4
+    assert _last(plan).steps == 4
     assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 4]
 
 
@@ -201,7 +203,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execu
     recipe = dataclasses.replace(recipe, schedule=Schedule(learning_rate=1e30))
     plan = _plan(recipe, execution)
     run_worker(plan, WORKER)
-    assert _last(plan)["kind"] == "diverged"
+    assert isinstance(_last(plan), Diverged)
     assert not math.isfinite(history(read_journal(plan.directory))["train/loss"][-1][2])
 
 
@@ -214,13 +216,13 @@ def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(re
     run_worker(stopped, WORKER)
     asking.join()
     last = _last(stopped)
-    assert last["kind"] == "stopped"
-    assert 0 < last["step"] < 120
+    assert isinstance(last, Stopped)
+    assert 0 < last.step < 120
     stop.withdraw(stopped.directory)
     run_worker(stopped, WORKER)
-    sessions = [record for record in read_journal(stopped.directory) if record["kind"] == "session"]
-    assert sessions[1]["start_step"] == last["step"]
-    assert _last(stopped)["weights_sha256"] == _last(whole)["weights_sha256"]
+    sessions = [record for record in read_journal(stopped.directory) if isinstance(record, Session)]
+    assert sessions[1].start_step == last.step
+    assert _last(stopped).weights_sha256 == _last(whole).weights_sha256
 
 
 def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, execution: Execution, gs: str):
@@ -228,9 +230,9 @@ def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, exec
     run_worker(whole, WORKER)
     _train_until(away, 4)
     run_worker(away, WORKER)
-    sessions = [record for record in read_journal(away.directory) if record["kind"] == "session"]
-    assert [session["start_step"] for session in sessions] == [0, 4]
-    assert _last(away)["weights_sha256"] == _last(whole)["weights_sha256"]
+    sessions = [record for record in read_journal(away.directory) if isinstance(record, Session)]
+    assert [session.start_step for session in sessions] == [0, 4]
+    assert _last(away).weights_sha256 == _last(whole).weights_sha256
 
 
 def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):

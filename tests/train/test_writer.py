@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.loop import create_state
@@ -170,7 +171,7 @@ def test_the_journal_up_to_a_checkpoint_is_durable_before_it(directory: RunDirec
     run = Run.of_rank(0, directory)
 
     def look(*arguments) -> None:
-        seen.append([record["step"] for record in read_journal(directory) if record["kind"] == "metrics"])
+        seen.append([record.step for record in read_journal(directory) if isinstance(record, Metrics)])
         whole(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", look)

@@ -12,12 +12,12 @@ import numpy as np
 
 from dist_resnet.launch.plan import Plan
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.tracking.records import FINAL_ENDINGS
 from dist_resnet.tracking.run_directory import SUMMARY_FILE
 
 _REDUCTION_FACTOR = 4
 # The first rung, as a part of the run: earlier errors say little.
 _FIRST_RUNG = 1 / 8
-_ENDS = ("finished", "diverged")
 
 
 class Rungs:
@@ -88,6 +88,6 @@ def rebuild(plans: Sequence[Plan]) -> Rungs:
         records = read_journal(plan.directory)
         for step, _, error in history(records).get("val/top1_error", []):
             rungs.record(plan.name, step, error)
-        if plan.directory.exists(SUMMARY_FILE) or (records and records[-1]["kind"] in _ENDS):
+        if plan.directory.exists(SUMMARY_FILE) or (records and isinstance(records[-1], FINAL_ENDINGS)):
             rungs.leave(plan.name)
     return rungs

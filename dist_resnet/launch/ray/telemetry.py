@@ -9,9 +9,21 @@ alerts and panels that are made of them.
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from ray.util.metrics import Counter, Gauge
+
+from dist_resnet.tracking.records import (
+    Checkpoint,
+    Evaluating,
+    Finished,
+    Metrics,
+    Record,
+    Session,
+    Stopped,
+    Tracking,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +130,15 @@ class WorkerTelemetry(_Telemetry):
     def __init__(self, run: str, rank: int) -> None:
         super().__init__(WORKER_GAUGES, WORKER_COUNTERS, {"run": run, "rank": str(rank)})
 
-    def __call__(self, kind: str, fields: dict[str, Any]) -> None:
-        """Takes in a record as `tracking.run.Run` makes it."""
-        if kind == "session":
-            self.values |= {STEP: fields["start_step"], WORLD_SIZE: fields["world_size"], DAMAGED: 0}
-        elif kind == "metrics":
-            self.values[STEP] = fields["step"]
-            for key, value in fields["values"].items():
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Takes in records as `tracking.recorder.Run` makes them."""
+        for record in records:
+            if isinstance(record, Session):
+                self.values |= {STEP: record.start_step, WORLD_SIZE: record.world_size or 1, DAMAGED: 0}
+            if not isinstance(record, Metrics):
+                continue
+            self.values[STEP] = record.step
+            for key, value in record.values.items():
                 name = _KEYS.get(key)
                 if name in WORKER_GAUGES:
                     self.values[name] = value
@@ -145,25 +159,31 @@ class RunTelemetry(_Telemetry):
         self.values |= {"running": 1, "workers_wanted": workers_wanted, "restarts": 0, "tracking_waiting_points": 0}
         self.values |= dict.fromkeys(("progress_timestamp_seconds", "checkpoint_timestamp_seconds"), time.time())
 
-    def __call__(self, kind: str, fields: dict[str, Any]) -> None:
-        """Takes in a record as `supervise` passes it on."""
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Takes in records as `launch.follow` passes them on."""
+        for record in records:
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
         values, now = self.values, time.time()
-        if kind == "session":
-            self._sessions += 1
-            self._furthest = max(self._furthest, fields["start_step"])
-            values["restarts"] = self._sessions - 1
-            values["total_steps"] = fields["total_steps"]
-            values["checkpoint_step"] = fields["start_step"]
-        elif kind == "evaluating" or (kind == "metrics" and fields["step"] > self._furthest):
-            # Steps that are done again after a restart are no progress: a run that always fails makes none.
-            self._furthest = max(self._furthest, fields["step"])
-            values["progress_timestamp_seconds"] = now
-        elif kind == "checkpoint":
-            values |= {"checkpoint_step": fields["step"], "checkpoint_timestamp_seconds": now}
-        elif kind == "tracking":
-            values["tracking_waiting_points"] = fields["waiting_points"]
-        elif kind in ("finished", "stopped"):
-            values["running"] = 0
+        match record:
+            case Session():
+                self._sessions += 1
+                self._furthest = max(self._furthest, record.start_step)
+                values["restarts"] = self._sessions - 1
+                values["total_steps"] = record.total_steps or 0
+                values["checkpoint_step"] = record.start_step
+            case Evaluating() | Metrics():
+                # Steps that are done again after a restart are no progress: a run that always fails makes none.
+                if isinstance(record, Evaluating) or record.step > self._furthest:
+                    values["progress_timestamp_seconds"] = now
+                self._furthest = max(self._furthest, record.step)
+            case Checkpoint():
+                values |= {"checkpoint_step": record.step, "checkpoint_timestamp_seconds": now}
+            case Tracking():
+                values["tracking_waiting_points"] = record.waiting_points
+            case Finished() | Stopped():
+                values["running"] = 0
 
 
 def _made(kind: type, descriptions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:

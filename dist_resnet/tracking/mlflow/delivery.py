@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dist_resnet.tracking.journal import Tail
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
 from dist_resnet.tracking.mlflow.run import MlflowRun, unwatched
@@ -45,14 +46,18 @@ def deliver(
         parent = _Delivered(above, Ledger(above, tracking_uri).run_id())
     run = MlflowRun(tracking_uri, directory, card, parent=parent, every=every)
     run.keep()
-    return _send(run, ledger.ending() or Ending(status="KILLED"), tracking_uri, wait_seconds, watch)
+    ending = ledger.ending() or Ending(status="KILLED")
+    return _send(run, Tail(directory), ending, tracking_uri, wait_seconds, watch)
 
 
-def _send(run: MlflowRun, ending: Ending, uri: str, wait_seconds: float, watch: Callable[[int], None]) -> bool:
+def _send(
+    run: MlflowRun, tail: Tail, ending: Ending, uri: str, wait_seconds: float, watch: Callable[[int], None]
+) -> bool:
     """Sends all of a run, again and again while the server is away; whether it arrived in that time."""
     deadline, is_down = time.monotonic() + wait_seconds, False
     while True:
         try:
+            run.take(tail.poll())
             run.level(watch)
             run.end(ending)
             return True

@@ -11,8 +11,8 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -20,12 +20,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from dist_resnet.tracking.journal import Tail
 from dist_resnet.tracking.mlflow import address, database
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError, check_experiment, check_run, refusal_of, refusal_of_a_file
 from dist_resnet.tracking.mlflow.run_description import DataSet, Ending, RunCard
 from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.records import Metrics, Record, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class MlflowRun:
         self._uri, self._card, self._parent, self._every = tracking_uri, card, parent, every
         self._ledger = Ledger(directory, tracking_uri)
         self._client: MlflowClient | None = None
-        self._tail, self._polling = Tail(directory), threading.Lock()
-        self._records: list[dict[str, Any]] = []
+        self._counting = threading.Lock()
+        self._records: list[Record] = []
         self._position = 0
         self._steps: dict[str, int] = {}
 
@@ -85,19 +85,20 @@ class MlflowRun:
         if ending is not None:
             self._ledger.note_ending(ending)
 
-    def poll(self) -> None:
-        """Takes in what the journal has got since the last call, from any thread. Raises OSError."""
-        with self._polling:
-            new = self._tail.poll()
-            self._records += new
-            self.waiting_points += sum(len(self._sent(record)) for record in new)
+    def take(self, records: Sequence[Record]) -> None:
+        """Takes in the journal's next records, from its first one on, from any thread.
+
+        Those of earlier drivers come before the first call of `level`, which finds out how many of them have arrived.
+        """
+        with self._counting:
+            self._records += records
+            self.waiting_points += sum(len(self._sent(record)) for record in records)
 
     def level(self, watch: Callable[[int], None] = unwatched) -> None:
-        """Starts or finds the MLflow run, then sends every record that has not arrived.
+        """Starts or finds the MLflow run, then sends every record that was taken in and has not arrived.
 
         `watch` is called with the points that wait, at first and after each batch. Raises whatever MLflow does.
         """
-        self.poll()
         if self.run_id is None:
             self.run_id = self._start()
         watch(self.waiting_points)
@@ -134,12 +135,12 @@ class MlflowRun:
             logger.debug("why MLflow refuses could not be found out: %s", other)
         return found
 
-    def _next_batch(self) -> tuple[list[dict[str, Any]], list[Metric]]:
+    def _next_batch(self) -> tuple[list[Record], list[Metric]]:
         """The records of one call, from the front of those that wait, and their metrics.
 
         A step that a restarted session did again is left out where the server has it from before.
         """
-        batch: list[dict[str, Any]] = []
+        batch: list[Record] = []
         metrics: list[Metric] = []
         steps = dict(self._steps)
         for record in self._records:
@@ -148,27 +149,28 @@ class MlflowRun:
                 break
             batch.append(record)
             for key, value in values.items():
-                if record["step"] > steps.get(key, -1):
-                    metrics.append(Metric(key, value, int(record["time"] * 1000), record["step"]))
-                    steps[key] = record["step"]
+                assert isinstance(record, Metrics)
+                if record.step > steps.get(key, -1):
+                    metrics.append(Metric(key, value, int(record.time * 1000), record.step))
+                    steps[key] = record.step
         return batch, metrics
 
-    def _sent(self, record: dict[str, Any]) -> dict[str, float]:
+    def _sent(self, record: Record) -> dict[str, float]:
         """The metrics of a record that are for MLflow."""
-        if record["kind"] != "metrics":
+        if not isinstance(record, Metrics) or (record.step % self._every and not record.is_evaluation):
             return {}
-        thinned = record["step"] % self._every and "val/loss" not in record["values"]
-        return {} if thinned else record["values"]
+        return record.values
 
-    def _note(self, batch: list[dict[str, Any]]) -> None:
+    def _note(self, batch: list[Record]) -> None:
         """Counts the records at the front as arrived."""
-        self._position += len(batch)
-        del self._records[: len(batch)]
-        self.waiting_points -= sum(len(self._sent(record)) for record in batch)
+        with self._counting:
+            self._position += len(batch)
+            del self._records[: len(batch)]
+            self.waiting_points -= sum(len(self._sent(record)) for record in batch)
         for record in batch:
-            if record["kind"] == "metrics":
-                for key in record["values"]:
-                    self._steps[key] = max(record["step"], self._steps.get(key, -1))
+            if isinstance(record, Metrics):
+                for key in record.values:
+                    self._steps[key] = max(record.step, self._steps.get(key, -1))
 
     def _start(self) -> str:
         """The id of this run's MLflow run, made if need be; reads how far an earlier driver came."""
@@ -272,10 +274,10 @@ def _input(entry: DataSet) -> DatasetInput:
     return DatasetInput(data_set, [InputTag(MLFLOW_DATASET_CONTEXT, entry.context)])
 
 
-def _hardware_tags(records: list[dict[str, Any]]) -> list[RunTag]:
+def _hardware_tags(records: Sequence[Record]) -> list[RunTag]:
     """What the newest session among the records trains on, as rank 0 saw it."""
-    sessions = [record for record in records if record["kind"] == "session" and "device" in record]
-    return [RunTag("hardware.workers", f"{each['world_size']} x {each['device']}") for each in sessions[-1:]]
+    sessions = [record for record in records if isinstance(record, Session) and record.device is not None]
+    return [RunTag("hardware.workers", f"{each.world_size} x {each.device}") for each in sessions[-1:]]
 
 
 def open_client(uri: str) -> MlflowClient:

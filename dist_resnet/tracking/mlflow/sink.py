@@ -1,27 +1,35 @@
-"""Delivers a run's journal to MLflow, on the driver, beside the training and never in its way."""
+"""Delivers a run's journal to MLflow, on the driver, beside the training and never in its way.
+
+Whoever follows the journal hands its records on; the sink itself reads no file, so an outage of the storage is none of
+MLflow's. What MLflow has yet to take waits in memory. How many records have arrived is written down on the server with
+each batch, and a later driver, which hands the whole journal to a sink of its own, goes on from there.
+"""
 
 import logging
 import shlex
 import threading
 import time
+from collections.abc import Sequence
 
 from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
 from dist_resnet.tracking.mlflow.run import MlflowRun, Parent
 from dist_resnet.tracking.mlflow.run_description import Ending, RunCard
 from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.tracking.records import Record
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_POLLS = 2.0
+_SECONDS_BETWEEN_DELIVERIES = 2.0
 
 
 class MlflowSink:
-    """A background thread that keeps one MLflow run level with one journal.
+    """A background thread that keeps one MLflow run level with what `take` is given of one journal.
 
-    `card`, `parent` and `every` are those of `MlflowRun`. While MLflow does not answer, it is asked again every two
-    seconds. Where it refuses, which waiting does not mend, `refusal` says why, and it is asked once more, at the end.
+    `card`, `parent` and `every` are those of `MlflowRun`; `records` is the journal so far. While MLflow does not
+    answer, it is asked again every two seconds. Where it refuses, which waiting does not mend, `refusal` says why, and
+    it is asked once more, at the end.
     """
 
     def __init__(
@@ -30,6 +38,7 @@ class MlflowSink:
         directory: RunDirectory,
         card: RunCard,
         *,
+        records: Sequence[Record] = (),
         parent: Parent | None = None,
         every: int = 1,
     ) -> None:
@@ -38,6 +47,7 @@ class MlflowSink:
         self.refusal: RefusedError | None = None
         self._uri, self._parent = tracking_uri, parent
         self._run = MlflowRun(tracking_uri, directory, card, parent=parent, every=every)
+        self._run.take(records)
         self._down = False
         self._closing = threading.Event()
         self._ending: Ending | None = None
@@ -55,10 +65,14 @@ class MlflowSink:
         """The journal's points that MLflow has not taken."""
         return self._run.waiting_points
 
+    def take(self, records: Sequence[Record]) -> None:
+        """Takes in the journal's next records, and waits for nothing."""
+        self._run.take(records)
+
     def close(
         self, status: str, files: dict[str, bytes], *, tags: dict[str, str] | None = None, wait_seconds: float = 60.0
     ) -> None:
-        """Delivers what is left, attaches files and tags, ends the MLflow run with `status` (FINISHED, FAILED, KILLED).
+        """Delivers what was taken in, attaches files and tags, ends the MLflow run: FINISHED, FAILED or KILLED.
 
         Waits no longer than `wait_seconds`, and not for what is refused; what could not be delivered stays in the
         run's directory, with a warning.
@@ -70,10 +84,6 @@ class MlflowSink:
             self._warn_of_the_rest()
 
     def _warn_of_the_rest(self) -> None:
-        try:
-            self._run.poll()
-        except OSError as error:
-            logger.warning("the journal cannot be read: %s", error)
         shown = without_credentials(self._uri)
         logger.warning(
             "MLflow at %s did not take the end of the run%s; %d points wait in %s; to deliver them%s: "
@@ -95,15 +105,13 @@ class MlflowSink:
                 self._keep()
                 if closing or self.refusal is None:
                     self._deliver(closing)
-                else:
-                    self._run.poll()
             except Exception as error:
                 # Whatever a server that is not well makes MLflow's client raise: it is an outage, unless it refuses.
                 self._report(error)
             if self.is_delivered or (closing and self.refusal is not None):
                 return
             # While closing, the event is set and no longer waits: only a failure gets here then.
-            time.sleep(_SECONDS_BETWEEN_POLLS) if closing else self._closing.wait(_SECONDS_BETWEEN_POLLS)
+            time.sleep(_SECONDS_BETWEEN_DELIVERIES) if closing else self._closing.wait(_SECONDS_BETWEEN_DELIVERIES)
 
     def _deliver(self, closing: bool) -> None:
         """Brings the MLflow run level and, while closing, ends it; waits for its parent's before."""

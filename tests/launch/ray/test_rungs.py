@@ -15,6 +15,7 @@ from dist_resnet.launch.ray.rungs import Rungs, rebuild
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import Journal, history, read_journal
+from dist_resnet.tracking.records import Diverged, Ending, Finished, Metrics, Session
 from dist_resnet.worker import Worker
 
 STEPS = 40
@@ -199,23 +200,23 @@ def _plans(recipe: Recipe, execution: Execution, names: str) -> list[Plan]:
     return [prepare(recipe, dataclasses.replace(execution, name=name), job="test") for name in names]
 
 
-def _record(plan: Plan, start: int, errors: dict[int, float], end: str | None = None) -> None:
+def _record(plan: Plan, start: int, errors: dict[int, float], end: Ending | None = None) -> None:
     plan.claim()
     journal = Journal(plan.directory)
-    journal.append("session", start_step=start, total_steps=48, device="CPU")
+    journal.append(Session(start_step=start, total_steps=48, device="CPU"))
     for step, error in errors.items():
-        journal.append("metrics", step=step, values={"val/top1_error": error})
+        journal.append(Metrics(step=step, values={"val/top1_error": error}))
     if end:
-        journal.append(end, step=max(errors, default=0))
+        journal.append(end)
     journal.commit()
 
 
 def test_rungs_are_rebuilt_from_finished_stopped_diverged_and_unfinished_trials(recipe: Recipe, execution: Execution):
     finished, stopped, diverged, unfinished, waiting = plans = _plans(recipe, execution, "abcde")
-    _record(finished, 0, {6: 0.5, 24: 0.3, 48: 0.1}, "finished")
+    _record(finished, 0, {6: 0.5, 24: 0.3, 48: 0.1}, Finished(steps=48))
     _record(stopped, 0, {6: 0.6})
     stopped.directory.write_json("summary.json", {"status": "stopped"})
-    _record(diverged, 0, {3: 0.9}, "diverged")
+    _record(diverged, 0, {3: 0.9}, Diverged(step=3))
     _record(unfinished, 0, {6: 0.4, 24: 0.31})
     rungs = rebuild(plans)
     assert rungs.order == list("abcde")
@@ -295,7 +296,7 @@ def test_a_sweep_that_was_really_trained_and_killed_stops_the_same_trials(recipe
     killed_at = (1, *(first + place + 1 for place, first in enumerate(firsts)))
     assert _train(broken, killed_at) == ends
     for one, other in zip(whole, broken, strict=True):
-        sessions = [record["kind"] for record in read_journal(other.directory)].count("session")
+        sessions = sum(isinstance(record, Session) for record in read_journal(other.directory))
         assert sessions == 2
         errors = [history(read_journal(plan.directory))["val/top1_error"] for plan in (one, other)]
         assert [(step, error) for step, _, error in errors[0]] == [(step, error) for step, _, error in errors[1]]

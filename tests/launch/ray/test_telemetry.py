@@ -12,6 +12,7 @@ from ray.util.metrics import Gauge
 from dist_resnet.launch.ray import telemetry
 from dist_resnet.launch.ray import train as ray_train
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Session, Stopped, Tracking
 
 
 def _served() -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -59,32 +60,31 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> telemetry.RunTelemetry:
 
 
 def test_a_restart_is_counted_and_steps_done_again_are_no_progress(driver, monkeypatch):
-    driver("session", {"start_step": 100, "total_steps": 500})
+    driver([Session(start_step=100, total_steps=500)])
     monkeypatch.setattr("time.time", lambda: 1010.0)
-    driver("metrics", {"step": 120, "values": {}})
-    driver("session", {"start_step": 110, "total_steps": 500})
+    driver([Metrics(step=120, values={})])
+    driver([Session(start_step=110, total_steps=500)])
     monkeypatch.setattr("time.time", lambda: 1020.0)
-    driver("metrics", {"step": 120, "values": {}})
+    driver([Metrics(step=120, values={})])
     values = driver.values
     assert values["restarts"] == 1
     assert values["checkpoint_step"] == 110
     assert values["progress_timestamp_seconds"] == 1010.0
-    driver("metrics", {"step": 121, "values": {}})
+    driver([Metrics(step=121, values={})])
     assert driver.values["progress_timestamp_seconds"] == 1020.0
 
 
 def test_a_run_that_diverged_is_not_said_to_have_ended_well(driver):
-    driver("diverged", {"step": 3})
+    driver([Diverged(step=3)])
     assert driver.values["running"] == 1
-    driver("stopped", {"step": 3})
+    driver([Stopped(step=3)])
     assert driver.values["running"] == 0
 
 
 def test_a_checkpoint_and_what_waits_for_mlflow_are_told(driver, monkeypatch):
     assert driver.values["checkpoint_timestamp_seconds"] == 1000.0
     monkeypatch.setattr("time.time", lambda: 1300.0)
-    driver("checkpoint", {"step": 40, "seconds": 1.0})
-    driver("tracking", {"waiting_points": 12})
+    driver([Checkpoint(step=40, seconds=1.0), Tracking(waiting_points=12)])
     values = driver.values
     assert (values["checkpoint_step"], values["checkpoint_timestamp_seconds"]) == (40, 1300.0)
     assert values["tracking_waiting_points"] == 12
@@ -93,9 +93,9 @@ def test_a_checkpoint_and_what_waits_for_mlflow_are_told(driver, monkeypatch):
 
 def test_a_worker_keeps_its_newest_numbers_and_adds_up_its_seconds():
     worker = telemetry.WorkerTelemetry("run", 1)
-    worker("session", {"start_step": 10, "world_size": 2})
+    worker([Session(start_step=10, world_size=2)])
     for step in (11, 12):
-        worker("metrics", {"step": step, "values": {"train/loss": 1 / step, "time/data_seconds": 0.25}})
-    worker("metrics", {"step": 12, "values": {"system/cpu_utilization_percentage": 50.0}})
+        worker([Metrics(step=step, values={"train/loss": 1 / step, "time/data_seconds": 0.25})])
+    worker([Metrics(step=12, values={"system/cpu_utilization_percentage": 50.0})])
     told = {"step": 12, "world_size": 2, "damaged_pictures": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
     assert worker.values == told

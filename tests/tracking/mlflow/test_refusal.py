@@ -18,12 +18,14 @@ import pytest
 from mlflow import MlflowClient
 from tracking.frozen import immutable
 
+from dist_resnet.launch.follow import Lookout, RunFollower
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError
 from dist_resnet.tracking.mlflow.run_description import RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 
 CARD = RunCard(experiment="ours", name="run", params={"model.depth": 20}, tags={"fingerprint": "abc"})
@@ -48,7 +50,7 @@ def tracked(directory: RunDirectory) -> RunDirectory:
 def _train(directory: RunDirectory, steps: range) -> None:
     journal = Journal(directory)
     for step in steps:
-        journal.append("metrics", step=step, values={"train/loss": 1.0 / step})
+        journal.append(Metrics(step=step, values={"train/loss": 1.0 / step}))
     journal.commit()
 
 
@@ -58,6 +60,20 @@ def _steps(uri: str, run_id: str) -> list[int]:
 
 def _run_id(directory: RunDirectory, uri: str) -> str:
     return directory.read_json("mlflow.json")["servers"][uri]["run_id"]
+
+
+class _Followed(MlflowSink):
+    """A sink that is told of a journal as a run's driver does it."""
+
+    def __init__(self, uri: str, directory: RunDirectory, card: RunCard, **options) -> None:
+        follower = RunFollower(directory)
+        super().__init__(uri, directory, card, records=follower.look(), **options)
+        follower.tell(self.take)
+        self._lookout = Lookout(follower.look)
+
+    def close(self, *arguments, **options) -> None:
+        self._lookout.close(wait_seconds=5)
+        super().close(*arguments, **options)
 
 
 def _closed(sink: MlflowSink) -> float:
@@ -78,7 +94,7 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
     client = MlflowClient(own_store)
     experiment = client.create_experiment("ours")
     client.delete_experiment(experiment)
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.refusal)
     assert _closed(sink) < 20
     # Threads of an earlier test may still be trying a server that is away.
@@ -103,7 +119,7 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
 
 
 def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_the_end(own_store, directory, caplog):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     experiment = client.get_run(sink.run_id).info.experiment_id
@@ -120,7 +136,7 @@ def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_th
 
 
 def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, directory, caplog):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     client.delete_run(sink.run_id)
@@ -137,7 +153,7 @@ def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, dire
 
 
 def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directory):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _closed(sink)
     client = MlflowClient(own_store)
     client.delete_experiment(client.get_run(sink.run_id).info.experiment_id)
@@ -151,7 +167,7 @@ def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directo
 
 
 def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directory):
-    first = MlflowSink(own_store, directory, CARD)
+    first = _Followed(own_store, directory, CARD)
     _closed(first)
     _train(directory, range(4, 6))
     file = Path(own_store.removeprefix("sqlite:///"))
@@ -164,7 +180,7 @@ def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directo
 def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_makes_another(
     own_store, store, directory, caplog
 ):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     file = Path(own_store.removeprefix("sqlite:///"))
     file.unlink()
@@ -187,7 +203,7 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
 
 
 def test_a_store_that_becomes_read_only_refuses_and_waits_for_nobody(own_store, directory, caplog):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     with immutable(Path(own_store.removeprefix("sqlite:///"))):
         _train(directory, range(4, 6))
@@ -255,7 +271,7 @@ def test_a_gateway_that_lets_nobody_in_refuses(status: int, mending: str, body: 
     gate = type("Gate", (_Gate,), {"status": status, "body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sink = MlflowSink(f"http://127.0.0.1:{server.server_address[1]}", directory, CARD)
+        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, CARD)
         _wait_until(lambda: sink.refusal)
         asked = gate.asked
         time.sleep(3)
@@ -273,8 +289,8 @@ def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_
     client.delete_experiment(client.create_experiment("ours"))
     above = RunDirectory(str(tmp_path / "sweep"))
     above.write("recipe.json", b"{}")
-    parent = MlflowSink(own_store, above, CARD)
-    child = MlflowSink(own_store, directory, CARD, parent=parent)
+    parent = _Followed(own_store, above, CARD)
+    child = _Followed(own_store, directory, CARD, parent=parent)
     _wait_until(lambda: child.refusal)
     assert _closed(child) < 20
     assert _closed(parent) < 20
@@ -284,7 +300,7 @@ def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_
 
 
 def test_files_that_cannot_be_stored_refuse_and_are_delivered_later(own_store, directory, caplog):
-    sink = MlflowSink(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, CARD)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     folder = Path(client.get_run(sink.run_id).info.artifact_uri.removeprefix("file://"))

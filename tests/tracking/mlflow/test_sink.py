@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dist_resnet.tracking.journal import Journal
+from dist_resnet.launch.follow import RunFollower
+from dist_resnet.tracking.journal import Journal, read_journal
 from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
+from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
 CARD = RunCard(
@@ -35,10 +37,15 @@ CARD = RunCard(
 def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
     directory.write("recipe.json", b"{}")
     journal = Journal(directory)
-    journal.append("session", start_step=start_step, world_size=2, device="CPU, 1 threads each")
+    journal.append(Session(start_step=start_step, world_size=2, device="CPU, 1 threads each"))
     for step in steps:
-        journal.append("metrics", step=step, values={"train/loss": 1.0 / step, "train/top1_error": 0.5})
+        journal.append(Metrics(step=step, values={"train/loss": 1.0 / step, "train/top1_error": 0.5}))
     journal.commit()
+
+
+def _sink(uri: str, directory: RunDirectory, card: RunCard = CARD, **options) -> MlflowSink:
+    """A sink that has taken in the journal so far."""
+    return MlflowSink(uri, directory, card, records=read_journal(directory), **options)
 
 
 def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
@@ -48,7 +55,7 @@ def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, f
 def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 2000))
-    sink = MlflowSink(store, directory, CARD)
+    sink = _sink(store, directory)
     sink.close("FINISHED", {"training_curve.png": b"picture"})
     client = MlflowClient(store)
     run = client.get_run(sink.run_id)
@@ -65,10 +72,10 @@ def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: s
 def test_a_continued_run_is_the_same_run_without_doubled_points(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 8))
-    first = MlflowSink(store, directory, CARD)
+    first = _sink(store, directory)
     first.close("KILLED", {})
     _journal(directory, 4, range(5, 11))
-    second = MlflowSink(store, directory, CARD)
+    second = _sink(store, directory)
     second.close("FINISHED", {})
     assert second.run_id == first.run_id
     assert [step for step, _ in _points(store, second.run_id)] == list(range(1, 11))
@@ -78,11 +85,11 @@ def test_a_continued_run_is_the_same_run_without_doubled_points(store: str, tmp_
 def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 6))
-    first = MlflowSink(store, directory, CARD)
+    first = _sink(store, directory)
     first.close("KILLED", {})
     # As if the answer to the last batch had been lost: the position was never written.
     MlflowClient(store).set_tag(first.run_id, "dist_resnet.journal_position", "0")
-    second = MlflowSink(store, directory, CARD)
+    second = _sink(store, directory)
     second.close("FINISHED", {})
     assert [step for step, _ in _points(store, second.run_id)] == [1, 2, 3, 4, 5]
 
@@ -91,12 +98,12 @@ def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(s
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 6))
     card = replace(CARD, experiment="killed")
-    first = MlflowSink(store, directory, card)
+    first = _sink(store, directory, card)
     first.close("KILLED", {})
     known = directory.read_json("mlflow.json")
     key = known["servers"][store]["key"]
     directory.write_json("mlflow.json", known | {"servers": {store: {"key": key}}})
-    second = MlflowSink(store, directory, card)
+    second = _sink(store, directory, card)
     second.close("FINISHED", {})
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("killed")
@@ -108,9 +115,9 @@ def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     directory.write("recipe.json", b"{}")
     journal = Journal(directory)
-    journal.append("metrics", step=1, values={"train/loss": math.nan})
+    journal.append(Metrics(step=1, values={"train/loss": math.nan}))
     journal.commit()
-    sink = MlflowSink(store, directory, CARD)
+    sink = _sink(store, directory)
     sink.close("FINISHED", {})
     assert math.isnan(_points(store, sink.run_id)[0][1])
 
@@ -160,12 +167,15 @@ class _Server:
 def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    sink = MlflowSink(server.uri, directory, CARD)
+    sink, follower = MlflowSink(server.uri, directory, CARD), RunFollower(directory)
+    follower.tell(sink.take)
+    follower.look()
     deadline = time.monotonic() + 60
     while sink.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
     server.stop()
     _journal(directory, 3, range(4, 9))
+    follower.look()
     deadline = time.monotonic() + 60
     while "does not answer" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -205,7 +215,7 @@ def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str,
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Sick", (_Sick,), {"ailment": ailment})) as sick:
         threading.Thread(target=sick.serve_forever, daemon=True).start()
         port = 9 if ailment == "gone" else sick.server_address[1]
-        sink = MlflowSink(f"http://someone:secret@127.0.0.1:{port}", directory, CARD)
+        sink = _sink(f"http://someone:secret@127.0.0.1:{port}", directory)
         sink.close("FINISHED", {"training_curve.png": b"picture"}, tags={"result": "5.0"}, wait_seconds=4)
         sick.shutdown()
     assert sink.run_id is None
@@ -232,7 +242,7 @@ def test_steps_done_twice_arrive_once_also_in_one_batch(store: str, tmp_path: Pa
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 8))
     _journal(directory, 4, range(5, 11))
-    sink = MlflowSink(store, directory, CARD)
+    sink = _sink(store, directory)
     sink.close("FINISHED", {})
     assert [step for step, _ in _points(store, sink.run_id)] == list(range(1, 11))
 
@@ -240,7 +250,7 @@ def test_steps_done_twice_arrive_once_also_in_one_batch(store: str, tmp_path: Pa
 def test_what_a_continued_run_adds_is_not_taken_for_delivered(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    MlflowSink(store, directory, CARD).close("KILLED", {})
+    _sink(store, directory).close("KILLED", {})
     _journal(directory, 3, range(4, 7))
     # Under a server that is away: as if none had looked after the second session.
     assert deliver(directory, store, wait_seconds=60)
@@ -251,7 +261,7 @@ def test_what_a_continued_run_adds_is_not_taken_for_delivered(store: str, tmp_pa
 def test_a_password_in_the_servers_address_is_nowhere(server: _Server, tmp_path: Path, caplog, capfd):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    sink = MlflowSink(server.uri.replace("http://", "http://someone:sec@ret@"), directory, CARD)
+    sink = _sink(server.uri.replace("http://", "http://someone:sec@ret@"), directory)
     sink.close("FINISHED", {})
     said = capfd.readouterr()
     told = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
@@ -263,8 +273,8 @@ def test_a_childs_delivery_brings_its_parent_first(store: str, tmp_path: Path):
     for directory in (above, below):
         _journal(directory, 0, range(1, 3))
     dead = "http://127.0.0.1:9"
-    parent = MlflowSink(dead, above, CARD)
-    child = MlflowSink(dead, below, CARD, parent=parent)
+    parent = _sink(dead, above)
+    child = _sink(dead, below, parent=parent)
     for sink in (child, parent):
         sink.close("FINISHED", {}, wait_seconds=3)
     assert deliver(below, store, wait_seconds=60)
@@ -279,7 +289,7 @@ def test_the_data_sets_are_the_runs_inputs(store: str, tmp_path: Path):
     _journal(directory, 0, range(1, 3))
     source = "s3://key:secret@bucket/train"
     data = DataSet(name="cifar10", digest="d" * 64, context="training", source=source, images=96, classes=4)
-    sink = MlflowSink(store, directory, replace(CARD, data_sets=(data,)))
+    sink = _sink(store, directory, replace(CARD, data_sets=(data,)))
     sink.close("FINISHED", {})
     (found,) = MlflowClient(store).get_run(sink.run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("cifar10", "d" * 36)
