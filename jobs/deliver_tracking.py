@@ -42,9 +42,9 @@ def main() -> None:
 def _deliver_all(options: Options) -> bool:
     """Delivers run after run; whether all arrived. A server that refuses every run ends it."""
     # Imported late, so that --help need not wait for MLflow.
+    from dist_resnet.storage.uri import without_credentials
     from dist_resnet.tracking.mlflow.address import store_of
     from dist_resnet.tracking.mlflow.refusal import RefusedError
-    from dist_resnet.tracking.provenance import without_credentials
     from dist_resnet.tracking.run_directory import RunDirectory
 
     outcomes = []

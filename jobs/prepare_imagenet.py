@@ -116,12 +116,12 @@ def _prepare(options: Options) -> None:
 def _check(folder: str) -> int:
     from dist_resnet.data.shards.manifest import verify
     from dist_resnet.launch.progress import PictureProgress
-    from dist_resnet.storage.ranges import filesystem_of
+    from dist_resnet.storage.uri import open_uri
 
     progress = PictureProgress()
     progress.begin("reading shards", None)
     try:
-        manifest, complaints = verify(*filesystem_of(folder), threads=os.cpu_count() or 1, advance=progress.advance)
+        manifest, complaints = verify(*open_uri(folder), threads=os.cpu_count() or 1, advance=progress.advance)
     finally:
         progress.close()
     print("\n".join(describe(manifest)))

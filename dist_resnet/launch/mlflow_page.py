@@ -13,6 +13,7 @@ from dist_resnet.data.shards.split import Split
 from dist_resnet.launch.plan import Plan
 from dist_resnet.model import complexity
 from dist_resnet.recipe import flatten
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
@@ -35,7 +36,7 @@ picture of {size} x {size}.
 
 def run_card(plan: Plan) -> RunCard:
     """What MLflow is told of a run that has claimed its directory."""
-    recipe, directory = plan.recipe, provenance.without_credentials(plan.directory.uri)
+    recipe, directory = plan.recipe, without_credentials(plan.directory.uri)
     size = recipe.evaluation.crops[0]
     cost = complexity.measure(recipe.model, size)
     summary = {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
@@ -49,7 +50,7 @@ def run_card(plan: Plan) -> RunCard:
         size=size,
         directory=directory,
         quoted=shlex.quote(directory),
-    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
+    ) + "".join(f"* {without_credentials(line)}\n" for line in plan.notes)
     return RunCard(
         experiment=plan.execution.experiment,
         name=plan.name,
@@ -57,7 +58,7 @@ def run_card(plan: Plan) -> RunCard:
         tags=provenance.collect()
         | {"fingerprint": recipe.fingerprint(), "run_directory": directory, "mlflow.note.content": note},
         texts={
-            "recipe.json": provenance.without_credentials(plan.directory.read("recipe.json").decode()),
+            "recipe.json": without_credentials(plan.directory.read("recipe.json").decode()),
             "environment.txt": provenance.environment(),
         },
         data_sets=(_data_set(plan, plan.train, "training"), _data_set(plan, plan.validation, "validation")),
@@ -69,7 +70,7 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
         name=f"{plan.recipe.data.dataset} {context}",
         digest=split.digest,
         context=context,
-        source=provenance.without_credentials(split.uri),
+        source=without_credentials(split.uri),
         images=split.num_images,
         classes=len(split.class_names) if split.class_names else plan.recipe.model.num_classes,
     )

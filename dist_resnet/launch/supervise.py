@@ -10,7 +10,8 @@ from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.storage.patience import patiently
-from dist_resnet.tracking import commands, provenance, stop
+from dist_resnet.storage.uri import without_credentials
+from dist_resnet.tracking import commands, stop
 from dist_resnet.tracking.holding import keeping, release
 from dist_resnet.tracking.journal import Tail, read_journal
 from dist_resnet.tracking.mlflow.address import store_of
@@ -49,7 +50,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     sink = MlflowSink(uri, plan.directory, run_card(plan))
     for note in plan.notes:
         logger.info("%s", note)
-    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
+    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     over = threading.Event()
     follower = threading.Thread(
@@ -85,7 +86,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
         seconds=60 * plan.execution.storage_minutes,
     )
     logger.info("%s: %s", summary["status"], _result(summary))
-    logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
+    logger.info("look at it: %s", commands.look_at(without_credentials(uri)))
     return summary
 
 

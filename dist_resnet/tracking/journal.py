@@ -14,7 +14,8 @@ import threading
 import time
 from typing import Any
 
-from dist_resnet.tracking.run_directory import RunDirectory, naming
+from dist_resnet.storage.files import naming
+from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

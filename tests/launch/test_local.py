@@ -28,7 +28,7 @@ from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.lock import LockedError, lock
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import open_uri
 from dist_resnet.tracking.journal import read_journal
 
 _SCRIPT = """
@@ -211,7 +211,7 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
     images = [jpeg(smooth(40, 40, index)) for index in range(200)]
     images[13], images[170] = images[13][:400], b""
     for place in (str(tmp_path / "here"), f"{s3}/hurt"):
-        filesystem, path = filesystem_of(place)
+        filesystem, path = open_uri(place)
         for split, rows in (("train", images), ("validation", images[150:190])):
             table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
             write_table(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)

@@ -13,7 +13,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from dist_resnet.storage import ranges
-from dist_resnet.storage.ranges import Access, RangeCache, RangeReader
+from dist_resnet.storage.range_cache import RangeCache
+from dist_resnet.storage.ranges import Access, RangeReader
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
 
@@ -48,7 +49,7 @@ def file(tmp_path: Path) -> str:
 
 
 def remote(store: CountedStore, monkeypatch: pytest.MonkeyPatch, access: Access) -> RangeReader:
-    monkeypatch.setattr(ranges, "filesystem_of", lambda uri: (store, uri))
+    monkeypatch.setattr(ranges, "open_uri", lambda uri: (store, uri))
     return RangeReader("s3://bucket/shards", access)
 
 
