@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: tuple[str, ...]
-    """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs. Others are named and passed over."""
+    """Directories of runs, STORAGE/NAME: local paths or URIs of object stores. Others are named and passed over."""
     tracking_uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run, or
-    ~/dist_resnet/mlflow.db where that is on s3:// or gs://."""
+    ~/dist_resnet/mlflow.db where that is on an object store."""
     experiment: str | None = None
     """MLflow experiment for runs that are not there yet, or whose own was deleted; by default each run's own."""
     minutes: float = 10.0

@@ -3,7 +3,7 @@
     python jobs/prepare_cifar.py --source ~/cifar --target ~/cifar10
 
 The source is a folder of torchvision's `CIFAR10(root)` or an unpacked archive, in the python or the binary format.
-The target is a local path, s3:// or gs:// URI and gets `train-00000-of-00001.parquet` and
+The target is a local path or URI of an object store and gets `train-00000-of-00001.parquet` and
 `test-00000-of-00001.parquet`, for `--data.train` and `--data.validation`. Takes about half a minute.
 """
 
@@ -18,7 +18,7 @@ class Options:
     source: Path
     """Folder of the published files."""
     target: str
-    """Local path, s3:// or gs:// URI of the folder to write."""
+    """Local path or URI of the folder to write."""
 
 
 def main() -> None:

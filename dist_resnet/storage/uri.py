@@ -81,8 +81,8 @@ def _open_azure(uri: str) -> tuple[pafs.FileSystem, str]:
         dfs_storage_scheme=protocol,
     )
     if not key and not sas:
-        # Arrow has no kind of error for a login that fails, so it is asked for here.
-        filesystem.get_file_info(container)
+        # A login that fails is an error here, and here alone: of a container itself, or later, Arrow ends the process.
+        filesystem.get_file_info(f"{container}/login")
     return filesystem, container + unquote(parts.path)
 
 

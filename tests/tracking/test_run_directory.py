@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_resnet.storage.uri import absolute_uri, child_uri
+from dist_resnet.storage.files import whole_file
+from dist_resnet.storage.uri import absolute_uri, child_uri, open_uri
 from dist_resnet.tracking.run_directory import RunDirectory
 
 
@@ -177,11 +178,23 @@ def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureReque
     assert directory.read_json("missing.json") is None
     directory.delete("checkpoints/step_1")
     assert directory.list("checkpoints/step_1") == []
-    with directory.staged("large") as path:
-        path.write_bytes(b"x" * (20 << 20))
-    assert directory.read("large", (20 << 20) - 3) == b"xxx"
-    assert directory.list("") == [("large", 20 << 20), ("summary.json", 17)]
     assert pickle.loads(pickle.dumps(directory)).read_json("summary.json") == {"steps": 1}  # noqa: S301
+
+
+def test_what_is_being_written_to_azures_store_is_not_there_before_all_of_it_is(az: str):
+    directory = RunDirectory(child_uri(az, "runs/whole"))
+    directory.write_json("summary.json", {"steps": 1})
+    filesystem, path = open_uri(directory.child("summary.json"))
+    with whole_file(filesystem, path) as stream:
+        stream.write(b"x" * (12 << 20))  # more than one block
+        assert directory.read_json("summary.json") == {"steps": 1}
+    with pytest.raises(OSError, match="no space"):
+        _fail_half_way(directory, "summary.json")
+    assert directory.list("") == [("summary.json", 12 << 20)]
+    with directory.staged("summary.json") as staged:
+        staged.write_bytes(b"whole")
+    assert directory.read("summary.json") == b"whole"
+    assert directory.list("") == [("summary.json", 5)]
 
 
 def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path: Path):
