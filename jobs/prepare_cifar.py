@@ -26,11 +26,12 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     # Imported late, so that --help need not wait for Arrow.
     from dist_resnet.data.shards.write import convert_cifar
+    from dist_resnet.storage.uri import child_uri
 
     with cli.bad_input_exits():
         counts = convert_cifar(options.source.expanduser(), options.target)
     for split, count in counts.items():
-        print(f"{options.target}/{split}-00000-of-00001.parquet: {count} pictures")
+        print(f"{child_uri(options.target, f'{split}-00000-of-00001.parquet')}: {count} pictures")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.plots import confusion_matrix, training_curve
+from dist_resnet.train import checkpoint
 from dist_resnet.train.damage import EVENT
 from dist_resnet.train.run_images import AUGMENTED_BATCH, CONFUSION
 
@@ -28,7 +29,7 @@ NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {mul
 picture of {size} x {size}.
 
 * Everything of this run, the journal with every point included: `{directory}`
-* Its checkpoints: `{directory}/checkpoints`
+* Its checkpoints: `{checkpoints}`
 * To evaluate the newest: `python jobs/evaluate.py --run {quoted}`
 * To register it: `python jobs/register_model.py --run {quoted}`
 """
@@ -49,6 +50,7 @@ def run_card(plan: Plan) -> RunCard:
         multiply_adds=cost.multiply_adds / 1e9,
         size=size,
         directory=directory,
+        checkpoints=without_credentials(plan.directory.child(checkpoint.FOLDER)),
         quoted=shlex.quote(directory),
     ) + "".join(f"* {without_credentials(line)}\n" for line in plan.notes)
     return RunCard(

@@ -82,7 +82,10 @@ def _open_azure(uri: str) -> tuple[pafs.FileSystem, str]:
     )
     if not key and not sas:
         # A login that fails is an error here, and here alone: of a container itself, or later, Arrow ends the process.
-        filesystem.get_file_info(f"{container}/login")
+        try:
+            filesystem.get_file_info(f"{container}/login")
+        except pa.ArrowException as error:
+            raise OSError(f"set AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or log in: {error}") from error
     return filesystem, container + unquote(parts.path)
 
 

@@ -28,7 +28,7 @@ from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.lock import LockedError, lock
-from dist_resnet.storage.uri import open_uri
+from dist_resnet.storage.uri import child_uri, open_uri
 from dist_resnet.tracking.journal import read_journal
 
 _SCRIPT = """
@@ -194,15 +194,21 @@ def test_the_precisions_of_gpus_are_refused_on_the_cpu(recipe: Recipe, execution
         local.prepare_run(recipe, dataclasses.replace(execution, precision=precision), job="test")
 
 
-def test_pictures_and_runs_may_lie_on_an_object_store(recipe: Recipe, execution: Execution, s3: str, tmp_path: Path):
+@pytest.mark.parametrize("store", ["s3", "az"])
+def test_pictures_and_runs_may_lie_on_an_object_store(
+    recipe: Recipe, execution: Execution, store: str, tmp_path, request
+):
+    bucket = request.getfixturevalue(store)
     train, validation = write_demo(
-        f"{s3}/pictures", size=32, num_classes=4, train_images=96, validation_images=40, seed=0
+        child_uri(bucket, "pictures"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0
     )
     there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=train, validation=validation))
     here = local.run(local.prepare_run(recipe, execution, job="test"))
-    away = dataclasses.replace(execution, storage=f"{s3}/runs", tracking_uri=f"sqlite:///{tmp_path}/away.db")
+    away = dataclasses.replace(
+        execution, storage=child_uri(bucket, "runs"), tracking_uri=f"sqlite:///{tmp_path}/away.db"
+    )
     summary = local.run(local.prepare_run(there, away, job="test"))
-    assert summary["model_uri"].startswith(f"{s3}/runs/run/checkpoints/")
+    assert summary["model_uri"].startswith(f"{bucket.partition('?')[0]}/runs/run/checkpoints/")
     assert summary["weights_sha256"] == here["weights_sha256"]
     assert summary["fingerprint"] == here["fingerprint"]
 

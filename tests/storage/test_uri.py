@@ -116,7 +116,7 @@ def test_addresses_of_azure_open_with_the_environments_key(uri: str, monkeypatch
         (
             "az://runs/a?blob_storage_authority=127.0.0.1:1&blob_storage_scheme=http",
             {"ACCOUNT": "a"},
-            "cannot be opened .*Bearer token authentication is not permitted",
+            "cannot be opened .set AZURE_STORAGE_KEY or .*, or log in: .*Bearer token authentication is not permitted",
         ),
     ],
 )
