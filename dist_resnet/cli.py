@@ -101,8 +101,8 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 def _register(run: str, execution: Execution) -> None:
     """Registers a finished run's model, once; a registry that is down costs a warning."""
     from dist_resnet.registry.publish import publish_once
+    from dist_resnet.storage.uri import without_credentials
     from dist_resnet.tracking import commands
-    from dist_resnet.tracking.provenance import without_credentials
 
     tracking_uri, name = execution.tracking_uri, execution.model_name
     try:

@@ -82,7 +82,8 @@ class Data:
     """Parquet shards in the Hugging Face layout: a split is a glob or a folder, as a local path or URI."""
 
     train: str = field(metadata=_LOCATION)
-    """Training shards: a glob such as /data/train-*.parquet, or a folder; local, s3:// or gs://."""
+    """Training shards: a glob such as /data/train-*.parquet, or a folder; a local path or URI of an object store
+    (docs/data-format.md)."""
     validation: str = field(metadata=_LOCATION)
     """Validation shards, written the same way."""
     dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
@@ -315,13 +316,13 @@ class Execution:
     """CPU cores per worker, for its threads; by default as many as all workers find on their machines. Where the model
     trains on the CPU, another count adds numbers up in another order, as another number of workers does."""
     storage: str = "~/dist_resnet"
-    """Where runs are kept: a local path, or an s3:// or gs:// URI that every node can reach."""
+    """Where runs are kept: a local path or URI of an object store (docs/data-format.md) that every node can reach."""
     name: str | None = None
     """The run's name, a folder under storage. The same name continues the run. By default the job's name and the
     first digits of the recipe's fingerprint, so the same command continues and another recipe starts anew."""
     tracking_uri: str | None = None
     """MLflow tracking server, such as https://mlflow.example.org; by default MLFLOW_TRACKING_URI, else a sqlite file
-    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on s3:// or gs://."""
+    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on an object store."""
     experiment: str = "dist_resnet"
     """MLflow experiment that the run belongs to."""
     register: bool = True
@@ -350,7 +351,7 @@ class Execution:
     prefetch: int = 2
     """Ghost batches per worker that are read and decoded ahead."""
     cache: str | None = None
-    """Folder on each machine's own disk for what was read from s3:// or gs://, kept between runs."""
+    """Folder on each machine's own disk for what was read from an object store, kept between runs."""
     cache_gigabytes: float = 50.0
     """What that folder may hold."""
     spare_outputs: bool = False
@@ -402,7 +403,7 @@ class Execution:
         if not self.experiment.strip():
             raise ValueError("execution.experiment is empty; give the name of an MLflow experiment")
         if not self.storage:
-            raise ValueError("execution.storage is empty; give a local path, s3:// or gs:// URI")
+            raise ValueError("execution.storage is empty; give a local path or URI of an object store")
         for name in ("compile", "recompute"):
             if self.cuda_graphs and getattr(self, name):
                 raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")

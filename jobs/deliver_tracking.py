@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: tuple[str, ...]
-    """Directories of runs, STORAGE/NAME: local paths, s3:// or gs:// URIs. Others are named and passed over."""
+    """Directories of runs, STORAGE/NAME: local paths or URIs of object stores. Others are named and passed over."""
     tracking_uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run, or
-    ~/dist_resnet/mlflow.db where that is on s3:// or gs://."""
+    ~/dist_resnet/mlflow.db where that is on an object store."""
     experiment: str | None = None
     """MLflow experiment for runs that are not there yet, or whose own was deleted; by default each run's own."""
     minutes: float = 10.0
@@ -42,9 +42,9 @@ def main() -> None:
 def _deliver_all(options: Options) -> bool:
     """Delivers run after run; whether all arrived. A server that refuses every run ends it."""
     # Imported late, so that --help need not wait for MLflow.
+    from dist_resnet.storage.uri import without_credentials
     from dist_resnet.tracking.mlflow.address import store_of
     from dist_resnet.tracking.mlflow.refusal import RefusedError
-    from dist_resnet.tracking.provenance import without_credentials
     from dist_resnet.tracking.run_directory import RunDirectory
 
     outcomes = []

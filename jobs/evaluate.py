@@ -19,8 +19,8 @@ from dist_resnet.recipe import Evaluation, Execution, MatchClasses
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: str | None = None
-    """The run's directory, STORAGE/NAME: a local path, s3:// or gs:// URI. Its newest checkpoint is evaluated, or that
-    of STORAGE/NAME/checkpoints/step_00001000."""
+    """The run's directory, STORAGE/NAME: a local path or URI of an object store. Its newest checkpoint is evaluated,
+    or that of STORAGE/NAME/checkpoints/step_00001000."""
     model: str | None = None
     """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
     tracking_uri: str | None = None

@@ -3,7 +3,7 @@
     python jobs/prepare_cifar.py --source ~/cifar --target ~/cifar10
 
 The source is a folder of torchvision's `CIFAR10(root)` or an unpacked archive, in the python or the binary format.
-The target is a local path, s3:// or gs:// URI and gets `train-00000-of-00001.parquet` and
+The target is a local path or URI of an object store and gets `train-00000-of-00001.parquet` and
 `test-00000-of-00001.parquet`, for `--data.train` and `--data.validation`. Takes about half a minute.
 """
 
@@ -18,7 +18,7 @@ class Options:
     source: Path
     """Folder of the published files."""
     target: str
-    """Local path, s3:// or gs:// URI of the folder to write."""
+    """Local path or URI of the folder to write."""
 
 
 def main() -> None:
@@ -26,11 +26,12 @@ def main() -> None:
     options = cli.parse_options(Options, doc=__doc__)
     # Imported late, so that --help need not wait for Arrow.
     from dist_resnet.data.shards.write import convert_cifar
+    from dist_resnet.storage.uri import child_uri
 
     with cli.bad_input_exits():
         counts = convert_cifar(options.source.expanduser(), options.target)
     for split, count in counts.items():
-        print(f"{options.target}/{split}-00000-of-00001.parquet: {count} pictures")
+        print(f"{child_uri(options.target, f'{split}-00000-of-00001.parquet')}: {count} pictures")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet-small --shorter-side 400 --quality 90
     python jobs/prepare_imagenet.py --check /data/imagenet
 
-The source, a local path, s3:// or gs:// URI, is one of
+The source, a local path or URI of an object store, is one of
 
 - a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads them, of whatever image
   format and ending (`Train` and `Valid` will do); class folders alone are the split that --split names;
@@ -38,9 +38,9 @@ from dist_resnet import cli, logs
 @dataclass(frozen=True, kw_only=True)
 class Options:
     source: str | None = None
-    """Local path, s3:// or gs:// URI of the folder that holds the images."""
+    """Local path or URI of the folder that holds the images."""
     target: str | None = None
-    """Local path, s3:// or gs:// URI of the folder to write."""
+    """Local path or URI of the folder to write."""
     split: str | None = None
     """The split that a source without split folders or names is, such as train."""
     label_column: str | None = None
@@ -116,12 +116,12 @@ def _prepare(options: Options) -> None:
 def _check(folder: str) -> int:
     from dist_resnet.data.shards.manifest import verify
     from dist_resnet.launch.progress import PictureProgress
-    from dist_resnet.storage.ranges import filesystem_of
+    from dist_resnet.storage.uri import open_uri
 
     progress = PictureProgress()
     progress.begin("reading shards", None)
     try:
-        manifest, complaints = verify(*filesystem_of(folder), threads=os.cpu_count() or 1, advance=progress.advance)
+        manifest, complaints = verify(*open_uri(folder), threads=os.cpu_count() or 1, advance=progress.advance)
     finally:
         progress.close()
     print("\n".join(describe(manifest)))

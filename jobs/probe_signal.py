@@ -34,12 +34,12 @@ class Place:
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: the GPU where there is one."""
     storage: str = "~/dist_resnet"
-    """Where probes are kept, beside the runs: a local path, or an s3:// or gs:// URI."""
+    """Where probes are kept, beside the runs: a local path or URI of an object store."""
     name: str | None = None
     """The probe's name, a folder under storage; by default the job's and a digest of what is measured."""
     tracking_uri: str | None = None
     """MLflow tracking server, and that of --model; by default MLFLOW_TRACKING_URI, else a sqlite file beside the
-    runs, or ~/dist_resnet/mlflow.db where they are on s3:// or gs://."""
+    runs, or ~/dist_resnet/mlflow.db where they are on an object store."""
     experiment: str = "dist_resnet"
     """MLflow experiment that the probe belongs to."""
 

@@ -17,7 +17,7 @@ from dist_resnet import cli, logs
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: str
-    """The run's directory, STORAGE/NAME: a local path, s3:// or gs:// URI."""
+    """The run's directory, STORAGE/NAME: a local path or URI of an object store."""
     step: int | None = None
     """The checkpoint after that many optimizer steps; by default the newest."""
     name: str | None = None
@@ -27,7 +27,7 @@ class Options:
     """Whether the version becomes the champion."""
     tracking_uri: str | None = None
     """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the runs, or
-    ~/dist_resnet/mlflow.db where they are on s3:// or gs://."""
+    ~/dist_resnet/mlflow.db where they are on an object store."""
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Pictures, recipes and the one Ray cluster that tests share."""
 
+import base64
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 # Before Ray is imported anywhere: no `uv run` per worker, no token written to the home directory by tests.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
@@ -22,6 +25,7 @@ os.environ.setdefault("RAY_preload_python_modules", "dist_resnet.launch.ray.prel
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -151,13 +155,47 @@ def gs() -> Iterator[str]:
     # A process of its own: Arrow's client holds Python's lock while it waits for an answer.
     program = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--default-bucket=bucket"]
     server = subprocess.Popen([*program, "--host=127.0.0.1", f"--port={port}", "--quiet"])
-    while server.poll() is None:
-        with socket.socket() as knocking:
-            if knocking.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
+    _wait_for(port, server)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
         yield "gs://anonymous@bucket"
     server.kill()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a container on Azurite, Microsoft's own server of Azure's storage API for tests, on loopback."""
+    program = os.environ.get("AZURITE") or shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("Azurite is not installed: npm install azurite, and AZURITE=node_modules/.bin/azurite-blob")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    key = base64.b64encode(b"nobody's key, for tests").decode()
+    options = ["--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    server = subprocess.Popen(
+        [os.path.abspath(program), *options, "--blobHost=127.0.0.1", f"--blobPort={port}"],
+        cwd=tmp_path_factory.mktemp("azurite"),
+        env={**os.environ, "AZURITE_ACCOUNTS": f"tests:{key}"},
+        stdout=subprocess.DEVNULL,
+    )
+    _wait_for(port, server)
+    authority = {"blob_storage_authority": f"127.0.0.1:{port}", "blob_storage_scheme": "http"}
+    others = {name.replace("blob", "dfs"): value for name, value in authority.items()}
+    pafs.AzureFileSystem("tests", account_key=key, **authority, **others).create_dir("bucket")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_STORAGE_ACCOUNT", "tests")
+        patch.setenv("AZURE_STORAGE_KEY", key)
+        yield f"az://bucket?{urlencode(authority)}"
+    server.kill()
+    server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen) -> None:
+    while server.poll() is None:
+        with socket.socket() as knocking:
+            if knocking.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"{server.args} ended with {server.returncode}")

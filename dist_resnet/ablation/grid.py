@@ -101,7 +101,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Where the pictures of each data set lie: a glob or folder of Parquet shards, local, s3:// or gs://."""
+    """Where the pictures of each data set lie: a glob or folder of Parquet shards, a local path or URI."""
 
     train: str = "cifar10/train-*.parquet"
     """CIFAR-10's training pictures."""

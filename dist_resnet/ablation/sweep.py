@@ -27,6 +27,7 @@ from dist_resnet.launch.ray import tune as ray_tune
 from dist_resnet.launch.ray.cluster import disconnect, own_cluster
 from dist_resnet.launch.ray.jobs import take_over
 from dist_resnet.recipe import Data, Execution, Recipe, flatten
+from dist_resnet.storage.uri import absolute_uri, without_credentials
 from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.holding import keeping, release, taking
 from dist_resnet.tracking.journal import read_journal
@@ -34,7 +35,7 @@ from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.run_description import RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import FINAL_ENDINGS, Finished, Stopped
-from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _run(sweep: Sweep) -> int:
         take_over(sweep.directory)
     uri = store_of(sweep.directory, sweep.execution.tracking_uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
-    logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, provenance.without_credentials(uri))
+    logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, without_credentials(uri))
     watcher = Watcher(
         sweep.directory, sweep.trials, unfinished, parent, uri, Board(), early_stop=sweep.content["early_stop"]
     )
@@ -164,7 +165,7 @@ def _run(sweep: Sweep) -> int:
     if not lost:
         ended = {"status": Finished.kind, "trials": dict(counts), "mlflow_run_id": parent.run_id}
         sweep.directory.write_json(SUMMARY_FILE, ended)
-    logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
+    logger.info("look at it: %s", commands.look_at(without_credentials(uri)))
     return lost
 
 

@@ -30,6 +30,7 @@ from dist_resnet.model import build_model
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.storage.uri import absolute_uri, without_credentials
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.holding import keeping
 from dist_resnet.tracking.journal import Journal, read_journal
@@ -38,7 +39,7 @@ from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics, Session
-from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory
 from dist_resnet.train.loop import create_state
 from dist_resnet.worker import Worker
 
@@ -176,9 +177,7 @@ def _run(probe: Probe, uri: str) -> dict[str, Any]:
     sink.close("FINISHED", files, wait_seconds=_SECONDS_TO_DELIVER)
     for name, content in files.items():
         probe.directory.write(name, content)
-    logger.info(
-        "the figure is %s, tracked at %s", probe.directory.child(FIGURE_FILE), provenance.without_credentials(uri)
-    )
+    logger.info("the figure is %s, tracked at %s", probe.directory.child(FIGURE_FILE), without_credentials(uri))
     return result
 
 
@@ -301,7 +300,7 @@ def _record(probe: Probe, measured: Sequence[Measured]) -> None:
 
 
 def _card(probe: Probe) -> RunCard:
-    recipe, directory = probe.subjects[0].recipe, provenance.without_credentials(probe.directory.uri)
+    recipe, directory = probe.subjects[0].recipe, without_credentials(probe.directory.uri)
     return RunCard(
         experiment=probe.execution.experiment,
         name=probe.directory.name,
@@ -312,13 +311,13 @@ def _card(probe: Probe) -> RunCard:
             "mlflow.note.content": "Mean squares of x_l (signal), of dE/dx_l (gradient) and of its part that comes by "
             "the shortcuts alone; the step is l. The parameters are the first network's.",
         },
-        texts={RECIPE_FILE: provenance.without_credentials(probe.directory.read(RECIPE_FILE).decode())},
+        texts={RECIPE_FILE: without_credentials(probe.directory.read(RECIPE_FILE).decode())},
         data_sets=(
             DataSet(
                 name=f"{recipe.data.dataset} training",
                 digest=probe.train.digest,
                 context="training",
-                source=provenance.without_credentials(probe.train.uri),
+                source=without_credentials(probe.train.uri),
                 images=probe.train.num_images,
                 classes=recipe.model.num_classes,
             ),

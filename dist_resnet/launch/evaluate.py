@@ -22,7 +22,7 @@ from dist_resnet.data.shards.split_names import check_one_split
 from dist_resnet.launch import local
 from dist_resnet.launch.trained import Trained, Weights
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
-from dist_resnet.tracking.run_directory import absolute_uri
+from dist_resnet.storage.uri import absolute_uri
 from dist_resnet.train.damage import TooDamagedError
 from dist_resnet.train.evaluate import Evaluator
 from dist_resnet.train.loop import create_state

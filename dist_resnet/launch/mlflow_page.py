@@ -13,11 +13,13 @@ from dist_resnet.data.shards.split import Split
 from dist_resnet.launch.plan import Plan
 from dist_resnet.model import complexity
 from dist_resnet.recipe import flatten
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
 from dist_resnet.tracking.plots import confusion_matrix, training_curve
 from dist_resnet.tracking.records import Damaged
+from dist_resnet.train import checkpoint
 from dist_resnet.train.run_images import AUGMENTED_BATCH, CONFUSION
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {mul
 picture of {size} x {size}.
 
 * Everything of this run, the journal with every point included: `{directory}`
-* Its checkpoints: `{directory}/checkpoints`
+* Its checkpoints: `{checkpoints}`
 * To evaluate the newest: `python jobs/evaluate.py --run {quoted}`
 * To register it: `python jobs/register_model.py --run {quoted}`
 """
@@ -35,7 +37,7 @@ picture of {size} x {size}.
 
 def run_card(plan: Plan) -> RunCard:
     """What MLflow is told of a run that has claimed its directory."""
-    recipe, directory = plan.recipe, provenance.without_credentials(plan.directory.uri)
+    recipe, directory = plan.recipe, without_credentials(plan.directory.uri)
     size = recipe.evaluation.crops[0]
     cost = complexity.measure(recipe.model, size)
     summary = {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
@@ -48,8 +50,9 @@ def run_card(plan: Plan) -> RunCard:
         multiply_adds=cost.multiply_adds / 1e9,
         size=size,
         directory=directory,
+        checkpoints=without_credentials(plan.directory.child(checkpoint.FOLDER)),
         quoted=shlex.quote(directory),
-    ) + "".join(f"* {provenance.without_credentials(line)}\n" for line in plan.notes)
+    ) + "".join(f"* {without_credentials(line)}\n" for line in plan.notes)
     return RunCard(
         experiment=plan.execution.experiment,
         name=plan.name,
@@ -57,7 +60,7 @@ def run_card(plan: Plan) -> RunCard:
         tags=provenance.collect()
         | {"fingerprint": recipe.fingerprint(), "run_directory": directory, "mlflow.note.content": note},
         texts={
-            "recipe.json": provenance.without_credentials(plan.directory.read("recipe.json").decode()),
+            "recipe.json": without_credentials(plan.directory.read("recipe.json").decode()),
             "environment.txt": provenance.environment(),
         },
         data_sets=(_data_set(plan, plan.train, "training"), _data_set(plan, plan.validation, "validation")),
@@ -69,7 +72,7 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
         name=f"{plan.recipe.data.dataset} {context}",
         digest=split.digest,
         context=context,
-        source=provenance.without_credentials(split.uri),
+        source=without_credentials(split.uri),
         images=split.num_images,
         classes=len(split.class_names) if split.class_names else plan.recipe.model.num_classes,
     )

@@ -17,10 +17,11 @@ from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe, check_pair
+from dist_resnet.storage.uri import absolute_uri, check_no_password
 from dist_resnet.tracking import journal
 from dist_resnet.tracking.mlflow import address
 from dist_resnet.tracking.records import Session
-from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, RunDirectory, absolute_uri
+from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, RunDirectory
 from dist_resnet.train.schedule import num_steps
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
         ("data.validation", recipe.data.validation),
         ("execution.storage", execution.storage),
     ):
-        address.check_no_password(name, uri)
+        check_no_password(name, uri)
 
 
 def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:

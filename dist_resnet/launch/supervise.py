@@ -10,7 +10,8 @@ from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.storage.patience import patiently
-from dist_resnet.tracking import commands, provenance, stop
+from dist_resnet.storage.uri import without_credentials
+from dist_resnet.tracking import commands, stop
 from dist_resnet.tracking.holding import keeping, release
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.delivery import deliver
@@ -51,7 +52,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     sink = MlflowSink(uri, plan.directory, run_card(plan), records=_look(plan, follower))
     for note in plan.notes:
         logger.info("%s", note)
-    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, provenance.without_credentials(uri))
+    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     progress = Progress(plan.name, plan.num_steps, plan.recipe.global_batch)
     follower.tell(sink.take, progress.show, with_waiting_points(observer, lambda: sink.waiting_points))
@@ -78,7 +79,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     summary["mlflow_run_id"] = sink.run_id
     _patiently(plan, lambda: plan.directory.write_json(SUMMARY_FILE, summary), "written")
     logger.info("%s: %s", summary["status"], _result(summary))
-    logger.info("look at it: %s", commands.look_at(provenance.without_credentials(uri)))
+    logger.info("look at it: %s", commands.look_at(without_credentials(uri)))
     return summary
 
 

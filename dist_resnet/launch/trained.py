@@ -13,6 +13,7 @@ import torch
 
 from dist_resnet.data.shards import classes
 from dist_resnet.recipe import Recipe
+from dist_resnet.storage.uri import absolute_uri, name_of, parent_uri
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 
@@ -59,8 +60,9 @@ def of_run(source: str) -> Trained:
 
     Raises as `open_trained` does.
     """
-    run, within, step = source.rstrip("/").rpartition(f"/{checkpoint.FOLDER}/")
-    directory = RunDirectory(run if within else source)
+    uri = absolute_uri(source).rstrip("/")
+    within, step = name_of(parent_uri(uri)) == checkpoint.FOLDER, name_of(uri)
+    directory = RunDirectory(parent_uri(parent_uri(uri)) if within else uri)
     known = directory.read_run()
     folder = f"{checkpoint.FOLDER}/{step}"
     found = checkpoint.read(directory, folder) if within else checkpoint.latest(directory)

@@ -28,7 +28,7 @@ import dist_resnet
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.recipe import Recipe
 from dist_resnet.registry import predictor
-from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.storage.uri import without_credentials
 
 DATA, CODE, MANIFEST, PROGRAM = "data", "code", "manifest.json", "model.pt2"
 # Where a plain file has this name, Python neither makes the folder nor looks into it.

@@ -31,13 +31,13 @@ from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import package, predictor
 from dist_resnet.registry.package import Package
 from dist_resnet.registry.pull import CLASS_NAMES_TAG, FROM_IMAGES, find_version, open_client
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.mlflow import run as mlflow_run
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import check_experiment, first_line, refusal_of
 from dist_resnet.tracking.mlflow.run import ensure_experiment
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.run_directory import SUMMARY_FILE, RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint

@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from dist_resnet.registry import package, predictor
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.mlflow import address, database
 from dist_resnet.tracking.mlflow.refusal import first_line
-from dist_resnet.tracking.provenance import without_credentials
 
 CLASS_NAMES_TAG, FROM_IMAGES = "class_names", "of the training images"
 

@@ -12,8 +12,9 @@ import os
 import threading
 from collections.abc import Iterable
 
+from dist_resnet.storage.files import naming
 from dist_resnet.tracking.records import Metrics, Record, Session, from_stored, to_stored
-from dist_resnet.tracking.run_directory import RunDirectory, naming
+from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,12 @@
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.terminal import escaped
 
 PACKAGES = ("torch", "torchvision", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy", "safetensors")
@@ -47,16 +47,6 @@ def environment() -> str:
     """Every installed distribution with its version, one `name==version` a line, sorted."""
     found = {(item.metadata["Name"], item.version) for item in importlib.metadata.distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found, key=str))
-
-
-def without_credentials(text: str) -> str:
-    """The text with the user and password of every URI masked.
-
-    >>> without_credentials("https://me:p@ss@host/path and postgresql://host/db?password=secret")
-    'https://***@host/path and postgresql://host/db?password=***'
-    """
-    masked = re.sub(r"://[^/\s]*@", "://***@", text)
-    return re.sub(r"([?&](?:password|secret_key|access_key)=)[^&\s\"']+", r"\1***", masked)
 
 
 def _commit() -> str:

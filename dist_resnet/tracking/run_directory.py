@@ -1,63 +1,32 @@
 """A run's directory, `STORAGE/NAME/`, on a local disk or an object store."""
 
 import contextlib
-import json
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
 
-from dist_resnet.terminal import not_text
+from dist_resnet.storage import files
+from dist_resnet.storage.uri import absolute_uri, child_uri, is_local, list_entries, name_of, open_uri, parent_uri
+from dist_resnet.terminal import escaped
 
 RECIPE_FILE = "recipe.json"
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
-_LOCAL = ("file", "local")
-_CHUNK_BYTES = 16 << 20
-# Taken for a path it would be a folder of that name in the working directory.
-_HALF_A_URI = re.compile(r"(s3a?|gs|gcs|hdfs|abfss?|https?):(?!//[^/])|file:(?!///)", re.IGNORECASE)
-# What is not quoted in a URI as people write it; nobody means a fragment.
-_SAFE = "%/:?[]@!$&'()*+,;=~"
 # A full disk still has room for a file in which there is nothing.
 _MARK = b"writable\n" * 500
 
 
-def absolute_uri(uri: str) -> str:
-    """A local path made absolute with `~` expanded, so that it means the same in every process; URIs as they are.
-
-    Raises ValueError for `~NAME` of nobody, for what lacks the slashes or the bucket of a URI, and where a relative
-    path means nothing because the working directory is gone.
-    """
-    if _HALF_A_URI.match(uri):
-        raise ValueError(f"{uri!r} is no whole URI; give s3://bucket/path, gs://bucket/path, or a local path")
-    if "://" in uri:
-        return uri
-    path = os.path.expanduser(uri)
-    if path.startswith("~"):
-        raise ValueError(f"{uri!r} begins with a user of whom nothing is known here; give the whole path")
-    try:
-        path = os.path.abspath(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{uri!r} is relative to a working directory that is gone; give the whole path") from error
-    return f"/{path.lstrip('/')}"
-
-
 class RunDirectory:
-    """Files below one local path or s3:// or gs:// URI, written whole or not at all.
+    """Files below one local path or URI of an object store, written whole or not at all.
 
     Raises ValueError where the URI names no file system that is known here. Picklable: it holds no connection until
     it is used.
     """
 
     def __init__(self, uri: str) -> None:
-        uri = absolute_uri(uri)
-        self.uri = (quote(uri, safe=_SAFE, errors="surrogateescape") if "://" in uri else uri).rstrip("/") or "/"
+        self.uri = absolute_uri(uri).rstrip("/") or "/"
         self._opened: tuple[pafs.FileSystem, str] | None = None
         self._known = False
         self.open()
@@ -68,16 +37,11 @@ class RunDirectory:
         """The file system and the path within it."""
         if self._opened is None:
             try:
-                self._opened = pafs.FileSystem.from_uri(self.uri)
-            except UnicodeEncodeError as error:
-                raise ValueError(not_text(self.uri)) from error
-            except (ValueError, NotImplementedError, OSError) as error:
-                if self._known and isinstance(error, OSError):
-                    raise
-                raise ValueError(
-                    f"storage {self.uri} cannot be opened ({error}); give a local path, s3://bucket/path or "
-                    "gs://bucket/path"
-                ) from error
+                self._opened = open_uri(self.uri)
+            except ValueError as error:
+                if self._known and isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                raise
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,20 +49,18 @@ class RunDirectory:
 
     @property
     def parent(self) -> "RunDirectory":
-        """The storage that the run lies on."""
-        location, options = self._split()
-        return RunDirectory((location.rpartition("/")[0] or "/") + options)
+        """The storage that the run is on."""
+        return RunDirectory(parent_uri(self.uri))
 
     @property
     def name(self) -> str:
         """What the run is called on its storage."""
-        name = self._split()[0].rpartition("/")[2]
-        return unquote(name) if "://" in self.uri else name
+        return name_of(self.uri)
 
     @property
     def is_local(self) -> bool:
-        """Whether the files lie on a file system that can append and rename."""
-        return self.open()[0].type_name in _LOCAL
+        """Whether the files are on a file system that can append and rename."""
+        return is_local(self.open()[0])
 
     def check_present(self) -> None:
         """Raises FileNotFoundError where the directory is not, or no longer, that of a run, which has a recipe.
@@ -124,81 +86,28 @@ class RunDirectory:
 
     def child(self, name: str) -> str:
         """The URI of `name`."""
-        location, options = self._split()
-        return f"{location.rstrip('/')}/{quote(name) if '://' in self.uri else name}{options}"
-
-    def _split(self) -> tuple[str, str]:
-        """The URI and, from a question mark on, its options, such as those of another S3 server."""
-        location, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return location, question + options
+        return child_uri(self.uri, name)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
-        filesystem, path = self.open()[0], self.path(name)
-        if not self.is_local:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{os.getpid()}.partial"
-        try:
-            with naming(path), open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # what it takes of a full disk
-                os.unlink(temporary)
-            raise
-        _sync_folder(os.path.dirname(path))
+        files.write_bytes(self.open()[0], self.path(name), content)
 
-    @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[Path]:
+    def staged(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A path on this machine for a large file; at the end of the block it becomes `name`, whole or not at all."""
-        if not self.is_local:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "staged")
-                yield path
-                with path.open("rb") as source, self.open()[0].open_output_stream(self.path(name)) as target:
-                    shutil.copyfileobj(source, target, _CHUNK_BYTES)
-            return
-        path = Path(self.path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with naming(str(path)):
-                yield temporary
-            # Some libraries make files that their owner alone can read.
-            temporary.chmod(0o644)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(str(path.parent))
-        finally:
-            temporary.unlink(missing_ok=True)
+        return files.staged(self.open()[0], self.path(name))
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """The content of a file from byte `start` on, at most `size` bytes. Raises FileNotFoundError."""
-        with self.open()[0].open_input_file(self.path(name)) as file:
-            file.seek(start)
-            return file.read(size)
+        return files.read_bytes(self.open()[0], self.path(name), start, size)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""
-        self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        files.write_json(self.open()[0], self.path(name), value, indent=2)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file, or None if there is no file. Raises ValueError, naming it, if it holds none."""
-        try:
-            content = json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:  # no JSON, or no text at all
-            raise ValueError(
-                f"{self.child(name)} is damaged, it is no JSON ({error}); restore it from a copy"
-            ) from None
-        if not isinstance(content, dict):
+        content = files.read_json(self.open()[0], self.path(name), called=self.child(name))
+        if not isinstance(content, dict | None):
             raise ValueError(f"{self.child(name)} is damaged, it holds no JSON object; restore it from a copy")
         return content
 
@@ -213,33 +122,19 @@ class RunDirectory:
 
     def list(self, name: str) -> list[tuple[str, int]]:
         """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""
-        filesystem, folder = self.open()[0], self.path(name).rstrip("/")
-        # Of Google's store Arrow lists such folders alone as an empty object stands for, and nothing here makes those.
-        selector = pafs.FileSelector(folder, recursive=filesystem.type_name == "gcs", allow_not_found=True)
-        entries = {}
-        for info in filesystem.get_file_info(selector):
-            try:
-                path = info.path
-            except UnicodeDecodeError:
-                continue  # Nothing here gives such names.
-            entry, _, below = path[len(folder) + 1 :].partition("/")
-            entries[entry] = info.size if info.is_file and not below else -1
-        return sorted(entries.items())
+        return [
+            (entry.name, entry.size if entry.kind == pafs.FileType.File else -1)
+            for entry in list_entries(self.open()[0], self.path(name))
+            if escaped(entry.name) == entry.name  # Nothing here gives other names.
+        ]
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""
-        return self.open()[0].get_file_info(self.path(name)).type != pafs.FileType.NotFound
+        return files.exists(self.open()[0], self.path(name))
 
     def delete(self, name: str) -> None:
         """Deletes a folder and all in it, or a file, if it is there."""
-        filesystem, path = self.open()[0], self.path(name)
-        kind = filesystem.get_file_info(path).type
-        # An object store may list a folder's marker that is no object any more.
-        with contextlib.suppress(FileNotFoundError):
-            if kind == pafs.FileType.Directory:
-                filesystem.delete_dir(path)
-            elif kind == pafs.FileType.File:
-                filesystem.delete_file(path)
+        files.delete(self.open()[0], self.path(name))
 
     def check_writable(self) -> None:
         """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
@@ -252,23 +147,3 @@ class RunDirectory:
                 f"storage {self.uri} cannot be written ({error}); make room or rights there, or give another "
                 "path or URI: --execution.storage URI"
             ) from error
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Has an OSError of the block say which file it is about, where writing failed and not opening."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = path
-        raise
-
-
-def _sync_folder(path: str) -> None:
-    """Makes a rename in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

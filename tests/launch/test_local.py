@@ -28,7 +28,7 @@ from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.lock import LockedError, lock
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import child_uri, open_uri
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.records import Damaged
 
@@ -195,15 +195,21 @@ def test_the_precisions_of_gpus_are_refused_on_the_cpu(recipe: Recipe, execution
         local.prepare_run(recipe, dataclasses.replace(execution, precision=precision), job="test")
 
 
-def test_pictures_and_runs_may_lie_on_an_object_store(recipe: Recipe, execution: Execution, s3: str, tmp_path: Path):
+@pytest.mark.parametrize("store", ["s3", "az"])
+def test_pictures_and_runs_may_lie_on_an_object_store(
+    recipe: Recipe, execution: Execution, store: str, tmp_path, request
+):
+    bucket = request.getfixturevalue(store)
     train, validation = write_demo(
-        f"{s3}/pictures", size=32, num_classes=4, train_images=96, validation_images=40, seed=0
+        child_uri(bucket, "pictures"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0
     )
     there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=train, validation=validation))
     here = local.run(local.prepare_run(recipe, execution, job="test"))
-    away = dataclasses.replace(execution, storage=f"{s3}/runs", tracking_uri=f"sqlite:///{tmp_path}/away.db")
+    away = dataclasses.replace(
+        execution, storage=child_uri(bucket, "runs"), tracking_uri=f"sqlite:///{tmp_path}/away.db"
+    )
     summary = local.run(local.prepare_run(there, away, job="test"))
-    assert summary["model_uri"].startswith(f"{s3}/runs/run/checkpoints/")
+    assert summary["model_uri"].startswith(f"{bucket.partition('?')[0]}/runs/run/checkpoints/")
     assert summary["weights_sha256"] == here["weights_sha256"]
     assert summary["fingerprint"] == here["fingerprint"]
 
@@ -212,7 +218,7 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
     images = [jpeg(smooth(40, 40, index)) for index in range(200)]
     images[13], images[170] = images[13][:400], b""
     for place in (str(tmp_path / "here"), f"{s3}/hurt"):
-        filesystem, path = filesystem_of(place)
+        filesystem, path = open_uri(place)
         for split, rows in (("train", images), ("validation", images[150:190])):
             table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
             write_table(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)

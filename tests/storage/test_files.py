@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from dist_resnet.data.shards.split import filesystem_of
 from dist_resnet.storage.files import exists, is_partial_of_here, now_at, read_json, size_text, whole_file, write_json
+from dist_resnet.storage.uri import open_uri
 
 LARGE = b"x" * (12 << 20)  # more than one part of an upload
 
@@ -37,7 +37,7 @@ def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 
 def test_an_upload_that_fails_half_way_leaves_no_object(tmp_path: Path, s3: str) -> None:
-    filesystem, path = filesystem_of(f"{s3}/{tmp_path.name}/object")
+    filesystem, path = open_uri(f"{s3}/{tmp_path.name}/object")
     with pytest.raises(ValueError, match="half way"):
         write_half(filesystem, path, LARGE)
     assert not exists(filesystem, path)
@@ -53,7 +53,7 @@ def test_json_comes_back_and_damaged_json_is_named(tmp_path: Path) -> None:
     write_json(filesystem, path, {"a": [1, None]})
     assert read_json(filesystem, path) == {"a": [1, None]}
     Path(path).write_text('{"a": ')
-    with pytest.raises(ValueError, match=r"value.json is no JSON \(.*\); restore it from a copy"):
+    with pytest.raises(ValueError, match=r"value.json is damaged, it is no JSON \(.*\); restore it from a copy"):
         read_json(filesystem, path)
 
 

@@ -1,6 +1,7 @@
 """Byte ranges; oracle: the bytes of the file, and counts of what was asked of the store."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
-from dist_resnet.storage import ranges
-from dist_resnet.storage.ranges import Access, RangeCache, RangeReader
+from dist_resnet.storage import range_cache, ranges
+from dist_resnet.storage.range_cache import RangeCache
+from dist_resnet.storage.ranges import Access, RangeReader
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
 
@@ -48,7 +50,7 @@ def file(tmp_path: Path) -> str:
 
 
 def remote(store: CountedStore, monkeypatch: pytest.MonkeyPatch, access: Access) -> RangeReader:
-    monkeypatch.setattr(ranges, "filesystem_of", lambda uri: (store, uri))
+    monkeypatch.setattr(ranges, "open_uri", lambda uri: (store, uri))
     return RangeReader("s3://bucket/shards", access)
 
 
@@ -125,7 +127,7 @@ def test_the_cache_keeps_within_its_bound_and_what_was_used_last(file, tmp_path,
 
 
 def _entry(folder: Path, key: str) -> Path:
-    return folder / ranges.hashlib.sha256(key.encode()).hexdigest()
+    return folder / hashlib.sha256(key.encode()).hexdigest()
 
 
 def test_a_full_disk_costs_one_warning_and_no_read(file, tmp_path, monkeypatch, caplog) -> None:
@@ -165,7 +167,7 @@ def test_caches_that_share_a_folder_keep_within_its_bound_together(tmp_path) -> 
 
 def test_entries_that_are_being_written_have_their_room_already(tmp_path, monkeypatch) -> None:
     limit, length, sizes = 300_000, 10_000, []
-    header = ranges._header
+    header = range_cache._header
 
     def counting(content: np.ndarray) -> bytes:
         sizes.append(sum(path.stat().st_size for path in entries(tmp_path)))
@@ -173,7 +175,7 @@ def test_entries_that_are_being_written_have_their_room_already(tmp_path, monkey
             RangeCache(tmp_path, limit).get(f"k {len(sizes)}", length, lambda: CONTENT[:length])
         return header(content)
 
-    monkeypatch.setattr(ranges, "_header", counting)
+    monkeypatch.setattr(range_cache, "_header", counting)
     monkeypatch.setattr(RangeCache, "__post_init__", lambda self: None)
     RangeCache(tmp_path, limit).get("k 0", length, lambda: CONTENT[:length])
     assert len(sizes) == 40

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_resnet.tracking.run_directory import RunDirectory, absolute_uri
+from dist_resnet.storage.files import whole_file
+from dist_resnet.storage.uri import absolute_uri, child_uri, open_uri
+from dist_resnet.tracking.run_directory import RunDirectory
 
 
 def test_what_is_written_is_read_and_listed(tmp_path: Path):
@@ -62,7 +64,7 @@ def test_local_paths_become_absolute_and_uris_stay(monkeypatch: pytest.MonkeyPat
     "uri", ["s3:/bucket/runs", "s3:runs", "S3://", "s3:///runs", "gs:/bucket", "file:runs", "file://runs"]
 )
 def test_half_a_uri_is_no_folder_of_that_name(uri: str):
-    with pytest.raises(ValueError, match=f"'{uri}' is no whole URI; give s3://bucket/path"):
+    with pytest.raises(ValueError, match=f"'{uri}' is no whole URI; give a local path, s3://bucket/path"):
         RunDirectory(uri)
 
 
@@ -89,10 +91,10 @@ def test_slashes_too_many_change_nothing():
 _NAMES = ("a run", "50%", "a%20b", "what?", "a#b", "r\u00e9seau", "it's $HOME")
 
 
-@pytest.mark.parametrize("storage", ["local", "file", "s3"])
+@pytest.mark.parametrize("storage", ["local", "file", "s3", "az"])
 def test_a_run_of_any_name_has_a_folder_of_its_own_with_that_name(storage: str, tmp_path: Path, request):
-    if storage == "s3":
-        root = RunDirectory(f"{request.getfixturevalue('s3')}/my runs")
+    if storage in ("s3", "az"):
+        root = RunDirectory(child_uri(request.getfixturevalue(storage), "my runs"))
     else:
         folder = tmp_path / "my runs"
         root = RunDirectory(str(folder) if storage == "local" else f"file://{folder}")
@@ -132,7 +134,9 @@ def test_a_directory_of_another_kind_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_kind_of_storage_is_named():
-    with pytest.raises(ValueError, match="storage ftp://host/runs cannot be opened"):
+    with pytest.raises(
+        ValueError, match="ftp://host/runs cannot be opened .*; give a local path, s3://bucket/path, gs://"
+    ):
         RunDirectory("ftp://host/runs")
 
 
@@ -162,9 +166,9 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path):
         RunDirectory(str(tmp_path / "file" / "runs")).check_writable()
 
 
-@pytest.mark.parametrize("store", ["s3", "gs"])
+@pytest.mark.parametrize("store", ["s3", "gs", "az"])
 def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureRequest):
-    directory = RunDirectory(f"{request.getfixturevalue(store)}/runs/one")
+    directory = RunDirectory(child_uri(request.getfixturevalue(store), "runs/one"))
     directory.check_writable()
     directory.write("checkpoints/step_1/model", b"weights")
     directory.write_json("summary.json", {"steps": 1})
@@ -174,6 +178,23 @@ def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureReque
     assert directory.read_json("missing.json") is None
     directory.delete("checkpoints/step_1")
     assert directory.list("checkpoints/step_1") == []
+    assert pickle.loads(pickle.dumps(directory)).read_json("summary.json") == {"steps": 1}  # noqa: S301
+
+
+def test_what_is_being_written_to_azures_store_is_not_there_before_all_of_it_is(az: str):
+    directory = RunDirectory(child_uri(az, "runs/whole"))
+    directory.write_json("summary.json", {"steps": 1})
+    filesystem, path = open_uri(directory.child("summary.json"))
+    with whole_file(filesystem, path) as stream:
+        stream.write(b"x" * (12 << 20))  # more than one block
+        assert directory.read_json("summary.json") == {"steps": 1}
+    with pytest.raises(OSError, match="no space"):
+        _fail_half_way(directory, "summary.json")
+    assert directory.list("") == [("summary.json", 12 << 20)]
+    with directory.staged("summary.json") as staged:
+        staged.write_bytes(b"whole")
+    assert directory.read("summary.json") == b"whole"
+    assert directory.list("") == [("summary.json", 5)]
 
 
 def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path: Path):

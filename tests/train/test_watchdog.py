@@ -74,7 +74,7 @@ def test_a_worker_lives_on_while_its_pictures_store_is_asked_again(recipe, execu
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     store, threads = FailingStore(failures=2), []
-    monkeypatch.setattr(ranges, "filesystem_of", lambda uri: (store, uri))
+    monkeypatch.setattr(ranges, "open_uri", lambda uri: (store, uri))
     alive = Watchdog.alive
 
     def recorded(self: Watchdog, *, starting: bool = False) -> None:

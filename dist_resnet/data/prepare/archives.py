@@ -21,7 +21,7 @@ from dist_resnet.data.prepare.clutter import find_clutter
 from dist_resnet.data.prepare.index import Container, Index, IndexBuilder, Source
 from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.tree import list_files
-from dist_resnet.storage.files import is_local
+from dist_resnet.storage.uri import is_local
 from dist_resnet.terminal import escaped
 
 _TRAIN, _VALIDATION, _DEVKIT = "_img_train.tar", "_img_val.tar", "_devkit_t12.tar.gz"

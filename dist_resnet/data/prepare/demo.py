@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from dist_resnet.data.shards.write import encode_table, write_table
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import child_uri, open_uri
 
 CLASS_NAMES = (
     "horizontal stripes",
@@ -47,7 +47,7 @@ def write_demo(
     name = f"demo-v{_VERSION}-{size}px-{num_classes}-classes-{train_images}-{validation_images}-seed-{seed}"
     folders = []
     for number, (split, images) in enumerate((("train", train_images), ("validation", validation_images))):
-        folder = f"{target.rstrip('/')}/{name}/{split}"
+        folder = child_uri(target, f"{name}/{split}")
         _write_split(folder, split, size, num_classes, images, np.random.SeedSequence([seed, number]))
         folders.append(folder)
     return folders[0], folders[1]
@@ -67,7 +67,7 @@ def _write_split(
     folder: str, split: str, size: int, num_classes: int, num_images: int, seed: np.random.SeedSequence
 ) -> None:
     """Writes the shards of a split that are not there yet."""
-    filesystem, path = filesystem_of(folder)
+    filesystem, path = open_uri(folder)
     shards = -(-num_images // _ROWS_PER_SHARD)
     seeds = seed.spawn(shards + 1)
     labels = np.random.default_rng(seeds[shards]).permutation(np.arange(num_images) % num_classes)

@@ -20,8 +20,7 @@ from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.tree import Folder, leads_back, list_folder, walk
 from dist_resnet.data.shards.spelling import key, nearest
 from dist_resnet.data.shards.split_names import ORDER, resembled_split, split_of
-from dist_resnet.storage.files import is_local
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import is_local, open_uri
 from dist_resnet.wording import some
 
 _THREADS = 16
@@ -72,7 +71,7 @@ def index_folders(
     folders of a split where those of classes should be.
     """
     left, notes = LeftOut(), []
-    _, root = filesystem_of(uri)
+    _, root = open_uri(uri)
     read: dict[str, Classes] = {}
     for split, folder in splits.items():
         names, loose = list_folder(filesystem, folder, left)

@@ -14,7 +14,7 @@ from dist_resnet.data.shards.columns import UnlabelledError
 from dist_resnet.data.shards.footers import columns_of
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.storage.files import check_space, exists
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import open_uri
 
 Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
 """Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
@@ -67,7 +67,7 @@ def index_source(
     been done. Raises FileNotFoundError where there is nothing, ValueError where it is of no known kind or cannot be
     read.
     """
-    filesystem, root = filesystem_of(uri)
+    filesystem, root = open_uri(uri)
     if not exists(filesystem, root):
         raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
     other_layouts.refuse_file(filesystem, root)
@@ -146,7 +146,7 @@ def _spool(globs: dict[str, str], asked: Asked) -> Source:
             progress.say(line)
     _judge_copies(opened, progress)
     class_names, opened = _match(opened, progress)
-    (source, _), (filesystem, folder) = filesystem_of(uri), filesystem_of(target)
+    (source, _), (filesystem, folder) = open_uri(uri), open_uri(target)
     found = {split: source.get_file_info(list(one.shards)) for split, one in opened.items()}
     check_space(filesystem, folder, 2 * sum(shard.size for of_split in found.values() for shard in of_split))
     tasks = {

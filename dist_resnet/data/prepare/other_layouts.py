@@ -14,7 +14,8 @@ from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.tree import list_files, list_folder
 from dist_resnet.data.shards import hive
 from dist_resnet.data.shards.split_names import resembled_split
-from dist_resnet.storage.files import exists, is_local
+from dist_resnet.storage.files import exists
+from dist_resnet.storage.uri import is_local, uri_of
 from dist_resnet.wording import some
 
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
@@ -156,8 +157,7 @@ def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:
 
 def _address(filesystem: pafs.FileSystem, path: str) -> str:
     """What to give for a folder on the command line."""
-    scheme = "" if is_local(filesystem) else {"gcs": "gs"}.get(filesystem.type_name, filesystem.type_name) + "://"
-    return shlex.quote(scheme + path)
+    return shlex.quote(uri_of(filesystem, path))
 
 
 def _find_above(filesystem: pafs.FileSystem, folder: str, name: str) -> str | None:

@@ -33,7 +33,6 @@ from dist_resnet.storage.files import (
     PARTIAL,
     check_space,
     exists,
-    is_local,
     is_partial_of_here,
     now_at,
     read_json,
@@ -41,7 +40,7 @@ from dist_resnet.storage.files import (
     write_json,
 )
 from dist_resnet.storage.lock import LockedError, lock
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import is_local, open_uri
 from dist_resnet.wording import one_line
 
 _PLAN = f"{WORK}/plan.json"
@@ -117,7 +116,7 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
     Raises ValueError, FileNotFoundError or OSError with one line that says what was got, what is allowed and what to
     do; what is finished by then is kept.
     """
-    filesystem, folder = filesystem_of(options.target)
+    filesystem, folder = open_uri(options.target)
     with _alone(filesystem, folder, options.target) as alone:
         if alone:
             _remove_partials(filesystem, folder, lambda entry: is_partial_of_here(entry.base_name))

@@ -27,8 +27,8 @@ from dist_resnet.data.shards.columns import Columns, LabelError, encoded_images,
 from dist_resnet.data.shards.footers import columns_of, find_without_bytes, metadata_of, numbers_of
 from dist_resnet.data.shards.split import Split
 from dist_resnet.data.shards.split_names import split_of
-from dist_resnet.storage.files import child_uri, exists, whole_file
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.files import exists, whole_file
+from dist_resnet.storage.uri import child_uri, open_uri
 from dist_resnet.wording import one_line
 
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
@@ -128,7 +128,7 @@ def check_paths(split: Split) -> Iterator[str]:
 
     Raises ValueError, naming shard and row, if the first of these in a shard cannot be read, or has no path either.
     """
-    filesystem, _ = filesystem_of(split.uri)
+    filesystem, _ = open_uri(split.uri)
     for shard, footer in zip(split.shards, split.footers, strict=True):
         columns = columns_of(footer, split.label_column)
         groups = may_lack_bytes(metadata_of(footer), columns)
@@ -162,7 +162,7 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
     Raises ValueError for a shard that cannot be read, for labels beyond the classes and for images without bytes. Holds
     one row group of the shard in memory.
     """
-    target, _ = filesystem_of(task.target)
+    target, _ = open_uri(task.target)
     if exists(target, f"{task.path}.index"):
         yield len(read_index(target, f"{task.path}.index", task.target))
         return
@@ -192,7 +192,7 @@ def _read_batches(task: SpoolTask) -> Iterator[tuple[list[np.ndarray | None], li
 
     Raises ValueError, naming the shard, if it is torn, and the row, if a label is none of the classes.
     """
-    source, _ = filesystem_of(task.source)
+    source, _ = open_uri(task.source)
     columns = task.columns
     wanted = [name for name in (columns.bytes, columns.path, columns.label) if name is not None]
     row = 0
@@ -233,7 +233,7 @@ def _encoded(task: SpoolTask, row: int, image: np.ndarray | None, path: str | No
     """An image's bytes, as stored or from its path. Raises ValueError, naming shard and row, if there are neither."""
     if image is not None and (len(image) or path is None):
         return image  # of no bytes, it is damaged and gets listed
-    source, _ = filesystem_of(task.source)
+    source, _ = open_uri(task.source)
     return _read_path(source, task.shard, row, path)
 
 

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from dist_resnet.data.prepare.clutter import find_clutter, is_clutter
 from dist_resnet.data.prepare.left_out import LeftOut
-from dist_resnet.storage.files import is_local
+from dist_resnet.storage.uri import is_local, list_entries
 from dist_resnet.terminal import escaped, not_text
 
 _BROKEN = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
@@ -38,9 +38,8 @@ def list_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """The files right in a folder, sorted, without what is hidden: one request, whatever is below the folder."""
     if is_local(filesystem):
         return list_folder(filesystem, folder, LeftOut())[1]
-    entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    names = [one.base_name for one in entries if one.type == pafs.FileType.File]
-    return sorted(name for name in names if not is_clutter(name))
+    entries = list_entries(filesystem, folder, folders=False)
+    return [one.name for one in entries if one.kind == pafs.FileType.File and not is_clutter(one.name)]
 
 
 def list_folder(filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> tuple[list[str], list[str]]:
@@ -49,18 +48,12 @@ def list_folder(filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> tupl
         found = list(_entries(folder, "", left)) if os.path.isdir(folder) else []
         folders = [entry.name for entry, kind, _ in found if kind in ("folder", "link")]
         return sorted(folders), sorted(entry.name for entry, kind, _ in found if kind == "file")
-    # Of Google's store Arrow lists such folders alone as an empty object stands for: there the files tell of them.
-    selector = pafs.FileSelector(folder, recursive=filesystem.type_name == "gcs", allow_not_found=True)
-    folders, files, hidden = set(), set(), set()
-    for entry in filesystem.get_file_info(selector):
-        name, _, below = entry.path[len(folder) + 1 :].partition("/")
-        if is_clutter(name):
-            hidden.add(name)
-        elif name:
-            (folders if below or entry.type == pafs.FileType.Directory else files).add(name)
-    for name in hidden:
+    entries = list_entries(filesystem, folder)
+    for name in {one.name for one in entries if is_clutter(one.name)}:
         left.skip(name)
-    return sorted(folders), sorted(files)
+    shown = [one for one in entries if not is_clutter(one.name)]
+    folders = [one.name for one in shown if one.kind == pafs.FileType.Directory]
+    return folders, [one.name for one in shown if one.kind != pafs.FileType.Directory]
 
 
 def walk(filesystem: pafs.FileSystem, root: str, left: LeftOut) -> list[Folder]:

@@ -23,8 +23,8 @@ from dist_resnet.data.prepare import repeats
 from dist_resnet.data.prepare.index import Container, Index
 from dist_resnet.data.shards import byte_offsets
 from dist_resnet.data.shards.write import encode_table
-from dist_resnet.storage.files import is_local, whole_file, write_json
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.files import whole_file, write_json
+from dist_resnet.storage.uri import is_local, open_uri
 
 ROWS_PER_GROUP = 100
 _BLOCK_BYTES = 64 << 20
@@ -82,7 +82,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
     Raises ValueError for a damaged picture where the task says to stop, OSError where the source has changed or
     something cannot be read or written.
     """
-    filesystem, _ = filesystem_of(task.target)
+    filesystem, _ = open_uri(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
     hashes: list[int] = []
     found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "picture_bytes": 0}
@@ -257,7 +257,7 @@ class _Sink:
 
 def read_blocks(index: Index) -> Iterator[tuple[list[int], list[bytes]]]:
     """The pictures of an index, block by block: (rows, encoded); the next block is read meanwhile."""
-    filesystem, _ = filesystem_of(index.uri)
+    filesystem, _ = open_uri(index.uri)
     blocks = _blocks(index.size)
     with _Reader(filesystem, index) as reader, ThreadPoolExecutor(1) as ahead:
         reading = ahead.submit(reader.read, blocks[0])

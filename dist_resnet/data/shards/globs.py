@@ -1,4 +1,4 @@
-"""Finds the shards that a folder or a glob names, on local storage, S3 or GCS.
+"""Finds the shards that a folder or a glob names, on a disk or an object store.
 
 A wildcard (`*`, `?`, `[...]`) stays within its folder and takes no name that begins with a dot or, but for shards, with
 `_`, as what Spark leaves beside them does (`_SUCCESS`); `**` stands for any number of folders. What is there under the
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dist_resnet.data.shards import hive
+from dist_resnet.storage.uri import list_entries, lists_folders, path_of
 from dist_resnet.terminal import escaped, not_text
 from dist_resnet.wording import one_line
 
@@ -58,31 +59,20 @@ def _files(filesystem: pafs.FileSystem, folder: str, parts: Sequence[str]) -> It
     literal = f"{folder}/{part}"
     if part != "**" and ((rest and not _is_glob(part)) or filesystem.get_file_info(literal).type == wanted):
         yield from _files(filesystem, literal, rest) if rest else [literal]
-    # Of Google's store Arrow lists such folders alone as an empty object stands for: there the files tell of them.
-    elif part == "**" or (rest and filesystem.type_name == "gcs"):
+    elif part == "**" or (rest and not lists_folders(filesystem)):
         yield from _files_below(filesystem, folder, parts)
     elif _is_glob(part):
-        for path, kind in _entries(filesystem, pafs.FileSelector(folder or "/", allow_not_found=True)):
-            if kind == wanted and _fits([path.rpartition("/")[2]], [part]):
-                yield from _files(filesystem, _text(path), rest) if rest else [_text(path)]
+        for entry in list_entries(filesystem, folder, folders=bool(rest)):
+            if entry.kind == wanted and _fits([entry.name], [part]):
+                path = _text(f"{folder}/{entry.name}")
+                yield from _files(filesystem, path, rest) if rest else [path]
 
 
 def _files_below(filesystem: pafs.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[str]:
     selector = pafs.FileSelector(folder or "/", allow_not_found=True, recursive=True)
-    for path, kind in _entries(filesystem, selector):
-        if kind == pafs.FileType.File and _fits(path[len(folder) + 1 :].split("/"), parts):
+    for path in sorted(path_of(info) for info in filesystem.get_file_info(selector) if info.is_file):
+        if _fits(path[len(folder) + 1 :].split("/"), parts):
             yield _text(path)
-
-
-def _entries(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[tuple[str, pafs.FileType]]:
-    """(path, kind) of what is in a folder, sorted; bytes of a name that are no UTF-8 are surrogates."""
-    entries = []
-    for entry in filesystem.get_file_info(selector):
-        try:
-            entries.append((entry.path, entry.type))
-        except UnicodeDecodeError as error:
-            entries.append((error.object.decode("utf-8", "surrogateescape"), entry.type))
-    return sorted(entries)
 
 
 def _text(path: str) -> str:
@@ -120,10 +110,8 @@ def _shard_below(filesystem: pafs.FileSystem, path: str) -> str | None:
     """A shard in a folder right in this one, if it is a folder and one of the first few has any."""
     if filesystem.get_file_info(path).type != pafs.FileType.Directory:
         return None
-    folders = [
-        place for place, kind in _entries(filesystem, pafs.FileSelector(path)) if kind == pafs.FileType.Directory
-    ]
-    found = (next(_files(filesystem, folder, [_SHARDS]), None) for folder in folders[:_LOOKED_INTO])
+    folders = [one.name for one in list_entries(filesystem, path) if one.kind == pafs.FileType.Directory]
+    found = (next(_files(filesystem, f"{path}/{name}", [_SHARDS]), None) for name in folders[:_LOOKED_INTO])
     return next(filter(None, found), None)
 
 

@@ -31,7 +31,8 @@ from dist_resnet.data.shards.footers import (
 )
 from dist_resnet.data.shards.globs import find_shards
 from dist_resnet.data.shards.manifest import Found, check_opened
-from dist_resnet.storage.ranges import Access, RangeReader, filesystem_of
+from dist_resnet.storage.ranges import Access, RangeReader
+from dist_resnet.storage.uri import open_uri
 from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Split:
 
     def _read_labels(self, shard: int) -> np.ndarray:
         """int64 [rows]: the labels of a shard, as the files have them."""
-        filesystem, _ = filesystem_of(self.uri)
+        filesystem, _ = open_uri(self.uri)
         column = read_column(filesystem, self.shards[shard], self.label_column)
         return numbers_of(column, columns_of(self.footers[shard], self.label_column), self.class_names)
 
@@ -172,7 +173,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     is missing; ValueError if an image has no bytes, a shard cannot be read or has other columns or class names, a
     prepared set is not as its manifest says, or the split holds no image.
     """
-    filesystem, path = filesystem_of(uri)
+    filesystem, path = open_uri(uri)
     shards, names = find_shards(filesystem, path, uri)
     read = functools.partial(read_head, filesystem, label_column=label_column, allow_paths=allow_paths)
     with ThreadPoolExecutor(min(32, len(shards))) as pool:

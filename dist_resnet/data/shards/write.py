@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dist_resnet.storage.files import whole_file
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import open_uri
 
 SIDE = 32
 _PIXEL_BYTES = 3 * SIDE * SIDE
@@ -102,7 +102,7 @@ def convert_cifar(source: Path, target: str) -> dict[str, int]:
         split: [_read(form, folder / file, len(names)) for file in files]
         for split, files in (("train", form.train), ("test", form.test))
     }  # everything is read and checked before anything is written
-    filesystem, path = filesystem_of(target)
+    filesystem, path = open_uri(target)
     for split, parts in splits.items():
         pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         paths = [f"{split}/{names[label]}/{row:05d}.png" for row, label in enumerate(labels.tolist())]

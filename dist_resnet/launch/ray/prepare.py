@@ -14,8 +14,7 @@ from ray.exceptions import RayTaskError
 from dist_resnet.data.prepare import prepare as preparation
 from dist_resnet.launch.progress import PictureProgress
 from dist_resnet.recipe import Execution
-from dist_resnet.tracking.mlflow.address import check_no_password
-from dist_resnet.tracking.run_directory import absolute_uri
+from dist_resnet.storage.uri import absolute_uri, check_no_password
 
 
 def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, Any]:

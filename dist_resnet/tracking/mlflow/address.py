@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.mlflow import database
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.run_directory import RunDirectory
 
 VARIABLE, REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
@@ -52,15 +52,6 @@ def check_database(uri: str, *, resolve: bool = True) -> None:
     database.check_driver(url)
     if resolve and url.host:
         _check_host(uri, url.host, url.port)
-
-
-def check_no_password(name: str, uri: str) -> None:
-    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
-    if re.search(r"://[^/\s]*:[^/\s]*@", uri) or "secret_key=" in uri:
-        raise ValueError(
-            f"{name} has a password in it, {without_credentials(uri)}; leave it out and give credentials by "
-            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
 
 
 def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:

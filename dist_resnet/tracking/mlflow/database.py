@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from dist_resnet.tracking.provenance import without_credentials
+from dist_resnet.storage.uri import without_credentials
 
 ENGINES = ("sqlite", "postgresql", "mysql", "mssql")
 _EXAMPLES = "sqlite:////FOLDER/mlflow.db or postgresql://USER@HOST/DATABASE"

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.journal import Tail
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
 from dist_resnet.tracking.mlflow.run import MlflowRun, unwatched
 from dist_resnet.tracking.mlflow.run_description import Ending
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@
 import uuid
 from typing import Any
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.mlflow.run_description import Ending, RunCard
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.run_directory import RunDirectory
 
 _FILE, _FOLDER = "mlflow.json", "mlflow"

@@ -10,9 +10,9 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import DBAPIError
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow import address, database
-from dist_resnet.tracking.provenance import without_credentials
 
 _CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to valid ones"
 _PERMISSION = (

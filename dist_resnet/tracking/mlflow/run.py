@@ -20,11 +20,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.mlflow import address, database
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError, check_experiment, check_run, refusal_of, refusal_of_a_file
 from dist_resnet.tracking.mlflow.run_description import DataSet, Ending, RunCard
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.records import Metrics, Record, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Sequence
 
+from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
 from dist_resnet.tracking.mlflow.run import MlflowRun, Parent
 from dist_resnet.tracking.mlflow.run_description import Ending, RunCard
-from dist_resnet.tracking.provenance import without_credentials
 from dist_resnet.tracking.records import Record
 from dist_resnet.tracking.run_directory import RunDirectory
 

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from dist_resnet.data.shards.globs import find_shards
-from dist_resnet.storage.ranges import filesystem_of
+from dist_resnet.storage.uri import child_uri, open_uri
 
 TREE = [
     "train-0.parquet",
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _found(uri: str) -> list[str]:
-    filesystem, path = filesystem_of(uri)
+    filesystem, path = open_uri(uri)
     return find_shards(filesystem, path, uri)[0]
 
 
@@ -134,10 +134,10 @@ def test_only_the_folders_that_a_glob_reaches_are_listed(root: Path):
     assert _listed(local, f"{root}/a/**/t*.parquet") == [(f"{root}/a", True)]
 
 
-@pytest.mark.parametrize("store", ["s3", "gs"])
+@pytest.mark.parametrize("store", ["s3", "gs", "az"])
 def test_globs_on_an_object_store_mean_the_same(store: str, request: pytest.FixtureRequest):
-    bucket = request.getfixturevalue(store)
-    filesystem, path = filesystem_of(f"{bucket}/globs-{store}")
+    folder = child_uri(request.getfixturevalue(store), f"globs-{store}")
+    filesystem, path = open_uri(folder)
     for name in TREE:
         if store == "s3":
             filesystem.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
@@ -145,7 +145,7 @@ def test_globs_on_an_object_store_mean_the_same(store: str, request: pytest.Fixt
             stream.write(b"x")
 
     def found(pattern: str) -> list[str]:
-        return [one.removeprefix(f"{path}/") for one in _found(f"{bucket}/globs-{store}/{pattern}")]
+        return [one.removeprefix(f"{path}/") for one in _found(child_uri(folder, pattern))]
 
     assert found("train-*.parquet") == ["train-0.parquet", "train-1.parquet"]
     assert found("[ab]/t*.parquet") == ["a/train-0.parquet", "b/test-0.parquet", "b/train-0.parquet"]
