@@ -1,4 +1,4 @@
-"""What messages say of errors and of long lists, in a line."""
+"""What messages say of errors, long lists and durations, in a line."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,15 @@ def some(names: Sequence[str], *, most: int = 3) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def clock(seconds: float | None) -> str:
+    """A duration as hours, minutes and seconds.
+
+    >>> clock(3725), clock(59.6), clock(None)
+    ('1:02:05', '0:01:00', '?')
+    """
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dist_resnet.ablation.trial import Trial
+from dist_resnet.wording import clock
 
 _SECONDS_BETWEEN_LINES = 30.0
 _OTHER_ROWS = 8
@@ -76,15 +77,3 @@ def percent(error: float | None) -> str:
     ('6.37%', '-')
     """
     return "-" if error is None else f"{error:.2%}"
-
-
-def clock(seconds: float | None) -> str:
-    """A duration as hours, minutes and seconds.
-
-    >>> clock(3725), clock(None)
-    ('1:02:05', '?')
-    """
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

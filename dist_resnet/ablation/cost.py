@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_resnet.ablation.board import clock
 from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.model.complexity import measure
 from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.wording import clock
 
 # A backward pass takes about twice the multiply-adds of a forward pass.
 _TRAINING_OVER_FORWARD = 3

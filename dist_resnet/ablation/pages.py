@@ -9,12 +9,12 @@ from typing import Any
 
 from dist_resnet import paper
 from dist_resnet.ablation import plots
-from dist_resnet.ablation.board import clock
 from dist_resnet.ablation.claims import LEAST_NOISE, error_noise, findings, losses
 from dist_resnet.ablation.document import Block, Heading, Paragraph, Picture, Table, to_markdown
 from dist_resnet.ablation.record import Entry, Record
 from dist_resnet.ablation.report import MINUS, NONE, PLUS_MINUS
 from dist_resnet.ablation.results import Cell
+from dist_resnet.wording import clock
 
 FAR = 0.6
 """Points between our error and the published one above which the cause has to be looked for."""

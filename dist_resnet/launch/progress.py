@@ -8,12 +8,53 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from tqdm import tqdm
+import rich.progress
+from rich.console import Console
+from rich.markup import escape
 
 from dist_resnet.launch.pace import Pace
 from dist_resnet.tracking.records import Evaluating, Metrics, Record, Session
+from dist_resnet.wording import clock
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Console(Console):
+    """A terminal whose cursor stays, for a process may be killed at any time."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
+class _Bar:
+    """A bar on a terminal, with lines above it."""
+
+    def __init__(self, stream: TextIO, what: str, total: int | None, unit: str) -> None:
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn(f"{{task.completed:.0f}}{'' if total is None else f'/{total}'} {unit}"),
+            rich.progress.TextColumn("{task.fields[note]}"),
+            console=_Console(file=stream),
+            refresh_per_second=2,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task(escape(what), total=total, note="")
+        self._progress.start()
+
+    def set(self, done: int, note: str = "") -> None:
+        """So much is done, with a few words on it."""
+        self._progress.update(self._task, completed=done, note=escape(note))
+
+    def say(self, line: str) -> None:
+        """Writes a line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._progress.stop()
 
 
 class Progress:
@@ -24,16 +65,9 @@ class Progress:
         self._name, self._total, self._batch = name, total_steps, global_batch
         self._pace = Pace(total_steps, global_batch)
         self._line_at = 0.0
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         if self._stream.isatty():
-            self._bar = tqdm(
-                total=total_steps * global_batch,
-                unit="img",
-                desc=name,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images {elapsed} {postfix}",
-            )
+            self._bar = _Bar(self._stream, name, total_steps * global_batch, "images")
 
     def show(self, records: Sequence[Record]) -> None:
         """Takes in journal records and redraws."""
@@ -62,19 +96,17 @@ class Progress:
         pace, step = self._pace, self._pace.step
         text = (
             f"loss {pace.values['train/loss']:.3f}, error {pace.values['train/top1_error']:.1%}, "
-            f"{pace.images_per_second:.1f} images/s, {tqdm.format_interval(pace.seconds_left or 0)} left"
+            f"{pace.images_per_second:.1f} images/s, {clock(pace.seconds_left or 0)} left"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.n = step * self._batch
-            self._bar.refresh()
+            self._bar.set(step * self._batch, text)
         elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = time.monotonic()
             self._say(f"step {step}/{self._total}, {step * self._batch} images, {text}")
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
-            tqdm.write(line, file=self._stream)
+            self._bar.say(line)
         else:
             self._stream.write(f"{self._name}: {line}\n")
             self._stream.flush()
@@ -85,7 +117,7 @@ class PictureProgress:
 
     def __init__(self, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         self._act: str | None = None
         self._total: int | None = None
         self._done = 0
@@ -97,20 +129,24 @@ class PictureProgress:
         self._act, self._total, self._done = what, total, 0
         self._began = self._line_at = time.monotonic()
         if self._stream.isatty():
-            self._bar = tqdm(total=total, desc=what, unit=" pictures", file=self._stream, dynamic_ncols=True)
+            self._bar = _Bar(self._stream, what, total, "pictures")
 
     def advance(self, pictures: int) -> None:
         """So many pictures more are done."""
         self._done += pictures
         if self._bar is not None:
-            self._bar.update(pictures)
+            self._bar.set(self._done, self._rate())
         elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES and self._done != self._total:
             self._line_at = time.monotonic()
             self._write_line()
 
     def say(self, line: str) -> None:
         """Writes a line above the bar."""
-        tqdm.write(line, file=self._stream)
+        if self._bar is not None:
+            self._bar.say(line)
+        else:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
@@ -120,14 +156,16 @@ class PictureProgress:
             self._write_line()
         self._bar = self._act = None
 
-    def _write_line(self) -> None:
+    def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-3)
-        of_all = left = ""
-        if self._total is not None:
-            of_all = f"/{self._total}"
-            left = f", {tqdm.format_interval((self._total - self._done) * seconds / max(1, self._done))} left"
-        rate = self._done / seconds
-        self._stream.write(f"{self._act}: {self._done}{of_all} pictures, {rate:.1f} pictures/s{left}\n")
+        rate = f"{self._done / seconds:.1f} pictures/s"
+        if self._total is None:
+            return rate
+        return f"{rate}, {clock((self._total - self._done) * seconds / max(1, self._done))} left"
+
+    def _write_line(self) -> None:
+        of_all = "" if self._total is None else f"/{self._total}"
+        self._stream.write(f"{self._act}: {self._done}{of_all} pictures, {self._rate()}\n")
         self._stream.flush()
 
 
@@ -140,7 +178,7 @@ class DeliveryProgress:
     def __init__(self, name: str, *, stream: TextIO | None = None) -> None:
         self._name, self._stream = name, stream or sys.stderr
         self._total: int | None = None
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         self._line_at = 0.0
 
     def __call__(self, waiting_points: int) -> None:
@@ -148,14 +186,11 @@ class DeliveryProgress:
         if self._total is None:
             self._total = waiting_points
             if self._stream.isatty():
-                self._bar = tqdm(
-                    total=waiting_points, desc=self._name, unit=" points", file=self._stream, dynamic_ncols=True
-                )
+                self._bar = _Bar(self._stream, self._name, waiting_points, "points")
         # A delivery that is begun anew finds how much an earlier one brought.
         done = max(0, self._total - waiting_points)
         if self._bar is not None:
-            self._bar.n = done
-            self._bar.refresh()
+            self._bar.set(done)
         elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES or not waiting_points:
             self._line_at = time.monotonic()
             self._stream.write(f"{self._name}: {done}/{self._total} points delivered\n")

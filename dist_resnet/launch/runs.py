@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from dist_resnet.launch.pace import Pace
 from dist_resnet.tracking import journal, stop
 from dist_resnet.tracking.journal import history, read_journal
@@ -25,6 +23,7 @@ from dist_resnet.tracking.records import (
     TooDamaged,
 )
 from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, SWEEP_FILE, RunDirectory
+from dist_resnet.wording import clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class Standing:
 
     def _pace(self) -> str:
         rate = "" if self.images_per_second is None else f"{self.images_per_second:.1f} images/s"
-        return rate if self.seconds_left is None else f"{rate}, {tqdm.format_interval(self.seconds_left)} left"
+        return rate if self.seconds_left is None else f"{rate}, {clock(self.seconds_left)} left"
 
     def _checkpoint(self) -> str:
         if self.checkpoint_step is None or self.checkpoint_at is None:
@@ -224,7 +223,7 @@ def names_of_runs(storage: RunDirectory) -> list[str]:
 
 
 def _ago(moment: float) -> str:
-    return f"{tqdm.format_interval(max(0.0, time.time() - moment))} ago"
+    return f"{clock(max(0.0, time.time() - moment))} ago"
 
 
 def _restarts(records: Sequence[Record]) -> int:
