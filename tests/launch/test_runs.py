@@ -40,7 +40,8 @@ def test_a_run_that_trains_tells_its_pace_time_left_checkpoint_and_restarts(dire
     assert standing.images_per_second == pytest.approx(64)
     assert standing.seconds_left == pytest.approx(30)
     assert standing.line() == (
-        "run: open, 2 workers, step 40/100 (40%), 64.0 images/s, 0:00:30 left, checkpoint of step 20 0:00:00 ago, 1 restart"
+        "run: open, 2 workers, step 40/100 (40%), 64.0 images/s, 0:00:30 left, "
+        "checkpoint of step 20 0:00:00 ago, 1 restart"
     )
     assert "training    loss 0.025, error 25.0%" in standing.page()
 
