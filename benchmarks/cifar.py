@@ -187,7 +187,7 @@ def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, 
     from dist_resnet.data.input.decoders import InputOptions
     from dist_resnet.data.loader import TrainingImages
     from dist_resnet.data.shards.split import open_split
-    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
+    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Performance, Recipe
     from dist_resnet.train.loop import create_state
     from dist_resnet.train.step import TrainStep
     from dist_resnet.worker import Worker
@@ -200,7 +200,9 @@ def ours(folder: str, options: argparse.Namespace, *, ghost_batch: int = BATCH, 
         global_batch=BATCH,
         ghost_batch=ghost_batch,
     )
-    execution = Execution(precision=options.precision, cpus_per_worker=options.threads, cuda_graphs=graphs)
+    execution = Execution(
+        precision=options.precision, cpus_per_worker=options.threads, performance=Performance(cuda_graphs=graphs)
+    )
     worker = Worker(rank=0, world_size=1, device=_device())
     split = open_split(options.data)
     images = TrainingImages(recipe, split, worker, InputOptions.of(execution))

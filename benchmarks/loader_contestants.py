@@ -87,11 +87,11 @@ def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
     from dist_resnet.data.input.decoders import InputOptions
     from dist_resnet.data.loader import EvaluationImages, TrainingImages
     from dist_resnet.data.shards.split import open_split
-    from dist_resnet.recipe import Execution
+    from dist_resnet.recipe import Execution, Performance
     from dist_resnet.worker import Worker
 
     split = open_split(str(shards))
-    options = InputOptions.of(Execution(cpus_per_worker=threads, evaluation_batch=BATCH))
+    options = InputOptions.of(Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH)))
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
     recipe = _recipe(shards)
     training = TrainingImages(recipe, split, worker, options)

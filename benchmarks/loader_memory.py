@@ -22,7 +22,7 @@ from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.data.shards.split import open_split
-from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Cache, Data, Execution, Model, Recipe
 from dist_resnet.worker import Worker
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side of the crops; by default 224, and 24 of generated pictures")
     parser.add_argument("--pictures", type=int, default=1_500_000)
     parser.add_argument("--ghost-batches", type=int, default=8)
-    parser.add_argument("--cache", help="folder for --execution.cache")
+    parser.add_argument("--cache", help="folder for --execution.cache.folder")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {vars(options)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def watch(data: str, size: int, options: argparse.Namespace) -> None:
         global_batch=32 * options.ghost_batches,
         ghost_batch=32,
     )
-    execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=options.cache)
+    execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=Cache(folder=options.cache))
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
     images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     seen, epoch, held, begin = 0, 0, [], time.perf_counter()

@@ -21,7 +21,7 @@ from torch import nn
 
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Data, Execution, Model, Performance, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import recompute_units
@@ -157,7 +157,7 @@ def timed(options: argparse.Namespace) -> str:
     for precision in ("fp32", "bf16"):
         steps = {}
         for recompute in (False, True):
-            execution = Execution(precision=precision, recompute=recompute)
+            execution = Execution(precision=precision, performance=Performance(recompute=recompute))
             steps[recompute] = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(options.rounds + 1):

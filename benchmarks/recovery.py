@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution, Model, Recipe
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
@@ -135,7 +135,7 @@ def train_ours(folder: Path, depth: int) -> None:
         storage=str(folder),
         name="run",
         log_every=1,
-        checkpoint_every=_CHECKPOINT_EVERY,
+        checkpoints=Checkpoints(every=_CHECKPOINT_EVERY),
     )
     ray_train.run(ray_train.prepare_run(recipe, execution, job="recovery"))
 

@@ -4,8 +4,8 @@
 
 A server of this script speaks as much of S3 on loopback as reading takes, and answers each request after `--latency`
 milliseconds. It takes some of the same cores, so the store without a wait is measured too. Pictures/s and CPU-ms per
-picture of the loader's process, in interleaved rounds; `cached` reads from --execution.cache, which an earlier epoch
-has filled.
+picture of the loader's process, in interleaved rounds; `cached` reads from --execution.cache.folder, which an earlier
+epoch has filled.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from aiohttp import web
 from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.shards.split import open_split
-from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Cache, Data, Execution, Model, Recipe
 from dist_resnet.worker import Worker
 
 
@@ -86,7 +86,7 @@ def rounds(uri: str, cache: str | None) -> Iterator[torch.Tensor]:
         global_batch=256,
         ghost_batch=32,
     )
-    execution = Execution(cpus_per_worker=os.cpu_count(), cache=cache)
+    execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
     images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
     for epoch in range(1_000_000):

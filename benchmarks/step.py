@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
 from dist_resnet.model.complexity import measure
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Performance, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.step import TrainStep
@@ -125,7 +125,9 @@ def _loop_step(options: argparse.Namespace, batch: int, device: torch.device, cl
         global_batch=batch,
         ghost_batch=batch,
     )
-    execution = Execution(precision=options.precision, compile=options.compile, deterministic=False)
+    execution = Execution(
+        precision=options.precision, performance=Performance(compile=options.compile, deterministic=False)
+    )
     worker = Worker(rank=0, world_size=1, device=device)
     step = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
     images, labels = _pictures(batch, options.size, device, classes)

@@ -29,6 +29,32 @@ _LONGEST_NAME = 4096
 # As a shell says it of a command that Ctrl-C ended.
 _STOPPED = 128 + signal.SIGINT
 
+# Options of the version before, and what they are called now: (the old name, the new one). They are taken, with a word.
+_RENAMED = {
+    **{
+        f"--execution.{old}": f"--execution.{new}"
+        for old, new in {
+            "checkpoint-every": "checkpoints.every",
+            "checkpoint-minutes": "checkpoints.minutes",
+            "keep-checkpoints": "checkpoints.keep",
+            **{name: f"recovery.{name}" for name in ("storage-minutes", "hang-minutes", "resize-minutes")},
+            **{name: f"recovery.{name}" for name in ("max-failures", "spares")},
+            "no-spares": "recovery.no-spares",
+            **{name: f"performance.{name}" for name in ("prefetch", "evaluation-batch")},
+            "cache": "cache.folder",
+            "cache-gigabytes": "cache.gigabytes",
+            "tracking-uri": "tracking.uri",
+            **{name: f"tracking.{name}" for name in ("experiment", "model-name", "register", "no-register")},
+        }.items()
+    },
+    **{
+        f"--execution.{no}{name}": f"--execution.performance.{no}{name}"
+        for name in ("channels-last", "compile", "cuda-graphs", "recompute", "deterministic")
+        for no in ("", "no-")
+    },
+    "--execution.trials-per-gpu": "--trials-per-gpu",
+}
+
 FLAT = tyro.conf.arg(name="")
 """Annotates a field of an options class whose own fields are options without a prefix."""
 FLAG = tyro.conf.FlagCreatePairsOff
@@ -86,14 +112,12 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():
-        if execution.trials_per_gpu is not None:
-            raise ValueError("execution.trials-per-gpu is for sweeps; leave it out, a run has its GPUs to itself")
         if demo:
             recipe = write_pictures(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
     with failures_exit():
         summary = ray_train.run(plan)
-    if summary["status"] == Finished.kind and execution.register:
+    if summary["status"] == Finished.kind and execution.tracking.register:
         _register(plan.directory.uri, plan.execution)
     sys.exit({Finished.kind: 0, Stopped.kind: _STOPPED}.get(summary["status"], 1))
 
@@ -104,7 +128,7 @@ def _register(run: str, execution: Execution) -> None:
     from dist_resnet.storage.uri import without_credentials
     from dist_resnet.tracking import commands
 
-    tracking_uri, name = execution.tracking_uri, execution.model_name
+    tracking_uri, name = execution.tracking.uri, execution.tracking.model_name
     try:
         publish_once(run, tracking_uri=tracking_uri, name=name)
     except Exception as error:
@@ -155,6 +179,7 @@ def parse_options(
     after --help.
     """
     complaint = io.StringIO()
+    arguments = [_renamed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with bad_input_exits(), contextlib.redirect_stderr(complaint):
             known: dict[str, Any] = {} if default is None else {"default": default()}
@@ -163,6 +188,19 @@ def parse_options(
         if end.code == 2 and complaint.getvalue():
             sys.stderr.write(_one_line(complaint.getvalue()) + "\n")
         raise
+
+
+def _renamed(argument: str) -> str:
+    """An argument with an option's name of today, and a warning if it had that of the version before."""
+    name, equals, value = argument.partition("=")
+    # Both spellings that the parser takes.
+    today = _RENAMED.get(name.replace("_", "-")) if name.startswith("--") else None
+    if today is None:
+        return argument
+    sys.stderr.write(
+        f"{Path(sys.argv[0]).name}: {name} is called {today} now; the old name goes with the next version\n"
+    )
+    return f"{today}{equals}{value}"
 
 
 @contextlib.contextmanager

@@ -304,6 +304,133 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where a run is told of: the MLflow server, and the registry."""
+
+    uri: str | None = None
+    """MLflow tracking server, such as https://mlflow.example.org; by default MLFLOW_TRACKING_URI, else a sqlite file
+    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on an object store."""
+    experiment: str = "dist_resnet"
+    """MLflow experiment that the run belongs to."""
+    register: bool = True
+    """Whether the model of the finished run becomes a new version of a registered model in MLflow's registry."""
+    model_name: str | None = None
+    """The registered model's name; by default preact-resnet<depth> for full pre-activation on ImageNet, else such as
+    original-dropout-resnet110-cifar10."""
+
+    def __post_init__(self) -> None:
+        if self.model_name is not None and (not self.model_name.strip() or set(self.model_name) & set("/:\0")):
+            raise ValueError(
+                f"execution.tracking.model_name must be a name without slashes and colons, got {self.model_name!r}"
+            )
+        if not self.experiment.strip():
+            raise ValueError("execution.tracking.experiment is empty; give the name of an MLflow experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """What makes steps faster or smaller, at the same numbers but for rounding."""
+
+    channels_last: bool = True
+    """Whether activations lie in memory as NHWC."""
+    compile: bool = False
+    """Whether the model goes through torch.compile."""
+    cuda_graphs: bool = False
+    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and pictures are small;
+    with one worker, without compile and recompute. The CPU has none and goes on without."""
+    recompute: bool = False
+    """Whether residual units are recomputed in the backward pass, which trades time for memory."""
+    deterministic: bool = True
+    """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
+    prefetch: int = 2
+    """Ghost batches per worker that are read and decoded ahead."""
+    evaluation_batch: int = 128
+    """Pictures per forward pass in evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefetch", "evaluation_batch"):
+            _at_least(f"execution.performance.{name}", getattr(self, name), 1)
+        for name in ("compile", "recompute"):
+            if self.cuda_graphs and getattr(self, name):
+                raise ValueError(
+                    f"execution.performance.cuda_graphs does not go with execution.performance.{name}; leave one of "
+                    "them out"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """What is kept on each machine's own disk of what was read from an object store."""
+
+    folder: str | None = None
+    """Folder on each machine's own disk for what was read from an object store, kept between runs."""
+    gigabytes: float = 50.0
+    """What that folder may hold."""
+
+    def __post_init__(self) -> None:
+        _above_zero("execution.cache.gigabytes", self.gigabytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the state of a run is saved, and how many of its checkpoints are kept."""
+
+    every: int = 1000
+    """Steps between checkpoints; the end of an epoch with an evaluation makes one too."""
+    minutes: float = 15.0
+    """Longest time between checkpoints, whatever the number of steps."""
+    keep: int = 2
+    """Newest checkpoints that are kept, beside the one of the lowest validation error."""
+
+    def __post_init__(self) -> None:
+        _at_least("execution.checkpoints.every", self.every, 1)
+        _at_least("execution.checkpoints.keep", self.keep, 1)
+        _above_zero("execution.checkpoints.minutes", self.minutes)
+
+    @property
+    def seconds(self) -> float:
+        """`minutes` in seconds."""
+        return 60 * self.minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What a run does about workers, machines and storage that fail or come and go."""
+
+    storage_minutes: float = 30.0
+    """How long the storage may fail before training gives up; checkpoints and the journal wait meanwhile."""
+    hang_minutes: float = 10.0
+    """Time without a step after which a worker counts as dead."""
+    resize_minutes: float = 1.0
+    """Time between looks whether the cluster has room for more of MIN:MAX workers."""
+    max_failures: int = 3
+    """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
+    spares: bool = True
+    """Whether an idle process per worker waits beside a run that is a minute old, so that it goes on a few seconds
+    after a failure; each holds memory (0.5 GB on a CPU, with torch imported) and a hundredth of a core."""
+
+    def __post_init__(self) -> None:
+        for name in ("storage_minutes", "hang_minutes", "resize_minutes"):
+            _above_zero(f"execution.recovery.{name}", getattr(self, name))
+        _at_least("execution.recovery.max_failures", self.max_failures, 0)
+
+    @property
+    def storage_seconds(self) -> float:
+        """`storage_minutes` in seconds."""
+        return 60 * self.storage_minutes
+
+    @property
+    def hang_seconds(self) -> float:
+        """`hang_minutes` in seconds."""
+        return 60 * self.hang_minutes
+
+    @property
+    def resize_seconds(self) -> float:
+        """`resize_minutes` in seconds."""
+        return 60 * self.resize_minutes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """Where a run is computed and how fast; nothing but `precision` changes its numbers beyond rounding."""
 
@@ -320,95 +447,41 @@ class Execution:
     name: str | None = None
     """The run's name, a folder under storage. The same name continues the run. By default the job's name and the
     first digits of the recipe's fingerprint, so the same command continues and another recipe starts anew."""
-    tracking_uri: str | None = None
-    """MLflow tracking server, such as https://mlflow.example.org; by default MLFLOW_TRACKING_URI, else a sqlite file
-    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on an object store."""
-    experiment: str = "dist_resnet"
-    """MLflow experiment that the run belongs to."""
-    register: bool = True
-    """Whether the model of the finished run becomes a new version of a registered model in MLflow's registry."""
-    model_name: str | None = None
-    """The registered model's name; by default preact-resnet<depth> for full pre-activation on ImageNet, else such as
-    original-dropout-resnet110-cifar10."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Of training; evaluation computes in fp32. fp32: as the published tables. tf32: fp32 whose products GPUs round to
     10 bits, faster. bf16: autocast to bfloat16, faster still, but gradients of deep networks change visibly
     (docs/paper-map.md), and CPUs without such instructions are slow at it. fp16: autocast, loss scaling, GPUs only."""
-    channels_last: bool = True
-    """Whether activations lie in memory as NHWC."""
-    compile: bool = False
-    """Whether the model goes through torch.compile."""
-    cuda_graphs: bool = False
-    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and pictures are small;
-    with one worker, without compile and recompute. The CPU has none and goes on without."""
-    recompute: bool = False
-    """Whether residual units are recomputed in the backward pass, which trades time for memory."""
-    deterministic: bool = True
-    """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
     decode: Decode = "auto"
     """Where DALI decodes JPEGs; auto: where the model trains. pillow: by Pillow on the CPU, slower, as it is where DALI
     is not installed; its pixels differ a little from DALI's where a JPEG is cut."""
-    prefetch: int = 2
-    """Ghost batches per worker that are read and decoded ahead."""
-    cache: str | None = None
-    """Folder on each machine's own disk for what was read from an object store, kept between runs."""
-    cache_gigabytes: float = 50.0
-    """What that folder may hold."""
     spare_outputs: bool = False
     """Whether the model may have more outputs (`--model.num-classes`) than its training images have classes."""
     damaged_share: float = 0.001
     """Share of the training pictures that may turn out to be damaged before the run stops with their list."""
-    evaluation_batch: int = 128
-    """Pictures per forward pass in evaluation."""
     log_every: int = 10
     """Steps between writes of the journal; every step's numbers are in it."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints; the end of an epoch with an evaluation makes one too."""
-    checkpoint_minutes: float = 15.0
-    """Longest time between checkpoints, whatever the number of steps."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept, beside the one of the lowest validation error."""
-    storage_minutes: float = 30.0
-    """How long the storage may fail before training gives up; checkpoints and the journal wait meanwhile."""
-    hang_minutes: float = 10.0
-    """Time without a step after which a worker counts as dead."""
-    resize_minutes: float = 1.0
-    """Time between looks whether the cluster has room for more of MIN:MAX workers."""
-    max_failures: int = 3
-    """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
-    spares: bool = True
-    """Whether an idle process per worker waits beside a run that is a minute old, so that it goes on a few seconds
-    after a failure; each holds memory (0.5 GB on a CPU, with torch imported) and a hundredth of a core."""
-    trials_per_gpu: int | None = None
-    """Trials of a sweep that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
+    performance: Performance = field(default_factory=Performance)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    recovery: Recovery = field(default_factory=Recovery)
+    cache: Cache = field(default_factory=Cache)
+    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         _check_literals(self)
         _ = self.worker_range  # raises where the text is none
-        for name in ("prefetch", "evaluation_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
-            _at_least(f"execution.{name}", getattr(self, name), 1)
-        _at_least("execution.max_failures", self.max_failures, 0)
+        _at_least("execution.log_every", self.log_every, 1)
         if not 0 <= self.damaged_share <= 1:
             raise ValueError(f"execution.damaged_share must be in 0 .. 1, got {self.damaged_share}")
-        for name in ("checkpoint_minutes", "storage_minutes", "hang_minutes", "resize_minutes", "cache_gigabytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"execution.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("cpus_per_worker", "trials_per_gpu"):
-            if getattr(self, name) is not None:
-                _at_least(f"execution.{name}", getattr(self, name), 1)
+        if self.cpus_per_worker is not None:
+            _at_least("execution.cpus_per_worker", self.cpus_per_worker, 1)
         if self.name is not None:
             _check_name(self.name)
-        if self.model_name is not None and (not self.model_name.strip() or set(self.model_name) & set("/:\0")):
-            raise ValueError(f"execution.model_name must be a name without slashes and colons, got {self.model_name!r}")
-        if not self.experiment.strip():
-            raise ValueError("execution.experiment is empty; give the name of an MLflow experiment")
         if not self.storage:
             raise ValueError("execution.storage is empty; give a local path or URI of an object store")
-        for name in ("compile", "recompute"):
-            if self.cuda_graphs and getattr(self, name):
-                raise ValueError(f"execution.cuda_graphs does not go with execution.{name}; leave one of them out")
-        if self.cuda_graphs and self.most_workers > 1:
-            raise ValueError(f"execution.cuda_graphs works with one worker, got {self.workers}; leave one of them out")
+        if self.performance.cuda_graphs and self.most_workers > 1:
+            raise ValueError(
+                f"execution.performance.cuda_graphs works with one worker, got {self.workers}; leave one of them out"
+            )
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -544,6 +617,11 @@ def _check_name(name: str) -> None:
         )
     if name in _TAKEN_NAMES:
         raise ValueError(f"execution.name {name} is that of what MLflow keeps under the storage; give another")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -23,7 +23,18 @@ from typing import Annotated
 from dist_resnet import cli, logs
 from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
 from dist_resnet.paper import CIFAR_ITERATIONS as ITERATIONS
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+from dist_resnet.recipe import (
+    Augment,
+    Checkpoints,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Optimizer,
+    Performance,
+    Recipe,
+    Schedule,
+)
 
 # What every cell shares; the rows of the tables change the model. A run's epochs follow from its iterations.
 RECIPE = Recipe(
@@ -46,7 +57,9 @@ RECIPE = Recipe(
     global_batch=128,
     ghost_batch=128 // 2,
 )
-EXECUTION = Execution(precision="fp32", checkpoint_every=1000, evaluation_batch=500)
+EXECUTION = Execution(
+    precision="fp32", checkpoints=Checkpoints(every=1000), performance=Performance(evaluation_batch=500)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +76,8 @@ class Options:
     better quarter of those of the trials before it, of the same depth and data set. It changes what the tables mean:
     a stopped trial has no result, and rows that start slowly, such as gates, are stopped for it. A sweep that was
     killed and continued stops the same trials."""
+    trials_per_gpu: int | None = None
+    """Trials that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
     list: Annotated[bool, cli.FLAG] = False
     """Print the cells with their cost and an estimate of their time, and run nothing."""
     report_only: Annotated[bool, cli.FLAG] = False
@@ -75,7 +90,7 @@ FULL = Options(choice=Choice(iterations=ITERATIONS), data=Pictures(), execution=
 DEMO = Options(
     choice=Choice(tables=("1", "2"), depths=(8,), seeds=1, iterations=60),
     data=Pictures(train="demo", validation="demo"),
-    execution=dataclasses.replace(EXECUTION, log_every=1, checkpoint_every=20),
+    execution=dataclasses.replace(EXECUTION, log_every=1, checkpoints=Checkpoints(every=20)),
     global_batch=32,
 )
 
@@ -101,7 +116,15 @@ def main() -> None:
         if options.demo:
             drawn = write_pictures(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
             data = dataclasses.replace(data, train=drawn.train, validation=drawn.validation)
-        planned = sweep.prepare_sweep(recipe, options.choice, data, execution, job=job, early_stop=options.early_stop)
+        planned = sweep.prepare_sweep(
+            recipe,
+            options.choice,
+            data,
+            execution,
+            job=job,
+            early_stop=options.early_stop,
+            trials_per_gpu=options.trials_per_gpu,
+        )
     with cli.failures_exit():
         lost = sweep.run(planned)
     sys.exit(1 if lost else 0)

@@ -13,7 +13,18 @@ Nesterov's momentum, 0.1 from the first step on, a tenth of it from the 81st and
 """
 
 from dist_resnet.cli import run_job
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+from dist_resnet.recipe import (
+    Augment,
+    Checkpoints,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Optimizer,
+    Performance,
+    Recipe,
+    Schedule,
+)
 
 EPOCHS = 200
 
@@ -31,7 +42,9 @@ RECIPE = Recipe(
     global_batch=64,
     ghost_batch=64 // 2,
 )
-EXECUTION = Execution(precision="fp32", checkpoint_every=1000, evaluation_batch=500)
+EXECUTION = Execution(
+    precision="fp32", checkpoints=Checkpoints(every=1000), performance=Performance(evaluation_batch=500)
+)
 
 if __name__ == "__main__":
     run_job(RECIPE, EXECUTION, doc=__doc__)

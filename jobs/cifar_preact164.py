@@ -13,7 +13,18 @@ classifier weights alone, plain momentum, fp32. docs/paper-map.md lists the depa
 
 from dist_resnet.cli import run_job
 from dist_resnet.paper import CIFAR_ITERATIONS as ITERATIONS
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+from dist_resnet.recipe import (
+    Augment,
+    Checkpoints,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Optimizer,
+    Performance,
+    Recipe,
+    Schedule,
+)
 
 # The paper counts iterations of 128 images; 50,000 images hold 390 whole ones.
 STEPS_PER_EPOCH = 50_000 // 128
@@ -39,7 +50,9 @@ RECIPE = Recipe(
     global_batch=128,
     ghost_batch=128 // 2,
 )
-EXECUTION = Execution(precision="fp32", checkpoint_every=1000, evaluation_batch=500)
+EXECUTION = Execution(
+    precision="fp32", checkpoints=Checkpoints(every=1000), performance=Performance(evaluation_batch=500)
+)
 
 if __name__ == "__main__":
     run_job(RECIPE, EXECUTION, doc=__doc__)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_resnet import cli, logs
-from dist_resnet.recipe import Evaluation, Execution, MatchClasses
+from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Performance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def main() -> None:
         execution = Execution(
             workers=options.workers,
             device=options.device,
-            evaluation_batch=options.batch,
+            performance=Performance(evaluation_batch=options.batch),
         )
         found = evaluate(
             trained,

@@ -15,7 +15,7 @@ docs/paper-map.md lists the departures with their likely effects, each 0.2 point
 """
 
 from dist_resnet.cli import run_job
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
 
 RECIPE = Recipe(
     model=Model(depth=200, num_classes=1000, placement="full_preactivation", stride_on="conv1x1"),
@@ -29,7 +29,7 @@ RECIPE = Recipe(
     global_batch=256,
     ghost_batch=256 // 8,
 )
-EXECUTION = Execution(precision="fp32", checkpoint_every=1000)
+EXECUTION = Execution(precision="fp32", checkpoints=Checkpoints(every=1000))
 
 if __name__ == "__main__":
     run_job(RECIPE, EXECUTION, doc=__doc__)

@@ -4,7 +4,7 @@
     python jobs/probe_signal.py --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --all-shortcuts --depths 20 110 1001 --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --run ~/dist_resnet/NAME
-    python jobs/probe_signal.py --model models:/full_preactivation-resnet164-cifar10@champion --execution.tracking-uri http://HOST:5000
+    python jobs/probe_signal.py --model models:/full_preactivation-resnet164-cifar10@champion --execution.tracking.uri http://HOST:5000
 
 With fresh weights of a recipe, as its seed draws them, or with those and the trained ones of a run or of a registered
 model. In float32, with BN in training mode, on the first ghost batches of training. Figure, CSV and JSON lie under
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
 from dist_resnet import cli, logs
-from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe, Shortcut
+from dist_resnet.recipe import Augment, Data, Execution, Model, Recipe, Shortcut, Tracking
 
 RECIPE = Recipe(
     # The pre-activation unit, whose f is the identity that the equations assume.
@@ -30,6 +30,15 @@ RECIPE = Recipe(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mlflow:
+    uri: str | None = None
+    """MLflow tracking server, and that of --model; by default MLFLOW_TRACKING_URI, else a sqlite file beside the
+    runs, or ~/dist_resnet/mlflow.db where they are on an object store."""
+    experiment: str = "dist_resnet"
+    """MLflow experiment that the probe belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: the GPU where there is one."""
@@ -37,11 +46,7 @@ class Place:
     """Where probes are kept, beside the runs: a local path or URI of an object store."""
     name: str | None = None
     """The probe's name, a folder under storage; by default the job's and a digest of what is measured."""
-    tracking_uri: str | None = None
-    """MLflow tracking server, and that of --model; by default MLFLOW_TRACKING_URI, else a sqlite file beside the
-    runs, or ~/dist_resnet/mlflow.db where they are on an object store."""
-    experiment: str = "dist_resnet"
-    """MLflow experiment that the probe belongs to."""
+    tracking: Mlflow = field(default_factory=Mlflow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +89,7 @@ def main() -> None:
                 device=place.device,
                 storage=place.storage,
                 name=place.name,
-                tracking_uri=place.tracking_uri,
-                experiment=place.experiment,
+                tracking=Tracking(uri=place.tracking.uri, experiment=place.tracking.experiment),
                 precision="fp32",
             )
         )
@@ -121,7 +125,7 @@ def _trained(options: Options) -> tuple:
     from dist_resnet.launch.trained import open_trained
 
     source = cli.run_or_model(options.run, options.model)
-    with open_trained(source, tracking_uri=options.execution.tracking_uri) as trained:
+    with open_trained(source, tracking_uri=options.execution.tracking.uri) as trained:
         return trained.recipe, trained.read_weights(), trained.classes_beside(None)
 
 

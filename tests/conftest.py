@@ -30,7 +30,7 @@ import pytest
 import torch
 
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution, Model, Recipe, Schedule
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -100,7 +100,7 @@ def execution(tmp_path: Path) -> Execution:
         name="run",
         precision="fp32",
         log_every=1,
-        checkpoint_every=2,
+        checkpoints=Checkpoints(every=2),
     )
 
 

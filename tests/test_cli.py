@@ -1,5 +1,7 @@
 """The command line. Oracle: the recipe's own defaults, and the exit codes and lines that the design promises."""
 
+import re
+
 import pytest
 
 from dist_resnet import cli
@@ -21,7 +23,7 @@ def test_options_are_the_fields_own_names():
         *("--model.depth", "20", "--epochs", "5", "--global-batch", "128", "--ghost-batch", "64", "--seed", "3"),
         *("--data.train", "s3://bucket/train", "--schedule.drops", "0.5", "0.75", "--optimizer.nesterov"),
         *("--execution.workers", "2", "--execution.storage", "gs://bucket/runs", "--execution.name", "mine"),
-        *("--execution.tracking-uri", "http://127.0.0.1:5000"),
+        *("--execution.tracking.uri", "http://127.0.0.1:5000"),
     )
     assert (recipe.model.depth, recipe.epochs, recipe.global_batch, recipe.ghost_batch, recipe.seed) == (
         20,
@@ -36,7 +38,7 @@ def test_options_are_the_fields_own_names():
     assert execution.workers == 2
     assert execution.storage == "gs://bucket/runs"
     assert execution.name == "mine"
-    assert execution.tracking_uri == "http://127.0.0.1:5000"
+    assert execution.tracking.uri == "http://127.0.0.1:5000"
 
 
 def test_the_demo_is_a_default_that_options_change():
@@ -84,3 +86,21 @@ def test_a_run_that_fails_ends_in_a_line_that_says_how_to_continue(failure: Exce
     assert " ".join(str(failure).split()) in line
     assert line.endswith("; once that is mended, the same command continues")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("spelled", ["--execution.checkpoint-every=7", "--execution.checkpoint_every=7"])
+def test_an_option_of_the_version_before_is_taken_with_a_line_that_names_todays(spelled: str, capsys):
+    _, execution, _ = _parse(spelled, "--execution.no-register", "--execution.hang-minutes", "2")
+    assert (execution.checkpoints.every, execution.tracking.register, execution.recovery.hang_minutes) == (7, False, 2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert "is called --execution.checkpoints.every now; the old name goes with the next version" in said[0]
+
+
+def test_every_old_name_stands_for_an_option_of_today(capsys):
+    with pytest.raises(SystemExit):
+        _parse("--help")
+    told = capsys.readouterr().out
+    names = set(cli._RENAMED.values()) - {"--trials-per-gpu"}  # of sweeps alone
+    assert len(names) == 28
+    assert {name for name in names if not re.search(rf"{name}[ ,]", told)} == set()

@@ -33,7 +33,13 @@ recipe = Recipe(
     global_batch=32,
     ghost_batch=8,
 )
-execution = Execution(device="cpu", cpus_per_worker=1, storage=storage, register=False, checkpoint_every=4)
+execution = Execution(
+    device="cpu",
+    cpus_per_worker=1,
+    storage=storage,
+    checkpoints=Checkpoints(every=4),
+    tracking=Tracking(register=False),
+)
 
 def train(name):
     execution_of_it = dataclasses.replace(execution, name=name)

@@ -7,7 +7,19 @@ import re
 
 import pytest
 
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule, check_pair
+from dist_resnet.recipe import (
+    Augment,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Optimizer,
+    Performance,
+    Recipe,
+    Recovery,
+    Schedule,
+    check_pair,
+)
 
 
 def _recipe(**changes) -> Recipe:
@@ -129,7 +141,10 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(workers=0), "execution.workers must be a number from 1 on, or MIN:MAX such as 2:8, got 0"),
         (lambda: Execution(workers="4:2"), "or MIN:MAX such as 2:8, got '4:2'"),
         (lambda: Execution(workers="2:"), "or MIN:MAX such as 2:8, got '2:'"),
-        (lambda: Execution(hang_minutes=0), "execution.hang_minutes must be above 0, got 0"),
+        (
+            lambda: Execution(recovery=Recovery(hang_minutes=0)),
+            "execution.recovery.hang_minutes must be above 0, got 0",
+        ),
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
         (lambda: Execution(name=" "), "execution.name must be the name of one folder"),
@@ -138,9 +153,18 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(name="x" * 300), "execution.name has 300 bytes, a folder's name at most 250: 'xxx"),
         (lambda: Execution(name="\u00e9" * 126), "execution.name has 252 bytes, a folder's name at most 250"),
         (lambda: Execution(name="mlflow.db"), "execution.name mlflow.db is that of what MLflow keeps"),
-        (lambda: Execution(cuda_graphs=True, compile=True), "cuda_graphs does not go with execution.compile"),
-        (lambda: Execution(cuda_graphs=True, recompute=True), "cuda_graphs does not go with execution.recompute"),
-        (lambda: Execution(cuda_graphs=True, workers=2), "cuda_graphs works with one worker, got 2"),
+        (
+            lambda: Execution(performance=Performance(cuda_graphs=True, compile=True)),
+            "cuda_graphs does not go with execution.performance.compile",
+        ),
+        (
+            lambda: Execution(performance=Performance(cuda_graphs=True, recompute=True)),
+            "cuda_graphs does not go with execution.performance.recompute",
+        ),
+        (
+            lambda: Execution(performance=Performance(cuda_graphs=True), workers=2),
+            "cuda_graphs works with one worker, got 2",
+        ),
         (lambda: Execution(precision="fp8"), "precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"),
     ],
 )

@@ -50,6 +50,8 @@ class Sweep:
     """Every run once."""
     content: dict[str, Any]
     """What `sweep.json` holds."""
+    trials_per_gpu: int | None = None
+    """Trials that share a GPU; as many as fit if None."""
     shares: tuple[ray_tune.Share, ...] = ()
     """What each of `unfinished` takes of the cluster."""
 
@@ -65,14 +67,21 @@ class Sweep:
 
 
 def prepare_sweep(
-    recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution, *, job: str, early_stop: bool = False
+    recipe: Recipe,
+    choice: Choice,
+    pictures: Pictures,
+    execution: Execution,
+    *,
+    job: str,
+    early_stop: bool = False,
+    trials_per_gpu: int | None = None,
 ) -> Sweep:
     """Checks a sweep against its pictures, its storage and the cluster.
 
     `recipe` is the paper's, for CIFAR. `job` begins the sweep's name where none is given. Raises ValueError or
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
-    ray_tune.check_trials(execution)
+    ray_tune.check_trials(execution, trials_per_gpu=trials_per_gpu)
     choose(choice, bases(recipe, choice, pictures))
     splits = {dataset: _open(pictures.data(dataset), dataset) for dataset in choice.datasets}
     sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
@@ -80,7 +89,7 @@ def prepare_sweep(
     directory = sweep_directory(execution, job, choice, recipe)
     directory.check_writable()
     execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
-    store_of(directory, execution.tracking_uri, resolve=not directory.exists(SWEEP_FILE))
+    store_of(directory, execution.tracking.uri, resolve=not directory.exists(SWEEP_FILE))
     trials, entries = _trials(cells, choice.seeds, directory, execution)
     for note in dict.fromkeys(note for trial in trials for note in trial.plan.notes):
         logger.info("%s", note)
@@ -95,7 +104,13 @@ def prepare_sweep(
     for trial in trials:
         if (summary := trial.plan.summary()) is not None:
             trial.sum_up(summary)
-    sweep = Sweep(directory=directory, execution=execution, trials=tuple(trials), content=content)
+    sweep = Sweep(
+        directory=directory,
+        execution=execution,
+        trials=tuple(trials),
+        content=content,
+        trials_per_gpu=trials_per_gpu,
+    )
     if sweep.is_finished:
         return sweep
     with taking(directory):
@@ -107,7 +122,8 @@ def _allot(sweep: Sweep) -> Sweep:
     unfinished = sweep.unfinished
     if not unfinished:
         return sweep
-    settled, shares = ray_tune.allot([trial.plan for trial in unfinished], sweep.execution)
+    plans = [trial.plan for trial in unfinished]
+    settled, shares = ray_tune.allot(plans, sweep.execution, trials_per_gpu=sweep.trials_per_gpu)
     for trial in unfinished:
         own = dataclasses.replace(trial.plan.execution, device=settled.device, cpus_per_worker=settled.cpus_per_worker)
         trial.plan = dataclasses.replace(trial.plan, execution=own)
@@ -134,7 +150,7 @@ def _run(sweep: Sweep) -> int:
     unfinished = sweep.unfinished
     if unfinished and not own_cluster():
         take_over(sweep.directory)
-    uri = store_of(sweep.directory, sweep.execution.tracking_uri, resolve=False)
+    uri = store_of(sweep.directory, sweep.execution.tracking.uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
     logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, without_credentials(uri))
     watcher = Watcher(
@@ -345,7 +361,7 @@ def _claim(sweep: Sweep) -> None:
 def _sweep_card(sweep: Sweep) -> RunCard:
     content = {key: value for key, value in sweep.content.items() if key != "cells"}
     return RunCard(
-        experiment=sweep.execution.experiment,
+        experiment=sweep.execution.tracking.experiment,
         name=sweep.directory.name,
         params=content | {"cells": len({entry["key"] for entry in sweep.content["cells"]})},
         tags=provenance.collect() | {"sweep_directory": sweep.directory.uri},

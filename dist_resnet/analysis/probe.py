@@ -137,7 +137,7 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
         directory=RunDirectory(storage.child(name)),
     )
     _check_unused(probe)
-    store_of(probe.directory, execution.tracking_uri)
+    store_of(probe.directory, execution.tracking.uri)
     return probe
 
 
@@ -146,7 +146,7 @@ def run(probe: Probe) -> dict[str, Any]:
 
     A probe that was finished before is not measured again; what MLflow lacks of it is delivered.
     """
-    uri = store_of(probe.directory, probe.execution.tracking_uri, resolve=False)
+    uri = store_of(probe.directory, probe.execution.tracking.uri, resolve=False)
     known = probe.directory.read_json(RESULT_FILE)
     if known is not None:
         logger.info("the probe at %s is finished already", probe.directory.uri)
@@ -302,7 +302,7 @@ def _record(probe: Probe, measured: Sequence[Measured]) -> None:
 def _card(probe: Probe) -> RunCard:
     recipe, directory = probe.subjects[0].recipe, without_credentials(probe.directory.uri)
     return RunCard(
-        experiment=probe.execution.experiment,
+        experiment=probe.execution.tracking.experiment,
         name=probe.directory.name,
         params=recipe.flat() | {"networks": len(probe.subjects), "batches": probe.num_batches},
         tags=provenance.collect()

@@ -3,7 +3,7 @@
 import dataclasses
 
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Checkpoints, Execution, Recipe
 from dist_resnet.tracking.run_directory import RunDirectory
 
 NUM_CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES = 10, 960, 200
@@ -32,7 +32,7 @@ def shrink(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         global_batch=32,
         ghost_batch=16,
     )
-    return recipe, dataclasses.replace(execution, workers=2, log_every=1, checkpoint_every=10)
+    return recipe, dataclasses.replace(execution, workers=2, log_every=1, checkpoints=Checkpoints(every=10))
 
 
 def write_pictures(recipe: Recipe, execution: Execution) -> Recipe:

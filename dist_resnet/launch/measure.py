@@ -44,7 +44,7 @@ def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, 
         return StepCost(seconds=seconds, memory_bytes=0)
     state.model.eval()
     with torch.no_grad():
-        state.model(_random_batch(execution.evaluation_batch, recipe, 0, device).images)
+        state.model(_random_batch(execution.performance.evaluation_batch, recipe, 0, device).images)
     return StepCost(seconds=seconds, memory_bytes=torch.cuda.max_memory_reserved(device))
 
 

@@ -54,7 +54,7 @@ def run_card(plan: Plan) -> RunCard:
         quoted=shlex.quote(directory),
     ) + "".join(f"* {without_credentials(line)}\n" for line in plan.notes)
     return RunCard(
-        experiment=plan.execution.experiment,
+        experiment=plan.execution.tracking.experiment,
         name=plan.name,
         params=recipe.flat() | flatten({"execution": {"workers": plan.execution.workers}, "model": summary}),
         tags=provenance.collect()

@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
             check_one_split(split.uri, split.shards)
     names, matched = _match_classes(recipe, execution, train, validation, known)
     # A run that goes on shall not wait for a name server or a disk that is away.
-    address.store_of(directory, execution.tracking_uri, resolve=known is None)
+    address.store_of(directory, execution.tracking.uri, resolve=known is None)
     return Plan(
         recipe=recipe,
         execution=execution,

@@ -110,18 +110,7 @@ def settle_trial(execution: Execution, resources: Resources) -> Execution:
             f"a trial of {cores} CPU cores cannot fit into {resources.place}'s {resources.cores}; lower "
             "--execution.cpus-per-worker"
         )
-    settled = dataclasses.replace(execution, device="gpu" if on_gpu else "cpu", cpus_per_worker=cores)
-    check_fraction(settled)
-    return settled
-
-
-def check_fraction(execution: Execution) -> None:
-    """Raises ValueError where trials that are to share a GPU run on the CPU."""
-    if execution.device == "cpu" and execution.trials_per_gpu is not None:
-        raise ValueError(
-            f"execution.trials-per-gpu {execution.trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, "
-            "or use a cluster with a GPU"
-        )
+    return dataclasses.replace(execution, device="gpu" if on_gpu else "cpu", cpus_per_worker=cores)
 
 
 def _cores_for(workers: int, resources: Resources, *, with_gpu: bool) -> int:

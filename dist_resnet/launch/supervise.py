@@ -84,7 +84,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
 
 
 def _tracking_uri(plan: Plan) -> str:
-    return store_of(plan.directory, plan.execution.tracking_uri, resolve=False)
+    return store_of(plan.directory, plan.execution.tracking.uri, resolve=False)
 
 
 def _deliver_the_rest(plan: Plan) -> None:
@@ -112,7 +112,7 @@ def _patiently(plan: Plan, action: Callable[[], T], what: str) -> T:
     return patiently(
         action,
         what=f"the run's directory {plan.directory.uri} cannot be {what}",
-        seconds=60 * plan.execution.storage_minutes,
+        seconds=plan.execution.recovery.storage_seconds,
     )
 
 

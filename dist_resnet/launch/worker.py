@@ -25,7 +25,7 @@ def run_worker(
 ) -> None:
     """Trains this worker's share of a planned run to its end; what is called meanwhile is as `RunContext` says."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
-    with Watchdog(60 * plan.execution.hang_minutes) as watchdog:
+    with Watchdog(plan.execution.recovery.hang_seconds) as watchdog:
         context = RunContext(
             recipe=plan.recipe,
             execution=plan.execution,

@@ -36,7 +36,7 @@ class RunContext:
     @property
     def patience_seconds(self) -> float:
         """How long the storage may fail."""
-        return 60 * self.execution.storage_minutes
+        return self.execution.recovery.storage_seconds
 
     def patiently(self, action: Callable[[], T], complaint: str) -> T:
         """What `action` returns, tried again while the storage fails it; `complaint`: what the run's directory then

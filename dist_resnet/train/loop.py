@@ -103,7 +103,7 @@ class Session:
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
             worker,
-            save_every_seconds=60 * execution.checkpoint_minutes,
+            save_every_seconds=execution.checkpoints.seconds,
             stop=lambda: self._stop_watch is not None and self._stop_watch.asked(),
             warned=context.warned,
         )
@@ -155,7 +155,7 @@ class Session:
 
             # Record every step's numbers, a block at a time, and all of them before a checkpoint.
             decision = self._agreement.after_step()
-            scheduled = self._is_evaluated() or state.step % execution.checkpoint_every == 0
+            scheduled = self._is_evaluated() or state.step % execution.checkpoints.every == 0
             saved = scheduled or decision.save or decision.stop
             if saved or state.step % execution.log_every == 0:
                 if self._meter.flush():
@@ -189,7 +189,7 @@ class Session:
         return CheckpointWriter(
             self._context.directory,
             self._journal,
-            keep=execution.keep_checkpoints,
+            keep=execution.checkpoints.keep,
             errors={step: error for step, _, error in history(earlier).get("val/top1_error", [])},
             patience_seconds=self._context.patience_seconds,
         )
@@ -263,12 +263,12 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
     configure_backend(execution)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model).to(worker.device)
-    if execution.channels_last:
+    if execution.performance.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe.optimizer, model)
-    if execution.recompute:
+    if execution.performance.recompute:
         recompute_units(model)
-    if execution.compile:
+    if execution.performance.compile:
         model.compile()
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))
 

@@ -32,8 +32,8 @@ def check_precision(execution: Execution) -> None:
 
 def configure_backend(execution: Execution) -> None:
     """Chooses cuDNN's algorithms, the same every time or the fastest measured, and whether GPUs round fp32 to TF32."""
-    torch.backends.cudnn.deterministic = execution.deterministic
-    torch.backends.cudnn.benchmark = not execution.deterministic
+    torch.backends.cudnn.deterministic = execution.performance.deterministic
+    torch.backends.cudnn.benchmark = not execution.performance.deterministic
     # Both explicitly: by default torch lets cuDNN's convolutions round and cuBLAS's products not.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = execution.precision == "tf32"
 

@@ -68,7 +68,7 @@ class TrainStep:
             logits = self._parallel(images)
             losses = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing, reduction="none")
         total = (losses * weights).sum()
-        with held_statistics(self._norms) if self._execution.recompute else contextlib.nullcontext():
+        with held_statistics(self._norms) if self._execution.performance.recompute else contextlib.nullcontext():
             # By all pictures of a step, so that a damaged one does not change the weight of the others.
             self._state.scaler.scale(total / recipe.global_batch).backward()
         errors = ((logits.argmax(dim=1) != labels) * weights).sum()
@@ -82,7 +82,7 @@ class TrainStep:
         recipe, device = self._recipe, self._worker.device
         size = recipe.augment.size
         images = torch.zeros(recipe.ghost_batch, 3, size, size, device=device)
-        if self._execution.channels_last:
+        if self._execution.performance.channels_last:
             images = images.to(memory_format=torch.channels_last)
         self._state.model.train()
         with self._running_statistics(False):
@@ -92,7 +92,7 @@ class TrainStep:
 
     @property
     def _is_graphed(self) -> bool:
-        return self._execution.cuda_graphs and self._worker.device.type == "cuda"
+        return self._execution.performance.cuda_graphs and self._worker.device.type == "cuda"
 
     def _record(self, batch: Batch) -> None:
         """Records the forward and backward pass of a ghost batch, with and without running statistics."""

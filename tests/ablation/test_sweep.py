@@ -18,7 +18,7 @@ from dist_resnet.ablation import sweep
 from dist_resnet.ablation.grid import Choice, Pictures
 from dist_resnet.data.prepare.demo import CLASS_NAMES, write_demo
 from dist_resnet.launch import local
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Execution, Recipe, Tracking
 from dist_resnet.storage.lock import lock
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -50,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def quick(execution: Execution, store: str, tmp_path: Path) -> Execution:
     """A sweep in the test's own folder and MLflow experiment."""
-    return dataclasses.replace(execution, name="sweep", tracking_uri=store, experiment=tmp_path.name)
+    return dataclasses.replace(execution, name="sweep", tracking=Tracking(uri=store, experiment=tmp_path.name))
 
 
 def _run(base: Recipe, choice: Choice, pictures: Pictures, execution: Execution, **options) -> int:
@@ -58,8 +58,8 @@ def _run(base: Recipe, choice: Choice, pictures: Pictures, execution: Execution,
 
 
 def _children(execution: Execution) -> dict[str, object]:
-    client = MlflowClient(execution.tracking_uri)
-    experiment = client.get_experiment_by_name(execution.experiment)
+    client = MlflowClient(execution.tracking.uri)
+    experiment = client.get_experiment_by_name(execution.tracking.experiment)
     assert experiment is not None
     return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
 

@@ -25,7 +25,7 @@ from dist_resnet.analysis.propagation import Propagation, Span
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch import local
 from dist_resnet.launch.trained import of_run
-from dist_resnet.recipe import Execution, Recipe, Shortcut
+from dist_resnet.recipe import Execution, Recipe, Shortcut, Tracking
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -186,7 +186,10 @@ def test_mlflow_that_is_away_costs_one_warning(
     recipe: Recipe, execution: Execution, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(probe, "_SECONDS_TO_DELIVER", 0.5)
-    ready = prepared([subject_of(recipe)], dataclasses.replace(execution, tracking_uri="http://127.0.0.1:1"))
+    ready = prepared(
+        [subject_of(recipe)],
+        dataclasses.replace(execution, tracking=Tracking(uri="http://127.0.0.1:1")),
+    )
     probe.run(ready)
     assert "jobs/deliver_tracking.py --run" in caplog.text
     assert ready.directory.exists("signal_propagation.png")

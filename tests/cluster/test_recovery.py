@@ -25,7 +25,7 @@ from oracle.pictures import real
 
 from dist_resnet import cli
 from dist_resnet.launch import local
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution, Model, Recipe, Recovery, Schedule
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Checkpoint, Metrics, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import RunDirectory
@@ -70,6 +70,9 @@ def recipe(data: Data) -> Recipe:
     )
 
 
+_RECOVERY = Recovery(max_failures=10, hang_minutes=0.5)
+
+
 class _Job:
     """A run whose driver is a process on host 0, and what its directory says of it."""
 
@@ -77,18 +80,18 @@ class _Job:
         self._hosts = hosts
         self.folder = folder / "runs" / "run"
         options = {"storage": str(folder / "runs"), "name": "run", "cpus_per_worker": 1, "precision": "fp32"}
-        options |= {"checkpoint_every": 5, "max_failures": 10, "hang_minutes": 0.5, "device": "cpu"} | execution
-        self.arguments = json.dumps([recipe.to_dict(), options])
+        options |= {"checkpoints": Checkpoints(every=5), "recovery": _RECOVERY, "device": "cpu"} | execution
+        self.arguments = json.dumps([recipe.to_dict(), repr(Execution(**options))])  # pyrefly: ignore
         self._log = folder / "driver.log"
         self._driver: subprocess.Popen | None = None
         self._tail_read: dict[str, int] = {}
 
     def start(self) -> None:
         code = (
-            "import json, sys; from dist_resnet import logs; from dist_resnet.launch import ray_train; "
-            "from dist_resnet.recipe import Execution, Recipe; recipe, execution = json.loads(sys.argv[1]); "
+            "import json, sys; from dist_resnet import logs; from dist_resnet.launch.ray import train as ray_train; "
+            "from dist_resnet.recipe import *; recipe, execution = json.loads(sys.argv[1]); "
             "logs.configure(); "
-            "plan = ray_train.prepare_run(Recipe.from_dict(recipe), Execution(**execution), job='test'); "
+            "plan = ray_train.prepare_run(Recipe.from_dict(recipe), eval(execution), job='test'); "
             "print(ray_train.run(plan))"
         )
         with self._log.open("ab") as log:
@@ -158,7 +161,7 @@ def _undisturbed(recipe: Recipe, folder: Path, workers: int) -> dict:
         precision="fp32",
         storage=str(folder / "runs"),
         name="whole",
-        checkpoint_every=1000,
+        checkpoints=Checkpoints(every=1000),
     )
     return local.run(local.prepare_run(recipe, execution, job="test"))
 
@@ -171,7 +174,10 @@ def _processes(name: str) -> list[psutil.Process]:
 
 def _assert_nothing_is_left() -> None:
     """Of a run that is over only the cluster's own processes stay."""
-    names, deadline = ("ray::RayTrainWorker", "ray::TrainController", "launch import ray_train"), time.monotonic() + 30
+    names, deadline = (
+        ("ray::RayTrainWorker", "ray::TrainController", "import train as ray_train"),
+        time.monotonic() + 30,
+    )
     while left := [process for name in names for process in _processes(name)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
@@ -263,7 +269,7 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
     hosts.start_head(cpus=0)
     for host in (1, 2, 3):
         hosts.start_node(host, cpus=1)
-    job = _Job(hosts, recipe, tmp_path, workers="1:3", resize_minutes=0.1)
+    job = _Job(hosts, recipe, tmp_path, workers="1:3", recovery=dataclasses.replace(_RECOVERY, resize_minutes=0.1))
     job.start()
     try:
         job.wait_until(lambda: job.step() >= 20)
@@ -298,7 +304,7 @@ def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, reci
     hosts.start_head(cpus=0)
     for host in (1, 2):
         hosts.start_node(host, cpus=1)
-    job = _Job(hosts, recipe, tmp_path, workers=2, checkpoint_every=10_000, checkpoint_minutes=60)
+    job = _Job(hosts, recipe, tmp_path, workers=2, checkpoints=Checkpoints(every=10_000, minutes=60))
     job.start()
     try:
         job.wait_until(lambda: job.step() >= 5)
@@ -361,8 +367,8 @@ class _Submitted(_Job):
         self._arguments = [
             *("--model.depth", "8", "--epochs", "30", "--global-batch", "128", "--ghost-batch", "32"),
             *("--data.train", data.train, "--data.validation", data.validation, "--evaluation.every-epochs", "2"),
-            *("--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.hang-minutes", "2"),
-            *("--execution.precision", "fp32", "--execution.checkpoint-every", "5"),
+            *("--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.recovery.hang-minutes", "2"),
+            *("--execution.precision", "fp32", "--execution.checkpoints.every", "5"),
             *("--execution.storage", str(folder / "runs"), "--execution.name", "run"),
         ]
         job = runpy.run_path(str(_ROOT / "jobs" / "cifar_preact164.py"))

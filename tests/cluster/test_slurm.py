@@ -112,9 +112,9 @@ def slurm() -> Iterator[_Slurm]:
 def test_a_job_told_to_go_saves_a_checkpoint_is_queued_again_and_goes_on(slurm: _Slurm, tmp_path: Path):
     run = tmp_path / "runs" / "run"
     job = ["python", "jobs/cifar_preact164.py", "--demo", "--model.depth", "8", "--execution.device", "cpu"]
-    job += ["--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.checkpoint-every", "10000"]
+    job += ["--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.checkpoints.every", "10000"]
     job += ["--execution.storage", str(tmp_path / "runs"), "--execution.name", "run", "--epochs", "40"]
-    job += ["--evaluation.every-epochs", "40", "--execution.no-register"]
+    job += ["--evaluation.every-epochs", "40", "--execution.tracking.no-register"]
 
     batch = slurm.batch(job)
     try:

@@ -29,7 +29,7 @@ from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
 from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
-from dist_resnet.recipe import Augment, Execution, Recipe
+from dist_resnet.recipe import Augment, Execution, Performance, Recipe
 from dist_resnet.worker import Worker
 
 INCEPTION = recipe()
@@ -63,7 +63,7 @@ def _worker(rank: int = 0, world_size: int = 1) -> Worker:
 
 
 def _options(**execution: object) -> InputOptions:
-    return InputOptions.of(Execution(**{"evaluation_batch": 13, **execution}))  # pyrefly: ignore
+    return InputOptions.of(Execution(performance=Performance(evaluation_batch=13), **execution))  # pyrefly: ignore
 
 
 def encoded(split: Split) -> list[np.ndarray]:

@@ -62,9 +62,9 @@ def test_bad_input_exits_with_2_and_one_line_and_starts_nothing(arguments, compl
 @pytest.mark.ray
 def test_a_gpu_fraction_that_cannot_fit_exits_with_2_and_starts_no_trial(ten_classes, tmp_path):
     options = ("--global-batch", "32", "--execution.storage", str(tmp_path), "--execution.device", "cpu")
-    done = _run(*ten_classes, *options, "--execution.trials-per-gpu", "4")
+    done = _run(*ten_classes, *options, "--trials-per-gpu", "4")
     assert done.returncode == 2
-    assert "execution.trials-per-gpu 4 cannot fit" in done.stderr.strip().splitlines()[-1]
+    assert "--trials-per-gpu 4 cannot fit" in done.stderr.strip().splitlines()[-1]
     assert not list(tmp_path.rglob("sweep.json"))
 
 

@@ -51,7 +51,7 @@ def test_a_run_and_its_registered_model_are_measured_alike_fresh_and_trained(
     local.run(plan)
     store = f"sqlite:///{tmp_path}/runs/mlflow.db"
     model = publish_run(plan.directory.uri, tracking_uri=store).uri
-    kept = ("--execution.storage", str(tmp_path), "--execution.tracking-uri", store)
+    kept = ("--execution.storage", str(tmp_path), "--execution.tracking.uri", store)
     results = []
     for source in (("--run", plan.directory.uri), ("--model", model)):
         ended = run(*source, *kept, "--execution.name", source[0].strip("-"))
@@ -74,7 +74,7 @@ def test_a_run_and_its_registered_model_are_measured_alike_fresh_and_trained(
         (["--data.train", "/nowhere/*.parquet"], "no Parquet shards"),
         (["--depths", "20", "21"], "no network has 21 layers"),
         (["--batches", "0"], "batches must be at least 1, got 0"),
-        (["--execution.tracking-uri", "htp://x"], "a tracking address is"),
+        (["--execution.tracking.uri", "htp://x"], "a tracking address is"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(

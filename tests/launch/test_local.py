@@ -26,7 +26,7 @@ from dist_resnet.launch import local
 from dist_resnet.launch.mlflow_page import run_card
 from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Cache, Checkpoints, Execution, Performance, Recipe, Tracking
 from dist_resnet.storage.lock import LockedError, lock
 from dist_resnet.storage.uri import child_uri, open_uri
 from dist_resnet.tracking.journal import read_journal
@@ -161,7 +161,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Reci
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe, execution: Execution, number):
     recipe = dataclasses.replace(recipe, epochs=200)
-    execution = dataclasses.replace(execution, checkpoint_every=10_000, evaluation_batch=40)
+    execution = dataclasses.replace(
+        execution,
+        checkpoints=Checkpoints(every=10_000),
+        performance=Performance(evaluation_batch=40),
+    )
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=1000))
     process = _start(recipe, execution)
     journal = Path(execution.storage, "run", "journal", "000001.jsonl")
@@ -206,7 +210,9 @@ def test_pictures_and_runs_may_lie_on_an_object_store(
     there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=train, validation=validation))
     here = local.run(local.prepare_run(recipe, execution, job="test"))
     away = dataclasses.replace(
-        execution, storage=child_uri(bucket, "runs"), tracking_uri=f"sqlite:///{tmp_path}/away.db"
+        execution,
+        storage=child_uri(bucket, "runs"),
+        tracking=Tracking(uri=f"sqlite:///{tmp_path}/away.db"),
     )
     summary = local.run(local.prepare_run(there, away, job="test"))
     assert summary["model_uri"].startswith(f"{bucket.partition('?')[0]}/runs/run/checkpoints/")
@@ -222,7 +228,7 @@ def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_
         for split, rows in (("train", images), ("validation", images[150:190])):
             table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
             write_table(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)
-    allowing = dataclasses.replace(execution, damaged_share=0.02, cache=str(tmp_path / "cache"))
+    allowing = dataclasses.replace(execution, damaged_share=0.02, cache=Cache(folder=str(tmp_path / "cache")))
     summaries, named = [], []
     for name, place in (("here", str(tmp_path / "here")), ("away", f"{s3}/hurt"), ("cached", f"{s3}/hurt")):
         data = dataclasses.replace(shard_recipe.data, train=f"{place}/train", validation=f"{place}/validation")

@@ -17,7 +17,7 @@ from oracle.sources import rename_classes
 from dist_resnet.data.shards import classes
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.plan import prepare
-from dist_resnet.recipe import Augment, Execution, Model, Recipe
+from dist_resnet.recipe import Augment, Execution, Model, Recipe, Tracking
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.records import Metrics, Session
 
@@ -260,7 +260,7 @@ def test_relative_paths_mean_the_same_to_every_worker(recipe: Recipe, execution:
     ],
 )
 def test_a_tracking_address_that_cannot_be_one(recipe: Recipe, execution: Execution, uri: str, complaint: str):
-    _refused(recipe, dataclasses.replace(execution, tracking_uri=uri), complaint)
+    _refused(recipe, dataclasses.replace(execution, tracking=Tracking(uri=uri)), complaint)
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
@@ -277,12 +277,16 @@ def test_a_store_beside_the_runs_that_is_no_database_is_refused(recipe: Recipe, 
     store = Path(execution.storage, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
-    _refused(recipe, execution, f"{store} is no sqlite database .* --execution.tracking-uri")
+    _refused(recipe, execution, f"{store} is no sqlite database .* --execution.tracking.uri")
 
 
 def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
     prepare(recipe, execution, job="test").claim()
-    prepare(recipe, dataclasses.replace(execution, tracking_uri="http://server.invalid"), job="test")
+    prepare(
+        recipe,
+        dataclasses.replace(execution, tracking=Tracking(uri="http://server.invalid")),
+        job="test",
+    )
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated(recipe: Recipe, execution: Execution):

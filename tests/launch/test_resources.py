@@ -79,7 +79,6 @@ def test_a_trial_trains_on_a_gpu_where_there_is_one(execution: Execution, change
     ("changes", "complaint"),
     [
         ({"device": "gpu"}, "execution.device gpu needs a GPU, the cluster has none"),
-        ({"device": "auto", "trials_per_gpu": 2}, "trials-per-gpu 2 cannot fit: the trials run on the CPU"),
         ({"cpus_per_worker": 9}, "a trial of 9 CPU cores cannot fit into the cluster's 8"),
     ],
 )

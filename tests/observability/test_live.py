@@ -23,7 +23,18 @@ from cluster.hosts import Hosts, reason_against
 from observability.queries import BOARDS, PROMETHEUS, ROOT, queries_of
 
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.recipe import Augment, Data, Evaluation, Model, Recipe, Schedule
+from dist_resnet.recipe import (
+    Augment,
+    Checkpoints,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Recipe,
+    Recovery,
+    Schedule,
+    Tracking,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -36,9 +47,9 @@ _ASK = (
     "print(urllib.request.urlopen(url, timeout=10).read().decode())"
 )
 _DRIVE = (
-    "import json, sys; from dist_resnet import logs; from dist_resnet.launch import ray_train; "
-    "from dist_resnet.recipe import Execution, Recipe; recipe, execution = json.loads(sys.argv[1]); logs.configure(); "
-    "plan = ray_train.prepare_run(Recipe.from_dict(recipe), Execution(**execution), job='test'); "
+    "import json, sys; from dist_resnet import logs; from dist_resnet.launch.ray import train as ray_train; "
+    "from dist_resnet.recipe import *; recipe, execution = json.loads(sys.argv[1]); logs.configure(); "
+    "plan = ray_train.prepare_run(Recipe.from_dict(recipe), eval(execution), job='test'); "
     "print(ray_train.run(plan)['status'])"
 )
 _UPLOAD = (
@@ -85,18 +96,18 @@ class _Watched:
             global_batch=32,
             ghost_batch=8,
         )
-        execution = {
-            "workers": "1:2",
-            "cpus_per_worker": 1,
-            "device": "cpu",
-            "precision": "fp32",
-            "storage": str(self._folder / "runs"),
-            "name": "run",
-            "tracking_uri": _NO_MLFLOW,
-            "checkpoint_minutes": 0.2,
-            "max_failures": 10,
-        }
-        command = [sys.executable, "-c", _DRIVE, json.dumps([recipe.to_dict(), execution])]
+        execution = Execution(
+            workers="1:2",
+            cpus_per_worker=1,
+            device="cpu",
+            precision="fp32",
+            storage=str(self._folder / "runs"),
+            name="run",
+            tracking=Tracking(uri=_NO_MLFLOW),
+            checkpoints=Checkpoints(minutes=0.2),
+            recovery=Recovery(max_failures=10),
+        )
+        command = [sys.executable, "-c", _DRIVE, json.dumps([recipe.to_dict(), repr(execution)])]
         self._driver = self.popen("driver", command, env={"RAY_ADDRESS": f"{self._hosts.address(0)}:6379"}, cwd=ROOT)
 
     def popen(self, name: str, command: list[str], **options: object) -> subprocess.Popen:

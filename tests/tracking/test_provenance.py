@@ -31,8 +31,8 @@ def test_versions_are_the_installed_ones():
 
 
 def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking-uri", "https://someone:secret@host/x"])
-    assert provenance.collect()["command"] == "job.py --execution.tracking-uri https://***@host/x"
+    monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking.uri", "https://someone:secret@host/x"])
+    assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
 
 
 def test_the_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch):

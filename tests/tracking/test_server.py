@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
 from dist_resnet.launch import local
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Execution, Recipe, Tracking
 from dist_resnet.registry import pull
 from dist_resnet.registry.publish import publish_run
 from dist_resnet.tracking.run_directory import RunDirectory
@@ -150,7 +150,7 @@ def test_a_run_and_its_model_live_on_postgresql_and_s3(
     assert _status(f"{server}/api/2.0/mlflow/experiments/search?max_results=1", Host="evil.example.com") == 403
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", _PASSWORD)
-    execution = dataclasses.replace(execution, tracking_uri=server)
+    execution = dataclasses.replace(execution, tracking=Tracking(uri=server))
     with caplog.at_level("DEBUG", logger="dist_resnet"):
         plan = local.prepare_run(recipe, execution, job="test")
         summary = local.run(plan)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_resnet.data.input.batch import Batch
-from dist_resnet.recipe import Execution, Model, Recipe
+from dist_resnet.recipe import Execution, Model, Performance, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
@@ -33,7 +33,11 @@ def _trained(recipe: Recipe, execution: Execution, device: torch.device) -> tupl
 
 def _assert_same(recipe: Recipe, execution: Execution, device: torch.device) -> None:
     plain, plain_totals = _trained(recipe, execution, device)
-    graphed, totals = _trained(recipe, dataclasses.replace(execution, cuda_graphs=True), device)
+    graphed, totals = _trained(
+        recipe,
+        dataclasses.replace(execution, performance=Performance(cuda_graphs=True)),
+        device,
+    )
     assert totals == plain_totals
     for name, tensor in plain.weights().items():
         assert torch.equal(tensor, graphed.weights()[name]), name

@@ -15,7 +15,7 @@ from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.worker import run_worker
-from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe, Schedule
+from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution, Model, Recipe, Schedule
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Diverged, Finished, Session, Stopped
@@ -51,7 +51,7 @@ def _context(plan: Plan) -> RunContext:
         execution=plan.execution,
         worker=WORKER,
         directory=plan.directory,
-        watchdog=Watchdog(60 * plan.execution.hang_minutes),
+        watchdog=Watchdog(plan.execution.recovery.hang_seconds),
     )
 
 
@@ -102,7 +102,7 @@ def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
 
 
 def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execution: Execution):
-    plan = _plan(recipe, execution, checkpoint_every=100)
+    plan = _plan(recipe, execution, checkpoints=Checkpoints(every=100))
     training, validation = _images(plan)
 
     def dying(crop: int, shorter_side: int):
@@ -209,7 +209,8 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execu
 
 def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, epochs=40)
-    whole, stopped = (_plan(recipe, execution, name=name, checkpoint_every=1000) for name in ("whole", "stopped"))
+    rarely = Checkpoints(every=1000)
+    whole, stopped = (_plan(recipe, execution, name=name, checkpoints=rarely) for name in ("whole", "stopped"))
     run_worker(whole, WORKER)
     asking = threading.Timer(1.0, stop.request, args=(stopped.directory,))
     asking.start()
@@ -238,7 +239,7 @@ def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, exec
 def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):
     for name in ("_SECONDS_BETWEEN_DECISIONS", "_SECONDS_BETWEEN_QUESTIONS"):
         monkeypatch.setattr(f"dist_resnet.train.agreement.{name}", 0.0)
-    plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoint_every=1000)
+    plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoints=Checkpoints(every=1000))
     warnings = iter([False, True])
     run_worker(plan, WORKER, warned=lambda: next(warnings))
     # After the second question, which follows the second step, and at the ends of the four epochs of three steps.
@@ -247,7 +248,7 @@ def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execu
 
 def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution, monkeypatch):
     monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.0)
-    plan = _plan(recipe, execution, checkpoint_every=1000, checkpoint_minutes=1e-9)
+    plan = _plan(recipe, execution, checkpoints=Checkpoints(every=1000, minutes=1e-9))
     run_worker(plan, WORKER)
     assert _checkpoints(plan) == {1, 2, 3, 4, 5, 6}
 

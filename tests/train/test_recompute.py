@@ -10,7 +10,7 @@ import torch
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import prepare
-from dist_resnet.recipe import Execution, Model, Recipe
+from dist_resnet.recipe import Execution, Model, Performance, Recipe
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.state import TrainState
@@ -61,7 +61,7 @@ def test_weights_statistics_and_losses_are_the_same_bits(
     recipe = dataclasses.replace(recipe, model=Model(depth=8, num_classes=4, shortcut=shortcut, placement=placement))
     execution = dataclasses.replace(execution, precision=precision)
     plain, plain_losses = _trained(recipe, execution)
-    recomputed, losses = _trained(recipe, dataclasses.replace(execution, recompute=True))
+    recomputed, losses = _trained(recipe, dataclasses.replace(execution, performance=Performance(recompute=True)))
     assert losses == plain_losses
     # Weights, running means and variances, and num_batches_tracked, under the same names.
     assert list(recomputed.weights()) == list(plain.weights())
@@ -76,7 +76,11 @@ def test_far_fewer_bytes_are_saved(recipe: Recipe, execution: Execution, depth):
     recipe = dataclasses.replace(recipe, model=Model(depth=depth, num_classes=4))
     saved = {}
     for recompute in (False, True):
-        state = create_state(recipe, dataclasses.replace(execution, recompute=recompute), WORKER)
+        state = create_state(
+            recipe,
+            dataclasses.replace(execution, performance=Performance(recompute=recompute)),
+            WORKER,
+        )
         storages: dict[int, torch.UntypedStorage] = {}
 
         def keep(tensor: torch.Tensor, storages=storages) -> torch.Tensor:
@@ -93,8 +97,9 @@ def test_far_fewer_bytes_are_saved(recipe: Recipe, execution: Execution, depth):
 def test_two_workers_take_the_same_steps_with_it(recipe: Recipe, execution: Execution):
     hashes = []
     for recompute in (False, True):
-        changes = {"workers": 2, "name": f"recompute-{recompute}", "recompute": recompute}
-        plan = prepare(recipe, dataclasses.replace(execution, **changes), job="test")
+        performance = Performance(recompute=recompute)
+        two = dataclasses.replace(execution, workers=2, name=f"recompute-{recompute}", performance=performance)
+        plan = prepare(recipe, two, job="test")
         plan.claim()
         local.start_workers(plan)
         hashes.append(read_journal(plan.directory)[-1]["weights_sha256"])
@@ -104,13 +109,21 @@ def test_two_workers_take_the_same_steps_with_it(recipe: Recipe, execution: Exec
 def test_compiled_units_are_recomputed_to_the_same_numbers(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, global_batch=16)
     plain, _ = _trained(recipe, execution)
-    compiled, _ = _trained(recipe, dataclasses.replace(execution, recompute=True), backend="aot_eager")
+    compiled, _ = _trained(
+        recipe,
+        dataclasses.replace(execution, performance=Performance(recompute=True)),
+        backend="aot_eager",
+    )
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(tensor, compiled.weights()[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_copy_of_the_model_recomputes_its_own_weights(recipe: Recipe, execution: Execution):
-    state = create_state(recipe, dataclasses.replace(execution, recompute=True), WORKER)
+    state = create_state(
+        recipe,
+        dataclasses.replace(execution, performance=Performance(recompute=True)),
+        WORKER,
+    )
     twin = copy.deepcopy(state.model)
     with torch.no_grad():
         for parameter in state.model.parameters():

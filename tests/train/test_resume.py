@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracle import pictures
 
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Execution, Recipe, Recovery
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
@@ -33,7 +33,7 @@ def state(recipe: Recipe, execution: Execution) -> TrainState:
 
 
 def _resume(state: TrainState, directory: RunDirectory, patience_seconds: float = 60.0) -> None:
-    execution = Execution(storage_minutes=patience_seconds / 60)
+    execution = Execution(recovery=Recovery(storage_minutes=patience_seconds / 60))
     watchdog = Watchdog(60.0)
     resume(state, RunContext(recipe=RECIPE, execution=execution, worker=WORKER, directory=directory, watchdog=watchdog))
 

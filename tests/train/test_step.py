@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_resnet.data.input.batch import Batch
-from dist_resnet.recipe import Execution, Model, Recipe
+from dist_resnet.recipe import Execution, Model, Performance, Recipe
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.step import TrainStep
 from dist_resnet.worker import Worker
@@ -115,7 +115,7 @@ def test_steps_bring_the_loss_down(recipe: Recipe, execution: Execution, precisi
 def test_compiling_does_not_change_a_step(recipe: Recipe, execution: Execution):
     results = []
     for compiled in (False, True):
-        execution = dataclasses.replace(execution, compile=compiled)
+        execution = dataclasses.replace(execution, performance=Performance(compile=compiled))
         state = create_state(recipe, execution, WORKER)
         if compiled:
             state.model.compile(backend="aot_eager")

@@ -42,13 +42,13 @@ class InputOptions:
             decode=execution.decode,
             # torch's count is the process's share of the machine where a launcher has set it.
             num_threads=execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1),
-            prefetch=execution.prefetch,
-            evaluation_batch=execution.evaluation_batch,
-            channels_last=execution.channels_last,
+            prefetch=execution.performance.prefetch,
+            evaluation_batch=execution.performance.evaluation_batch,
+            channels_last=execution.performance.channels_last,
             access=Access(
-                patience_seconds=60 * execution.storage_minutes,
-                cache=execution.cache,
-                cache_bytes=round(execution.cache_gigabytes * 1e9),
+                patience_seconds=execution.recovery.storage_seconds,
+                cache=execution.cache.folder,
+                cache_bytes=round(execution.cache.gigabytes * 1e9),
                 alive=alive,
             ),
         )

@@ -90,7 +90,7 @@ def _fit(plan: Plan) -> None:
     Ray Train allows a number of failures in all and none of its controller's; here both count only while no new
     checkpoint comes between. Raises RuntimeError once there were too many.
     """
-    allowed = plan.execution.max_failures
+    allowed = plan.execution.recovery.max_failures
     newest, failures = _committed(plan), 0
     while True:
         trainer = _trainer(plan)
@@ -132,7 +132,7 @@ def _patiently(plan: Plan, what: str, action: Callable[[], T]) -> T:
     return patiently(
         action,
         what=f"the run's directory {plan.directory.uri} cannot be {what}",
-        seconds=60 * plan.execution.storage_minutes,
+        seconds=plan.execution.recovery.storage_seconds,
     )
 
 
@@ -155,23 +155,23 @@ def _trainer(plan: Plan) -> TorchTrainer:
     use_gpu = execution.device == "gpu"
     least, most = execution.worker_range
     # Ray reads them in the driver and hands them on.
-    os.environ[_HANG_VARIABLE] = str(round(60 * execution.hang_minutes))
+    os.environ[_HANG_VARIABLE] = str(round(execution.recovery.hang_seconds))
     if _START_IS_FREE:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)
     trainer = TorchTrainer(
         ray_worker.run,
         train_loop_config={"plan": plan},
-        torch_config=NodeTorchConfig(timeout_s=round(60 * execution.hang_minutes)),
+        torch_config=NodeTorchConfig(timeout_s=round(execution.recovery.hang_seconds)),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": execution.cpus_per_worker or 1} | ({"GPU": 1} if use_gpu else {}),
-            elastic_resize_monitor_interval_s=60 * execution.resize_minutes,
+            elastic_resize_monitor_interval_s=execution.recovery.resize_seconds,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=plan.directory.uri,
-            failure_config=FailureConfig(max_failures=execution.max_failures),
+            failure_config=FailureConfig(max_failures=execution.recovery.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

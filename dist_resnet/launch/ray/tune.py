@@ -30,7 +30,7 @@ from dist_resnet.launch.ray.cluster import (
 from dist_resnet.launch.ray.rung_scheduler import RungScheduler
 from dist_resnet.launch.ray.rungs import Rungs
 from dist_resnet.launch.ray.telemetry import WorkerTelemetry
-from dist_resnet.launch.resources import check_fraction, settle_trial
+from dist_resnet.launch.resources import settle_trial
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution
@@ -60,15 +60,18 @@ class Share:
     gpus: float = 0.0
 
 
-def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[Share]]:
+def allot(
+    plans: Sequence[Plan], execution: Execution, *, trials_per_gpu: int | None = None
+) -> tuple[Execution, list[Share]]:
     """Connects to Ray and settles on which device and with which share of it each plan is a trial.
 
-    On GPUs a step of every different plan is measured first, on a GPU of the cluster. Raises ValueError where more is
-    asked for than the cluster has.
+    So many trials share a GPU, by default as many as fit. On GPUs a step of every different plan is measured first, on
+    a GPU of the cluster. Raises ValueError where more is asked for than the cluster has.
     """
     connect(execution)
     found = resources()
     execution = settle_trial(execution, found)
+    _check_fraction(execution, trials_per_gpu)
     check_precision(execution)
     cpus = execution.cpus_per_worker or 1
     if execution.device == "cpu":
@@ -78,7 +81,7 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
     shares = []
     for plan, need in zip(plans, needs, strict=True):
         most = min(_MOST_TRIALS_PER_GPU, found.cores_per_gpu // cpus)
-        number = trials_per_gpu(plan.name, execution.trials_per_gpu, need, gpu_bytes, most)
+        number = fitting(plan.name, trials_per_gpu, need, gpu_bytes, most)
         # Rounded down to Ray's four digits, so that three thirds fit.
         shares.append(Share(cpus=cpus, gpus=int(10_000 / number) / 10_000))
         logger.info(
@@ -88,28 +91,39 @@ def allot(plans: Sequence[Plan], execution: Execution) -> tuple[Execution, list[
     return execution, shares
 
 
-def check_trials(execution: Execution) -> None:
+def check_trials(execution: Execution, *, trials_per_gpu: int | None = None) -> None:
     """Raises ValueError where trials cannot run as asked on any cluster."""
     if execution.worker_range != (1, 1):
         raise ValueError(
             f"execution.workers is 1 for a trial, got {execution.workers}; as many trials run at once as the cluster "
             "has room for"
         )
-    check_fraction(execution)
+    if trials_per_gpu is not None and trials_per_gpu < 1:
+        raise ValueError(f"--trials-per-gpu must be at least 1, got {trials_per_gpu}")
+    _check_fraction(execution, trials_per_gpu)
 
 
-def trials_per_gpu(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) -> int:
+def _check_fraction(execution: Execution, trials_per_gpu: int | None) -> None:
+    """Raises ValueError where trials that are to share a GPU run on the CPU."""
+    if execution.device == "cpu" and trials_per_gpu is not None:
+        raise ValueError(
+            f"--trials-per-gpu {trials_per_gpu} cannot fit: the trials run on the CPU; leave it out, or use a cluster "
+            "with a GPU"
+        )
+
+
+def fitting(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) -> int:
     """How many trials that need so many bytes share a GPU: the number asked for, else as many as fit up to `most`.
 
     Raises ValueError where that many cannot fit.
 
-    >>> trials_per_gpu("trial", None, 10 << 30, 80 << 30, 8)
+    >>> fitting("trial", None, 10 << 30, 80 << 30, 8)
     7
     """
     room = int(gpu_bytes * _USABLE // need)
     if (asked or 1) > room:
         raise ValueError(
-            f"execution.trials-per-gpu {asked or 1} cannot fit: {name} needs {need / _GIB:.2f} GiB and a GPU has "
+            f"--trials-per-gpu {asked or 1} cannot fit: {name} needs {need / _GIB:.2f} GiB and a GPU has "
             f"{gpu_bytes / _GIB:.1f} GiB, of which {_USABLE:.0%} are used; at most {room} fit"
         )
     return asked or max(1, min(room, most))
@@ -153,7 +167,7 @@ def fit(
         run_config=tune.RunConfig(
             name=_FOLDER,
             storage_path=directory.uri,
-            failure_config=tune.FailureConfig(max_failures=plans[0].execution.max_failures),
+            failure_config=tune.FailureConfig(max_failures=plans[0].execution.recovery.max_failures),
             callbacks=[_Teller(tell), _Stopper(by_name, watch)],
             verbose=0,
         ),

@@ -107,7 +107,7 @@ def _check_file(uri: str, path: Path, to_write: bool) -> None:
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise ValueError(
                 f"the tracking store {path} is no sqlite database ({error}); move it away, or give another address by "
-                "--execution.tracking-uri or MLFLOW_TRACKING_URI"
+                "--execution.tracking.uri or MLFLOW_TRACKING_URI"
             ) from error
         raise _not_writable(path, error) from error
 
@@ -143,5 +143,5 @@ def _not_writable(path: Path, error: Exception) -> ValueError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return ValueError(
         f"the tracking store {path} cannot be written ({reason}); make it and its folder "
-        f"{os.path.dirname(path)} writable, or give another address by --execution.tracking-uri or MLFLOW_TRACKING_URI"
+        f"{os.path.dirname(path)} writable, or give another address by --execution.tracking.uri or MLFLOW_TRACKING_URI"
     )

@@ -80,7 +80,7 @@ def check_experiment(client: MlflowClient, experiment_id: str) -> None:
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise RefusedError(
             f"its experiment {experiment.name} is deleted; restore it by `{commands.mlflow_at(_shown(client))} "
-            f"experiments restore --experiment-id {experiment_id}`, or use another --execution.experiment",
+            f"experiments restore --experiment-id {experiment_id}`, or use another --execution.tracking.experiment",
             of_store=False,
         )
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dist_resnet.launch.ray.tune import check_trials, trials_per_gpu
+from dist_resnet.launch.ray.tune import check_trials, fitting
 from dist_resnet.recipe import Execution
 
 GIB = 1 << 30
@@ -13,6 +13,18 @@ GIB = 1 << 30
 def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Execution):
     with pytest.raises(ValueError, match="execution.workers is 1 for a trial, got 2"):
         check_trials(dataclasses.replace(execution, workers=2))
+
+
+@pytest.mark.parametrize(
+    ("trials_per_gpu", "complaint"),
+    [
+        (2, "--trials-per-gpu 2 cannot fit: the trials run on the CPU"),
+        (0, "--trials-per-gpu must be at least 1, got 0"),
+    ],
+)
+def test_a_share_of_no_gpu_is_refused(execution: Execution, trials_per_gpu: int, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        check_trials(execution, trials_per_gpu=trials_per_gpu)
 
 
 @pytest.mark.parametrize(
@@ -25,10 +37,10 @@ def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Ex
     ],
 )
 def test_as_many_trials_share_a_gpu_as_their_memory_allows(asked, need_gib, most, expected):
-    assert trials_per_gpu("cell", asked, int(need_gib * GIB), 80 * GIB, most) == expected
+    assert fitting("cell", asked, int(need_gib * GIB), 80 * GIB, most) == expected
 
 
 @pytest.mark.parametrize(("asked", "need_gib", "room"), [(13, 6.0, 12), (None, 79.0, 0), (1, 79.0, 0)])
 def test_a_fraction_that_cannot_fit_is_refused(asked, need_gib, room):
     with pytest.raises(ValueError, match=f"cannot fit: cell needs {need_gib:.2f} GiB .* at most {room} fit"):
-        trials_per_gpu("cell", asked, int(need_gib * GIB), 80 * GIB, 8)
+        fitting("cell", asked, int(need_gib * GIB), 80 * GIB, 8)

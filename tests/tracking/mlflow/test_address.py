@@ -122,7 +122,7 @@ def test_a_file_that_is_no_database_is_refused(storage, monkeypatch, tmp_path: P
     store = Path(storage.parent.uri, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
-    with pytest.raises(ValueError, match=f"{store} is no sqlite database .* --execution.tracking-uri"):
+    with pytest.raises(ValueError, match=f"{store} is no sqlite database .* --execution.tracking.uri"):
         address.store_of(storage, None)
 
 
