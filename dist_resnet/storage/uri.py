@@ -169,7 +169,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if name.lower() not in _BY_NAME:
             raise ValueError(f"{name}:// is not known")
         filesystem, path = _BY_NAME[name.lower()].open(f"{name.lower()}://{quote(fixed, safe=_SAFE)}{options}")
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, OSError, ImportError, pa.ArrowException) as error:
         shown, said = without_credentials(uri), without_credentials(one_line(error))
         raise ValueError(f"{shown} cannot be opened ({said}); give {ADDRESSES}") from error
     return filesystem, (path + unquote(rest[len(fixed) :])).rstrip("/") or "/"

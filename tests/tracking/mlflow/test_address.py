@@ -170,3 +170,12 @@ def test_a_store_that_another_process_writes_is_taken(storage, tmp_path: Path, m
         database.execute("CREATE TABLE anything (value)")
         database.execute("BEGIN EXCLUSIVE")
         assert address.store_of(storage, f"sqlite:///{tmp_path}/store.db")
+
+
+def test_runs_on_an_object_store_are_tracked_in_the_home_directory(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv(address.VARIABLE, raising=False)
+    for name, value in {"HOME": str(tmp_path), "AZURE_STORAGE_ACCOUNT": "account", "AZURE_STORAGE_KEY": "a2V5"}.items():
+        monkeypatch.setenv(name, value)
+    options = "?blob_storage_authority=127.0.0.1:1&blob_storage_scheme=http"
+    for uri in ("az://runs/run", f"az://runs/run{options}", "abfs://runs@account.dfs.core.windows.net/run"):
+        assert address.store_of(RunDirectory(uri), None) == f"sqlite:///{tmp_path}/dist_resnet/mlflow.db"
