@@ -125,5 +125,39 @@ def test_a_folder_with_a_table_of_labels_becomes_a_set(tmp_path: Path):
     assert sorted(prepared_rows(tmp_path / "shards", "train")) == expected_rows({"train": pictures}, "train")
 
 
+_TO_MEMORY = """
+import sys
+from dist_resnet.data.prepare.demo import write_demo
+from dist_resnet.launch import local
+from dist_resnet.recipe import *
+from dist_resnet.storage.uri import ADDRESSES
+
+def train(storage):
+    train, validation = write_demo(
+        f"{storage}/images", size=32, num_classes=4, train_images=96, validation_images=40, seed=0
+    )
+    recipe = Recipe(
+        model=Model(depth=8, num_classes=4),
+        data=Data(train=train, validation=validation, dataset="cifar10"),
+        augment=Augment(kind="pad", size=32),
+        schedule=Schedule(learning_rate=0.05, kind="cosine"),
+        evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
+        epochs=1,
+        global_batch=32,
+        ghost_batch=8,
+    )
+    tracking = Tracking(uri=f"sqlite:///{sys.argv[1]}/mlflow.db", register=False)
+    execution = Execution(device="cpu", cpus_per_worker=1, storage=f"{storage}/runs", name="run", tracking=tracking)
+    return local.run(local.prepare_run(recipe, execution, job="test"))["weights_sha256"]
+
+assert "memory://path" in ADDRESSES, ADDRESSES
+assert train("memory://") == train(sys.argv[1])
+"""
+
+
+def test_images_and_runs_in_another_storage_train_to_the_same_weights(tmp_path: Path):
+    _run(_extended("storage scheme", tmp_path), _TO_MEMORY, str(tmp_path / "local"))
+
+
 def test_every_section_has_a_diff_and_a_test():
-    assert set(_sections()) == {"shortcut", "optimizer", "source of images"}
+    assert set(_sections()) == {"shortcut", "optimizer", "storage scheme", "source of images"}
