@@ -9,6 +9,7 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return write_split(tmp_path_factory.mktemp("squares"), [55, 52], side=16)
 
 
-def training(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, **execution: object) -> TrainingImages:
-    return TrainingImages(recipe, split, _worker(rank, world_size), _options(**execution))
+def training(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, **options: Any) -> TrainingImages:
+    return TrainingImages(recipe, split, _worker(rank, world_size), _options(**options))
 
 
 def evaluation(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1) -> EvaluationImages:
@@ -62,8 +63,9 @@ def _worker(rank: int = 0, world_size: int = 1) -> Worker:
     return Worker(rank=rank, world_size=world_size, device=CPU)
 
 
-def _options(**execution: object) -> InputOptions:
-    return InputOptions.of(Execution(performance=Performance(evaluation_batch=13), **execution))  # pyrefly: ignore
+def _options(cpus_per_worker: int | None = None, **performance: Any) -> InputOptions:
+    settings = Performance(**{"evaluation_batch": 13, **performance})
+    return InputOptions.of(Execution(cpus_per_worker=cpus_per_worker, performance=settings))
 
 
 def encoded(split: Split) -> list[np.ndarray]:
