@@ -151,7 +151,7 @@ def train(storage):
     return local.run(local.prepare_run(recipe, execution, job="test"))["weights_sha256"]
 
 assert "memory://path" in ADDRESSES, ADDRESSES
-assert train("memory://") == train(sys.argv[1])
+assert train("memory://bucket") == train(sys.argv[1])
 """
 
 
