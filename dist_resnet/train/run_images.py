@@ -6,16 +6,17 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.normalize import to_pixels
 from dist_resnet.tracking.run_directory import RunDirectory
-from dist_resnet.train.contact_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 
 AUGMENTED_BATCH, CONFUSION = "augmented_batch.png", "confusion.npy"
 _MOST_PICTURES = 32
+_COLUMNS, _GAP = 8, 2
 
 
 class Show:
@@ -48,3 +49,17 @@ class Show:
             self._directory.write(name, content)
         except OSError as error:
             logger.warning("%s could not be written: %s", self._directory.child(name), error)
+
+
+def contact_sheet(pictures: np.ndarray) -> bytes:
+    """A PNG of uint8 [N, H, W, 3] in rows of eight."""
+    num, height, width, _ = pictures.shape
+    columns = min(num, _COLUMNS)
+    rows = -(-num // columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
+    for number, picture in enumerate(pictures):
+        place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
+        sheet.paste(Image.fromarray(picture), place)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dist_resnet.train.contact_sheet import contact_sheet
+from dist_resnet.train.run_images import contact_sheet
 
 
 def test_every_picture_is_on_the_sheet_at_its_place():
