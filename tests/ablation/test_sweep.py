@@ -85,7 +85,7 @@ def test_a_sweep_leaves_runs_summaries_a_report_and_mlflow_runs_below_one_parent
     parent = runs.pop("sweep")
     assert parent.info.status == "FINISHED"
     assert set(runs) == set(names)
-    attached = {file.path for file in MlflowClient(quick.tracking_uri).list_artifacts(parent.info.run_id)}
+    attached = {file.path for file in MlflowClient(quick.tracking.uri).list_artifacts(parent.info.run_id)}
     assert {"report.md", "report.html", "sweep.json"} <= attached
     assert "ResNet-8" in (folder / "report" / "report.md").read_text()
     for seed, name in enumerate(names):
@@ -183,7 +183,7 @@ def test_early_stopping_stops_the_trial_that_trails(ray_cluster, base, ten_class
 
 
 def test_a_name_used_with_another_grid_is_refused_and_what_differs_is_named(base, ten_classes, quick, monkeypatch):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     monkeypatch.setattr(sweep.ray_tune, "hardware", lambda: "none")
     sweep._claim(sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test"))
     others = [
@@ -205,7 +205,7 @@ def test_a_name_used_with_another_grid_is_refused_and_what_differs_is_named(base
 
 
 def test_a_sweep_on_the_name_of_a_run_is_refused(base, ten_classes, quick, monkeypatch):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     run = RunDirectory(f"{quick.storage}/sweep")
     run.write_json("recipe.json", {})
     with pytest.raises(ValueError, match="runs/sweep is that of a run; use another --execution.name for a sweep"):
@@ -216,7 +216,7 @@ def test_a_sweep_on_the_name_of_a_run_is_refused(base, ten_classes, quick, monke
 def test_a_sweep_that_another_process_works_on_is_refused_and_one_that_was_refused_leaves_nothing(
     base, ten_classes, quick, monkeypatch
 ):
-    def refuse(plans, execution):
+    def refuse(plans, execution, **_):
         raise ValueError("no cluster")
 
     monkeypatch.setattr(sweep.ray_tune, "allot", refuse)
@@ -249,7 +249,7 @@ def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
     base, ten_classes, quick, monkeypatch, tmp_path, caplog
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     few = _validated_on(ten_classes, tmp_path, [7, 2])
     both = dataclasses.replace(TABLE_1, placements=("original", "full_preactivation"))
     planned = sweep.prepare_sweep(base, both, few, quick, job="test")
@@ -266,7 +266,7 @@ def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
 def test_validation_images_of_unknown_classes_are_refused_unless_matched_by_number(
     base, ten_classes, quick, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     names = [*CLASS_NAMES[:9], "plate"]
     uri = rename_classes(ten_classes.validation, tmp_path / "validation", names, list(range(10)))
     other = dataclasses.replace(ten_classes, validation=uri)
@@ -277,7 +277,7 @@ def test_validation_images_of_unknown_classes_are_refused_unless_matched_by_numb
 
 
 def test_relative_paths_are_made_absolute(base, ten_classes, quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution: (execution, []))
+    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     monkeypatch.chdir(tmp_path)
     relative = dataclasses.replace(
         ten_classes, train=os.path.relpath(ten_classes.train), validation=os.path.relpath(ten_classes.validation)

@@ -36,9 +36,9 @@ _SCRIPT = """
 import json, sys
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.launch import local
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import *
 recipe, execution = json.loads(sys.stdin.read())
-local.run(local.prepare_run(Recipe.from_dict(recipe), Execution(**execution), job="test"))
+local.run(local.prepare_run(Recipe.from_dict(recipe), eval(execution), job="test"))
 """
 
 
@@ -51,7 +51,7 @@ def _start(recipe: Recipe, execution: Execution) -> subprocess.Popen:
         start_new_session=True,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps([recipe.to_dict(), dataclasses.asdict(execution)]))
+    process.stdin.write(json.dumps([recipe.to_dict(), repr(execution)]))
     process.stdin.close()
     return process
 

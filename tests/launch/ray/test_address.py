@@ -261,11 +261,11 @@ def test_a_job_server_that_is_named_is_asked_whatever_is_recorded(monkeypatch, t
 
 @pytest.mark.ray
 def test_a_living_cluster_with_a_node_here_is_used(ray_cluster, monkeypatch, tmp_path: Path, caplog):
-    address = ray.get_runtime_context().gcs_address
+    running = ray.get_runtime_context().gcs_address
     monkeypatch.delenv("RAY_AUTH_MODE")
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    assert address.choose() == address
+    monkeypatch.setenv("RAY_ADDRESS", running)
+    assert address.choose() == running
     monkeypatch.delenv("RAY_ADDRESS")
-    _record(tmp_path, address.encode())
-    assert address.choose() == address
+    _record(tmp_path, running.encode())
+    assert address.choose() == running
     assert not _said(caplog)

@@ -15,7 +15,7 @@ from ray.train import ControllerError
 from dist_resnet.launch import local
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.ray import train as ray_train
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Execution, Recipe, Recovery
 
 pytestmark = pytest.mark.ray
 
@@ -65,7 +65,7 @@ def test_a_shard_that_cannot_be_read_ends_the_run_with_its_name(ray_cluster, rec
         write_rows(tmp_path / name / "part.parquet", rows, [index % 4 for index in range(len(rows))], 10)
     data = dataclasses.replace(recipe.data, train=str(tmp_path / "train"), validation=str(tmp_path / "validation"))
     broken = dataclasses.replace(recipe, data=data)
-    plan = ray_train.prepare_run(broken, dataclasses.replace(on_two, max_failures=0), job="test")
+    plan = ray_train.prepare_run(broken, dataclasses.replace(on_two, recovery=Recovery(max_failures=0)), job="test")
     (tmp_path / "train" / "part.parquet").write_bytes(b"PAR1")
     with pytest.raises(
         RuntimeError, match="training failed without a restart: rank .*part.parquet cannot be read"

@@ -100,7 +100,7 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
     # Threads of an earlier test may still be trying a server that is away.
     own = [record for record in caplog.records if record.name.startswith("dist_resnet")]
     (at_once, at_the_end) = [record.getMessage() for record in own]
-    assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.exp" in at_once
+    assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.trac" in at_once
     assert "training goes on" in at_once
     assert not any("does not answer" in record.getMessage() for record in own)
     assert "3 points wait in" in at_the_end
