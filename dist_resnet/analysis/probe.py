@@ -46,7 +46,6 @@ from dist_resnet.worker import Worker
 logger = logging.getLogger(__name__)
 
 FIGURE_FILE, TABLE_FILE, RESULT_FILE = (f"signal_propagation.{ending}" for ending in ("png", "csv", "json"))
-_SECONDS_TO_DELIVER = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,22 +140,23 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
     return probe
 
 
-def run(probe: Probe) -> dict[str, Any]:
+def run(probe: Probe, *, wait_seconds: float = 60.0) -> dict[str, Any]:
     """Measures, keeps and delivers what was found, and returns the content of `signal_propagation.json`.
 
-    A probe that was finished before is not measured again; what MLflow lacks of it is delivered.
+    MLflow is waited for as long as is said. A probe that was finished before is not measured again; what MLflow lacks
+    of it is delivered.
     """
     uri = store_of(probe.directory, probe.execution.tracking.uri, resolve=False)
     known = probe.directory.read_json(RESULT_FILE)
     if known is not None:
         logger.info("the probe at %s is finished already", probe.directory.uri)
-        _deliver_the_rest(probe, uri)
+        _deliver_the_rest(probe, uri, wait_seconds)
         return known
     with keeping(probe.directory):
-        return _run(probe, uri)
+        return _run(probe, uri, wait_seconds)
 
 
-def _run(probe: Probe, uri: str) -> dict[str, Any]:
+def _run(probe: Probe, uri: str, wait_seconds: float) -> dict[str, Any]:
     measured = _measure(probe)
     recipe = probe.subjects[0].recipe
     claim = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict(), "probe": probe.identity}
@@ -174,17 +174,17 @@ def _run(probe: Probe, uri: str) -> dict[str, Any]:
     }
     _record(probe, measured)
     sink = MlflowSink(uri, probe.directory, _card(probe), records=read_journal(probe.directory))
-    sink.close("FINISHED", files, wait_seconds=_SECONDS_TO_DELIVER)
+    sink.close("FINISHED", files, wait_seconds=wait_seconds)
     for name, content in files.items():
         probe.directory.write(name, content)
     logger.info("the figure is %s, tracked at %s", probe.directory.child(FIGURE_FILE), without_credentials(uri))
     return result
 
 
-def _deliver_the_rest(probe: Probe, uri: str) -> None:
+def _deliver_the_rest(probe: Probe, uri: str, wait_seconds: float) -> None:
     """Brings MLflow what it lacks of a finished probe, if it takes it."""
     try:
-        deliver(probe.directory, uri, wait_seconds=_SECONDS_TO_DELIVER)
+        deliver(probe.directory, uri, wait_seconds=wait_seconds)
     except OSError as error:
         logger.warning("the probe's tracking cannot be delivered: %s", error)
 

@@ -15,8 +15,6 @@ from dist_resnet.storage.range_cache import RangeCache
 from dist_resnet.storage.uri import is_local, open_uri
 
 _OPEN_FILES = 128
-# A store that denies access may only fail to renew the credentials, which takes a moment and not half an hour.
-_SECONDS_WHILE_DENIED = 60.0
 _DENIALS = ("ACCESS_DENIED", "AccessDenied", "AuthorizationFailure", "AuthenticationFailed")
 
 
@@ -26,6 +24,8 @@ class Access:
 
     patience_seconds: float = 0.0
     """How long a store may fail before an error is raised."""
+    denied_seconds: float = 60.0
+    """And how long it may deny access, as one does that fails to renew the credentials."""
     cache: str | None = None
     """Folder for what was read, kept between runs and shared by the workers of a machine."""
     cache_bytes: int = 0
@@ -87,7 +87,7 @@ class RangeReader:
             return patiently(
                 lambda: self._fetch_once(path, start, length),
                 what=f"{path} cannot be read",
-                seconds=min(seconds, _SECONDS_WHILE_DENIED) if _is_denial(error) else seconds,
+                seconds=min(seconds, self._access.denied_seconds) if _is_denial(error) else seconds,
                 alive=self._access.alive,
                 final=(FileNotFoundError,),
             )

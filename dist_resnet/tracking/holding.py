@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,27 @@ from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_BEATS, _SECONDS_TILL_DEAD = 10.0, 45.0
 _SECONDS_BETWEEN_LOOKS = 1.0
-# In which another driver that found no lock either has written its own.
-_SECONDS_TO_SETTLE = 2.0
 _SECONDS_TO_CLOSE = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """Seconds of a driver's signs of life where the kernel has no lock."""
+
+    beat: float = 10.0
+    """Between two signs."""
+    dead: float = 45.0
+    """Without one, after which a driver is taken for dead."""
+    settle: float = 2.0
+    """In which another driver that found no lock either has written its own."""
+
 
 # What gives back each directory that this process holds.
 _held: dict[str, Callable[[], None]] = {}
 
 
-def hold(directory: RunDirectory) -> None:
+def hold(directory: RunDirectory, *, rhythm: Rhythm = Rhythm()) -> None:
     """Makes this process the directory's driver until it ends, or `release` or `keeping` does.
 
     Raises ValueError, saying who, where another is.
@@ -42,7 +53,7 @@ def hold(directory: RunDirectory) -> None:
     if directory.uri in _held:
         return
     try:
-        _held[directory.uri] = _take(directory)
+        _held[directory.uri] = _take(directory, rhythm)
     except LockedError as error:
         raise ValueError(
             f"{directory.uri} is being worked on by {error.holder}; wait for it, stop it by Ctrl-C or by a file named "
@@ -77,16 +88,16 @@ def release(directory: RunDirectory) -> None:
         give_back()
 
 
-def _take(directory: RunDirectory) -> Callable[[], None]:
+def _take(directory: RunDirectory, rhythm: Rhythm) -> Callable[[], None]:
     if not directory.is_local:
-        return _Beats(directory).close
+        return _Beats(directory, rhythm).close
     try:
         return _lock(directory)
     except OSError as error:
         logger.warning(
             "%s cannot be locked (%s); another driver there is noticed within seconds only", directory.uri, error
         )
-        return _Beats(directory).close
+        return _Beats(directory, rhythm).close
 
 
 def _lock(directory: RunDirectory) -> Callable[[], None]:
@@ -114,13 +125,13 @@ def _remove_if_empty(path: str) -> None:
 class _Beats:
     """A file that says that its driver lives, by what is new in it every ten seconds, in a thread of its own."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, rhythm: Rhythm) -> None:
         """Raises LockedError where another driver lives."""
-        self._directory = directory
+        self._directory, self._rhythm = directory, rhythm
         self._who = holder() | {"machine": _machine(), "key": uuid.uuid4().hex}
         self._wait_for_the_other()
         self._write(0)
-        time.sleep(_SECONDS_TO_SETTLE)
+        time.sleep(self._rhythm.settle)
         if (found := self._read()) is not None and not self._is_own(found):
             raise LockedError(describe(found))
         self._over = threading.Event()
@@ -136,10 +147,10 @@ class _Beats:
                 self._directory.delete(FILE)
 
     def _wait_for_the_other(self) -> None:
-        first, deadline = self._read(), time.monotonic() + _SECONDS_TILL_DEAD
+        first, deadline = self._read(), time.monotonic() + self._rhythm.dead
         if first is None or _is_dead(first):
             return
-        logger.info("waiting up to %.0f s for a sign of life of %s", _SECONDS_TILL_DEAD, describe(first))
+        logger.info("waiting up to %.0f s for a sign of life of %s", self._rhythm.dead, describe(first))
         while time.monotonic() < deadline:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             found = self._read()
@@ -150,7 +161,7 @@ class _Beats:
 
     def _beat(self) -> None:
         beat, is_alone = 0, True
-        while not self._over.wait(_SECONDS_BETWEEN_BEATS):
+        while not self._over.wait(self._rhythm.beat):
             beat += 1
             try:
                 found = self._read()

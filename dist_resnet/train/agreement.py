@@ -11,14 +11,20 @@ from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# How long, about, a wish to save or to stop waits to be heard.
-_SECONDS_BETWEEN_DECISIONS = 1.0
 # Of short steps: a decision costs about a millisecond, and steps may grow longer.
 _MOST_STEPS_BETWEEN_DECISIONS = 100
-# Asking whether machines are about to go costs a call to another process.
-_SECONDS_BETWEEN_QUESTIONS = 5.0
-# When a machine goes, between a notice and the end, is told by nobody: what is lost is kept small.
-_SECONDS_BETWEEN_LAST_SAVES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Seconds between what the workers decide together."""
+
+    decisions: float = 1.0
+    """How long, about, a wish to save or to stop waits to be heard."""
+    questions: float = 5.0
+    """Asking whether machines are about to go costs a call to another process."""
+    last_saves: float = 10.0
+    """When a machine goes, between a notice and the end, is told by nobody: what is lost is kept small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,9 @@ class Agreement:
         save_every_seconds: float,
         stop: Callable[[], bool],
         warned: Callable[[], bool],
+        intervals: Intervals = Intervals(),
     ) -> None:
+        self._intervals = intervals
         self._worker, self._save_every_seconds = worker, save_every_seconds
         self._stop, self._warned = stop, warned
         self._asked_at = time.monotonic()
@@ -63,9 +71,9 @@ class Agreement:
         wishes = (
             leads and now - self._saved_at >= self._seconds_between_saves(),
             leads and self._stop(),
-            leads and not self._was_warned and now - self._asked_at >= _SECONDS_BETWEEN_QUESTIONS,
+            leads and not self._was_warned and now - self._asked_at >= self._intervals.questions,
             # Rank 0's clock decides, on all workers, how many steps pass till the next decision.
-            leads and self._steps * _SECONDS_BETWEEN_DECISIONS / max(now - self._since, 1e-6),
+            leads and self._steps * self._intervals.decisions / max(now - self._since, 1e-6),
         )
         due = torch.tensor(wishes, dtype=torch.float64, device=self._worker.device)
         save, stop, ask, steps = self._worker.sum(due).tolist()
@@ -80,7 +88,7 @@ class Agreement:
 
     def _seconds_between_saves(self) -> float:
         return (
-            min(self._save_every_seconds, _SECONDS_BETWEEN_LAST_SAVES) if self._was_warned else self._save_every_seconds
+            min(self._save_every_seconds, self._intervals.last_saves) if self._was_warned else self._save_every_seconds
         )
 
     def saved(self) -> None:

@@ -1,13 +1,14 @@
 """What travels together through the training of a run on one worker."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking.observer import Observer, nobody
 from dist_resnet.tracking.run_directory import RunDirectory
+from dist_resnet.train.agreement import Intervals
 from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.worker import Worker
 
@@ -32,6 +33,8 @@ class RunContext:
     made at once then."""
     observer: Observer = nobody
     """Told of every record of this worker, whatever its rank."""
+    intervals: Intervals = field(default_factory=Intervals)
+    """How often the workers decide together."""
 
     @property
     def patience_seconds(self) -> float:

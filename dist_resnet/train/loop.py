@@ -106,6 +106,7 @@ class Session:
             save_every_seconds=execution.checkpoints.seconds,
             stop=lambda: self._stop_watch is not None and self._stop_watch.asked(),
             warned=context.warned,
+            intervals=context.intervals,
         )
 
     @property

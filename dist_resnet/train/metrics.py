@@ -11,7 +11,7 @@ from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_OF_INPUT_WATCH, _TOO_LARGE_A_SHARE = 60.0, 0.2
+_TOO_LARGE_A_SHARE = 0.2
 
 
 class DivergedError(Exception):
@@ -25,13 +25,13 @@ class DivergedError(Exception):
 class StepMeter:
     """Collects what each step gave, without making the device wait, until `flush` records it."""
 
-    def __init__(self, worker: Worker, run: Run) -> None:
+    def __init__(self, worker: Worker, run: Run, *, input_watch_seconds: float = 60.0) -> None:
         self._worker, self._run = worker, run
         self._steps: list[tuple[int, dict[str, float]]] = []
         self._totals: list[torch.Tensor] = []
         self._images, self._expected = 0, 0
         self._seconds = 0.0
-        self._input = _InputWatch()
+        self._input = _InputWatch(input_watch_seconds)
         self._since = time.perf_counter()
 
     def start(self) -> None:
@@ -87,7 +87,8 @@ class StepMeter:
 class _InputWatch:
     """Says once, in the log, when steps wait for pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._waited, self._spent = 0.0, 0.0
         self._has_told = False
 
@@ -95,7 +96,7 @@ class _InputWatch:
         """Adds a step of which so much was spent waiting for data."""
         self._waited += data_seconds
         self._spent += step_seconds
-        if self._spent < _SECONDS_OF_INPUT_WATCH:
+        if self._spent < self._seconds:
             return
         share, self._waited, self._spent = self._waited / self._spent, 0.0, 0.0
         if share > _TOO_LARGE_A_SHARE and not self._has_told:

@@ -13,18 +13,17 @@ from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_TRIES = 5.0
 # What rank 0 says in place of a step: there is no checkpoint, or the storage does not tell.
 _NONE, _UNKNOWN = -1, -2
 
 
-def resume(state: TrainState, context: RunContext) -> None:
+def resume(state: TrainState, context: RunContext, *, pause_seconds: float = 5.0) -> None:
     """Puts the newest whole checkpoint of a run, if there is any, into the state; all workers call it together.
 
     Rank 0 says which one it is, and while the storage fails it that it is still trying. Raises OSError once it has
     failed for too long, and ValueError as `newest_checkpoint` does.
     """
-    found, step = _agree(context)
+    found, step = _agree(context, pause_seconds)
     if step == _NONE:
         return
     if found is None:
@@ -50,7 +49,7 @@ def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
     return found
 
 
-def _agree(context: RunContext) -> tuple[Checkpoint | None, int]:
+def _agree(context: RunContext, pause_seconds: float) -> tuple[Checkpoint | None, int]:
     """The newest checkpoint, read on rank 0 alone, and its step or _NONE, on every worker."""
     directory, worker = context.directory, context.worker
     found, step, failing_since = None, _UNKNOWN, None
@@ -66,7 +65,7 @@ def _agree(context: RunContext) -> tuple[Checkpoint | None, int]:
                     logger.warning("the run's directory %s cannot be read (%s); trying again", directory.uri, error)
                 if time.monotonic() - failing_since > context.patience_seconds:
                     raise
-                time.sleep(_SECONDS_BETWEEN_TRIES)
+                time.sleep(pause_seconds)
         step = worker.from_rank_zero(step)
     if failing_since is not None:
         logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)

@@ -5,23 +5,22 @@ import time
 import psutil
 import torch
 
-_SECONDS_BETWEEN_SAMPLES = 10.0
 _MEGABYTE = 1 << 20
 
 
 class System:
     """Samples CPU, memory and the worker's GPU every so often."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, seconds_between: float = 10.0) -> None:
+        self._device, self._seconds_between = device, seconds_between
         self._sampled_at = time.monotonic()
         # The first call only starts psutil's count.
         psutil.cpu_percent(None)
 
     def sample(self) -> dict[str, float]:
-        """Use of cores in percent, of memory in megabytes; nothing within ten seconds of the last sample."""
+        """Use of cores in percent, of memory in megabytes; nothing within `seconds_between` of the last sample."""
         now = time.monotonic()
-        if now - self._sampled_at < _SECONDS_BETWEEN_SAMPLES:
+        if now - self._sampled_at < self._seconds_between:
             return {}
         self._sampled_at = now
         memory = psutil.virtual_memory()

@@ -16,7 +16,6 @@ from dist_resnet.train.state import TrainState
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_CLOSE = 5.0
-_SECONDS_OF_GRACE = 60.0
 
 
 class CheckpointWriter:
@@ -29,8 +28,16 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, directory: RunDirectory, run: Run, *, keep: int, patience_seconds: float, errors: dict[int, float]
+        self,
+        directory: RunDirectory,
+        run: Run,
+        *,
+        keep: int,
+        patience_seconds: float,
+        errors: dict[int, float],
+        grace_seconds: float = 60.0,
     ) -> None:
+        self._grace_seconds = grace_seconds
         self._directory, self._run = directory, run
         self._keep, self._patience_seconds = keep, patience_seconds
         self._errors = dict(errors)
@@ -82,7 +89,7 @@ class CheckpointWriter:
             raise self._error
         # A storage that neither fails nor answers, such as a network disk without its server.
         standing = time.monotonic() - self._taken_at
-        if self._current and standing > self._patience_seconds + _SECONDS_OF_GRACE:
+        if self._current and standing > self._patience_seconds + self._grace_seconds:
             raise TimeoutError(f"a checkpoint has not come to its end on {self._directory.uri} for {standing:.0f} s")
 
     def _work(self) -> None:

@@ -182,15 +182,12 @@ def test_numbers_that_are_not_finite_are_told_and_spelled(recipe: Recipe, execut
     assert Image.open(io.BytesIO(ready.directory.read("signal_propagation.png"))).size[0] > 400
 
 
-def test_mlflow_that_is_away_costs_one_warning(
-    recipe: Recipe, execution: Execution, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    monkeypatch.setattr(probe, "_SECONDS_TO_DELIVER", 0.5)
+def test_mlflow_that_is_away_costs_one_warning(recipe: Recipe, execution: Execution, caplog: pytest.LogCaptureFixture):
     ready = prepared(
         [subject_of(recipe)],
         dataclasses.replace(execution, tracking=Tracking(uri="http://127.0.0.1:1")),
     )
-    probe.run(ready)
+    probe.run(ready, wait_seconds=0.5)
     assert "jobs/deliver_tracking.py --run" in caplog.text
     assert ready.directory.exists("signal_propagation.png")
 

@@ -294,11 +294,10 @@ def test_a_file_that_turns_out_not_to_be_there_ends_no_other_read(file, monkeypa
     "error", [PermissionError(13, "denied"), OSError("When reading: AWS Error ACCESS_DENIED during HeadObject")]
 )
 def test_denied_access_is_waited_for_a_moment_alone(file, monkeypatch, error) -> None:
-    monkeypatch.setattr(ranges, "_SECONDS_WHILE_DENIED", 0.7)
-    reader = remote(CountedStore(failures=1, error=error), monkeypatch, Access(patience_seconds=60))
+    reader = remote(CountedStore(failures=1, error=error), monkeypatch, Access(patience_seconds=60, denied_seconds=0.7))
     np.testing.assert_array_equal(reader.read(file, 10, 20, version="1"), CONTENT[10:30])
     reader, begun = (
-        remote(CountedStore(failures=99, error=error), monkeypatch, Access(patience_seconds=60)),
+        remote(CountedStore(failures=99, error=error), monkeypatch, Access(patience_seconds=60, denied_seconds=0.7)),
         time.time(),
     )
     with pytest.raises(OSError, match=r"denied|ACCESS_DENIED"):

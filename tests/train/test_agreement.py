@@ -4,14 +4,18 @@ import time
 
 import torch
 
-from dist_resnet.train.agreement import Agreement
+from dist_resnet.train.agreement import Agreement, Intervals
 from dist_resnet.worker import Worker
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def _agreement(*, stop=lambda: False, warned=lambda: False, save_every_seconds: float = 1e9) -> Agreement:
-    return Agreement(WORKER, save_every_seconds=save_every_seconds, stop=stop, warned=warned)
+def _agreement(
+    *, stop=lambda: False, warned=lambda: False, save_every_seconds: float = 1e9, intervals: Intervals | None = None
+) -> Agreement:
+    return Agreement(
+        WORKER, save_every_seconds=save_every_seconds, stop=stop, warned=warned, intervals=intervals or Intervals()
+    )
 
 
 def _decisions(agreement: Agreement, seconds: float) -> list:
@@ -54,12 +58,12 @@ def test_after_long_steps_there_is_a_decision_each_time():
     assert found == [True] * 2
 
 
-def test_a_notice_makes_a_checkpoint_and_more_of_them_till_the_end(monkeypatch):
-    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_QUESTIONS", 0.2)
-    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_LAST_SAVES", 0.3)
-    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.05)
+def test_a_notice_makes_a_checkpoint_and_more_of_them_till_the_end():
     asked = []
-    agreement = _agreement(warned=lambda: bool(asked.append(1)) or len(asked) > 1)
+    agreement = _agreement(
+        warned=lambda: bool(asked.append(1)) or len(asked) > 1,
+        intervals=Intervals(decisions=0.05, questions=0.2, last_saves=0.3),
+    )
     saves, end = 0, time.monotonic() + 2.0
     while time.monotonic() < end:
         time.sleep(0.001)

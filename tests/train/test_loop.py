@@ -19,6 +19,7 @@ from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution
 from dist_resnet.tracking import provenance, stop
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Diverged, Finished, Session, Stopped
+from dist_resnet.train.agreement import Intervals
 from dist_resnet.train.context import RunContext
 from dist_resnet.train.loop import train
 from dist_resnet.train.watchdog import Watchdog
@@ -246,10 +247,11 @@ def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execu
     assert _checkpoints(plan) == {2, 3, 6, 9, 12}
 
 
-def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution, monkeypatch):
-    monkeypatch.setattr("dist_resnet.train.agreement._SECONDS_BETWEEN_DECISIONS", 0.0)
+def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution):
     plan = _plan(recipe, execution, checkpoints=Checkpoints(every=1000, minutes=1e-9))
-    run_worker(plan, WORKER)
+    training, validation = _images(plan)
+    train(dataclasses.replace(_context(plan), intervals=Intervals(decisions=0.0)), training, validation)
+    training.close()
     assert _checkpoints(plan) == {1, 2, 3, 4, 5, 6}
 
 

@@ -15,11 +15,11 @@ from dist_resnet.worker import Worker
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def _meter(tmp_path) -> tuple[StepMeter, Run, RunDirectory]:
+def _meter(tmp_path, **options: float) -> tuple[StepMeter, Run, RunDirectory]:
     directory = RunDirectory(str(tmp_path))
     directory.write("recipe.json", b"{}")
     run = Run.of_rank(0, directory)
-    return StepMeter(WORKER, run), run, directory
+    return StepMeter(WORKER, run, **options), run, directory
 
 
 def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
@@ -72,9 +72,8 @@ def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
 
 
 @pytest.mark.parametrize(("data_seconds", "hints"), [(0.02, 1), (0.001, 0)])
-def test_waiting_for_pictures_is_told_once(tmp_path, monkeypatch, caplog, data_seconds, hints):
-    monkeypatch.setattr("dist_resnet.train.metrics._SECONDS_OF_INPUT_WATCH", 0.1)
-    meter, run, _ = _meter(tmp_path)
+def test_waiting_for_pictures_is_told_once(tmp_path, caplog, data_seconds, hints):
+    meter, run, _ = _meter(tmp_path, input_watch_seconds=0.1)
     totals = torch.tensor([1.0, 0.0, 8.0], dtype=torch.float64)
     for step in range(1, 31):
         time.sleep(0.03)

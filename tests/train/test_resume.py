@@ -35,7 +35,8 @@ def state(recipe: Recipe, execution: Execution) -> TrainState:
 def _resume(state: TrainState, directory: RunDirectory, patience_seconds: float = 60.0) -> None:
     execution = Execution(recovery=Recovery(storage_minutes=patience_seconds / 60))
     watchdog = Watchdog(60.0)
-    resume(state, RunContext(recipe=RECIPE, execution=execution, worker=WORKER, directory=directory, watchdog=watchdog))
+    context = RunContext(recipe=RECIPE, execution=execution, worker=WORKER, directory=directory, watchdog=watchdog)
+    resume(state, context, pause_seconds=0.01)
 
 
 def _save(state: TrainState, directory: RunDirectory, step: int) -> None:
@@ -67,14 +68,12 @@ def test_a_storage_that_fails_for_a_while_is_waited_for(state, directory, monkey
         return whole(self, name, start)
 
     monkeypatch.setattr(RunDirectory, "read", read)
-    monkeypatch.setattr("dist_resnet.train.resume._SECONDS_BETWEEN_TRIES", 0.01)
     _resume(state, directory)
     assert state.step == 7
     assert caplog.text.count("cannot be read (away)") == 1
     assert caplog.text.count("the storage works again") == 1
 
 
-def test_a_directory_that_is_no_run_is_no_fresh_start(state: TrainState, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("dist_resnet.train.resume._SECONDS_BETWEEN_TRIES", 0.01)
+def test_a_directory_that_is_no_run_is_no_fresh_start(state: TrainState, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="is its disk mounted"):
         _resume(state, RunDirectory(str(tmp_path)), patience_seconds=0.05)

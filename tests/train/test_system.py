@@ -7,11 +7,9 @@ import torch
 from dist_resnet.train.system import System
 
 
-def test_a_sample_is_that_of_psutil_and_not_more_often_than_asked(monkeypatch):
-    system = System(torch.device("cpu"))
-    assert system.sample() == {}
-    monkeypatch.setattr("dist_resnet.train.system._SECONDS_BETWEEN_SAMPLES", 0.0)
-    sample = system.sample()
+def test_a_sample_is_that_of_psutil_and_not_more_often_than_asked():
+    assert System(torch.device("cpu")).sample() == {}
+    sample = System(torch.device("cpu"), seconds_between=0.0).sample()
     assert 0 <= sample["system/cpu_utilization_percentage"] <= 100
     assert sample["system/system_memory_usage_percentage"] == pytest.approx(psutil.virtual_memory().percent, abs=5)
     assert "system/gpu_0_memory_usage_megabytes" not in sample

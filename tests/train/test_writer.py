@@ -37,9 +37,13 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "run"))
 
 
-def _writer(directory: RunDirectory, *, keep: int = 2, patience: float = 60.0, errors=()) -> CheckpointWriter:
+def _writer(
+    directory: RunDirectory, *, keep: int = 2, patience: float = 60.0, errors=(), grace: float = 60.0
+) -> CheckpointWriter:
     run = Run.of_rank(0, directory)
-    return CheckpointWriter(directory, run, keep=keep, patience_seconds=patience, errors=dict(errors))
+    return CheckpointWriter(
+        directory, run, keep=keep, patience_seconds=patience, errors=dict(errors), grace_seconds=grace
+    )
 
 
 def _save(writer: CheckpointWriter, state: TrainState, *steps: int) -> None:
@@ -211,8 +215,7 @@ def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: Train
 def test_a_storage_that_neither_fails_nor_answers_is_an_error_at_last(directory, state, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda *_: release.wait(30))
-    monkeypatch.setattr("dist_resnet.train.writer._SECONDS_OF_GRACE", 0.2)
-    writer = _writer(directory, patience=0.2)
+    writer = _writer(directory, patience=0.2, grace=0.2)
     writer.save(state)
     with pytest.raises(TimeoutError, match="has not come to its end"):
         writer.wait(lambda: None)
