@@ -237,21 +237,23 @@ def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, exec
     assert _last(away).weights_sha256 == _last(whole).weights_sha256
 
 
-def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution, monkeypatch):
-    for name in ("_SECONDS_BETWEEN_DECISIONS", "_SECONDS_BETWEEN_QUESTIONS"):
-        monkeypatch.setattr(f"dist_resnet.train.agreement.{name}", 0.0)
+def _train(plan: Plan, **changes) -> None:
+    training, validation = _images(plan)
+    train(dataclasses.replace(_context(plan), **changes), training, validation)
+    training.close()
+
+
+def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution):
     plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoints=Checkpoints(every=1000))
     warnings = iter([False, True])
-    run_worker(plan, WORKER, warned=lambda: next(warnings))
+    _train(plan, intervals=Intervals(decisions=0.0, questions=0.0), warned=lambda: next(warnings))
     # After the second question, which follows the second step, and at the ends of the four epochs of three steps.
     assert _checkpoints(plan) == {2, 3, 6, 9, 12}
 
 
 def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution):
     plan = _plan(recipe, execution, checkpoints=Checkpoints(every=1000, minutes=1e-9))
-    training, validation = _images(plan)
-    train(dataclasses.replace(_context(plan), intervals=Intervals(decisions=0.0)), training, validation)
-    training.close()
+    _train(plan, intervals=Intervals(decisions=0.0))
     assert _checkpoints(plan) == {1, 2, 3, 4, 5, 6}
 
 
