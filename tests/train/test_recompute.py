@@ -102,7 +102,7 @@ def test_two_workers_take_the_same_steps_with_it(recipe: Recipe, execution: Exec
         plan = prepare(recipe, two, job="test")
         plan.claim()
         local.start_workers(plan)
-        hashes.append(read_journal(plan.directory)[-1]["weights_sha256"])
+        hashes.append(read_journal(plan.directory)[-1].weights_sha256)
     assert hashes[0] == hashes[1]
 
 
