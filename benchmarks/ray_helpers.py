@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(_idle, scaling_config=ScalingConfig(), run_config=RunConfig(storage_path=folder))
         if is_lean:
-            internals.leave_out_cleaner(trainer)
+            internals.leave_out_helpers(trainer, own_cluster=True)
         watcher = threading.Thread(target=_watch)
         watcher.start()
         trainer.fit()

@@ -192,17 +192,18 @@ def prestart(count: int) -> None:
         NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_SECONDS_TO_ASK)
 
 
-def leave_out_cleaner(trainer: "TorchTrainer") -> None:
-    """Has a trainer not start the actor that frees a dead controller's resources: a Ray of our own is ended whole.
+def leave_out_helpers(trainer: "TorchTrainer", *, own_cluster: bool) -> None:
+    """Has a trainer not start the actor for Ray Data, which is not used here; nor, on a Ray of our own, which is ended
+    whole, the one that frees a dead controller's resources and asks Ray's dashboard, which is not there, every second.
 
-    Buys a twentieth of a core and 117 MB: the actor asks Ray's dashboard, which is not there, every second.
+    Buys a start of Python at the beginning and after each failure, and then a twentieth of a core and 117 MB.
     """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
     create = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [
-        one for one in create() if not isinstance(one, PlacementGroupCleanerCallback)
-    ]
+    trainer._create_default_callbacks = lambda: [one for one in create() if not isinstance(one, unused)]
 
 
 def run_id(trainer: "TorchTrainer") -> str:

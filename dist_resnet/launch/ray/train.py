@@ -175,6 +175,5 @@ def _trainer(plan: Plan) -> TorchTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    if own_cluster():
-        internals.leave_out_cleaner(trainer)
+    internals.leave_out_helpers(trainer, own_cluster=own_cluster())
     return trainer

@@ -65,13 +65,17 @@ def _names(trainer: TorchTrainer) -> list[str]:
     return [type(callback).__name__ for callback in trainer._create_default_callbacks()]
 
 
-def test_the_cleaner_of_placement_groups_alone_is_left_out() -> None:
+@pytest.mark.parametrize(
+    ("own_cluster", "left_out"),
+    [(False, {"DatasetsCallback"}), (True, {"DatasetsCallback", "PlacementGroupCleanerCallback"})],
+)
+def test_only_what_is_not_needed_is_left_out(own_cluster: bool, left_out: set[str]) -> None:
     scaling = ScalingConfig(num_workers=2)
     theirs = _names(TorchTrainer(print, scaling_config=scaling))
     trainer = TorchTrainer(print, scaling_config=scaling)
-    internals.leave_out_cleaner(trainer)
-    assert _names(trainer) == [name for name in theirs if name != "PlacementGroupCleanerCallback"]
-    assert "PlacementGroupCleanerCallback" in theirs
+    internals.leave_out_helpers(trainer, own_cluster=own_cluster)
+    assert _names(trainer) == [name for name in theirs if name not in left_out]
+    assert left_out <= set(theirs)
 
 
 @pytest.mark.ray
