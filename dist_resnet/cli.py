@@ -68,7 +68,7 @@ class _Options:
     recipe: Annotated[Recipe, FLAT]
     execution: Execution
     demo: Annotated[bool, FLAG] = False
-    """Shrink the run to generated pictures of ten classes and minutes on a laptop; other options still apply."""
+    """Shrink the run to generated images of ten classes and minutes on a laptop; other options still apply."""
 
 
 def run_job(
@@ -106,14 +106,14 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
-    from dist_resnet.launch.demo import write_pictures
+    from dist_resnet.launch.demo import write_images
     from dist_resnet.launch.ray import train as ray_train
     from dist_resnet.tracking.records import Finished, Stopped
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():
         if demo:
-            recipe = write_pictures(recipe, execution)
+            recipe = write_images(recipe, execution)
         plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
     with failures_exit():
         summary = ray_train.run(plan)

@@ -109,7 +109,7 @@ TABLE_4: dict[Table4, Runs] = {
 
 
 class Table5(NamedTuple):
-    """A row of Table 5: ImageNet, trained at 224 pixels, one centre crop."""
+    """A row of Table 5: ImageNet, trained at 224 pixels, one center crop."""
 
     depth: int
     placement: str
@@ -173,4 +173,4 @@ MILLION_PARAMETERS: dict[int, float] = {110: 1.7, 164: 1.7, 1001: 10.2, 152: 60.
 """Published size of a network by depth. At 1001 it leaves out BN, with which there are 10.3 million."""
 
 BILLION_MULTIPLY_ADDS: dict[int, tuple[float, float]] = {200: (15.0, 15.1)}
-"""Published range of the multiply-adds of one picture of 224 x 224 pixels, by depth."""
+"""Published range of the multiply-adds of one image of 224 x 224 pixels, by depth."""

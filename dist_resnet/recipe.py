@@ -87,7 +87,7 @@ class Data:
     validation: str = field(metadata=_LOCATION)
     """Validation shards, written the same way."""
     dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
-    """Which data set's mean and standard deviation normalise the pictures."""
+    """Which data set's mean and standard deviation normalize the images."""
     label_column: str | None = field(default=None, metadata=_ADDED)
     """The shards' column of labels; by default `label`, else the only one that is named as labels are."""
     match_classes: MatchClasses = field(default="names", metadata=_ADDED)
@@ -109,12 +109,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How a training picture becomes an input: crop, flip, colour."""
+    """How a training image becomes an input: crop, flip, color."""
 
     kind: Literal["scale", "inception", "pad"] = "scale"
     """scale: shorter side drawn from `shorter_side`, then a random crop (Table 5 "scale"). inception: a random
     window of 8 % to 100 % of the area, aspect 3/4 to 4/3 (Table 5 "scale + aspect ratio"). pad: `padding` pixels
-    of the mean colour on each side, then a random crop (the CIFAR experiments)."""
+    of the mean color on each side, then a random crop (the CIFAR experiments)."""
     size: int = 224
     """Side of the training crop in pixels."""
     shorter_side: tuple[int, int] = (256, 480)
@@ -124,9 +124,9 @@ class Augment:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the window's width over height under inception."""
     padding: int = 4
-    """Pixels of the mean colour, zero once normalised, that are added on each side under pad."""
+    """Pixels of the mean color, zero once normalized, that are added on each side under pad."""
     flip: bool = True
-    """Whether half of the pictures are mirrored."""
+    """Whether half of the images are mirrored."""
     color: Literal["none", "lighting", "full"] = "none"
     """lighting: colors are shifted along their principal components, as arXiv:1512.03385 trained ("scale" rows of
     Table 5). full: brightness, contrast and saturation are jittered too, as in facebook/fb.resnet.torch."""
@@ -210,14 +210,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When and at which crops the validation pictures are classified; every picture counts exactly once."""
+    """When and at which crops the validation images are classified; every image counts exactly once."""
 
     every_epochs: float = 1.0
     """Epochs between evaluations; the end of the run is always evaluated."""
     crops: tuple[int, ...] = (224, 320)
-    """Sides of the centre crop in pixels. The first one gives val/top1_error, the others val/top1_error_<side>px."""
+    """Sides of the center crop in pixels. The first one gives val/top1_error, the others val/top1_error_<side>px."""
     shorter_sides: tuple[int, ...] = (256, 320)
-    """The shorter side to which pictures are resized before each of `crops`."""
+    """The shorter side to which images are resized before each of `crops`."""
 
     def __post_init__(self) -> None:
         if not self.every_epochs > 0:
@@ -246,13 +246,13 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)
     epochs: float = 90.0
-    """Length of the run; one epoch is every whole global batch of the training pictures once."""
+    """Length of the run; one epoch is every whole global batch of the training images once."""
     seed: int = 0
     """Seed of the initial weights, the order and the augmentation."""
     global_batch: int = 256
-    """Pictures per optimizer step, over all workers."""
+    """Images per optimizer step, over all workers."""
     ghost_batch: int = 32
-    """Pictures over which one set of BN statistics is taken; the paper's 256 over 8 GPUs = 32."""
+    """Images over which one set of BN statistics is taken; the paper's 256 over 8 GPUs = 32."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
 
@@ -336,7 +336,7 @@ class Performance:
     compile: bool = False
     """Whether the model goes through torch.compile."""
     cuda_graphs: bool = False
-    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and pictures are small;
+    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and images are small;
     with one worker, without compile and recompute. The CPU has none and goes on without."""
     recompute: bool = False
     """Whether residual units are recomputed in the backward pass, which trades time for memory."""
@@ -345,7 +345,7 @@ class Performance:
     prefetch: int = 2
     """Ghost batches per worker that are read and decoded ahead."""
     evaluation_batch: int = 128
-    """Pictures per forward pass in evaluation."""
+    """Images per forward pass in evaluation."""
 
     def __post_init__(self) -> None:
         for name in ("prefetch", "evaluation_batch"):
@@ -457,7 +457,7 @@ class Execution:
     spare_outputs: bool = False
     """Whether the model may have more outputs (`--model.num-classes`) than its training images have classes."""
     damaged_share: float = 0.001
-    """Share of the training pictures that may turn out to be damaged before the run stops with their list."""
+    """Share of the training images that may turn out to be damaged before the run stops with their list."""
     log_every: int = 10
     """Steps between writes of the journal; every step's numbers are in it."""
     performance: Performance = field(default_factory=Performance)

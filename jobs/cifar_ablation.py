@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dist_resnet import cli, logs
-from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
+from dist_resnet.ablation.grid import Choice, Images, bases, choose
 from dist_resnet.paper import CIFAR_ITERATIONS as ITERATIONS
 from dist_resnet.recipe import (
     Augment,
@@ -53,7 +53,7 @@ RECIPE = Recipe(
         warmup_factor=0.1,
     ),
     evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
-    # 2 GPUs of 64 pictures each in the paper.
+    # 2 GPUs of 64 images each in the paper.
     global_batch=128,
     ghost_batch=128 // 2,
 )
@@ -65,10 +65,10 @@ EXECUTION = Execution(
 @dataclass(frozen=True, kw_only=True)
 class Options:
     choice: Annotated[Choice, cli.FLAT]
-    data: Pictures
+    data: Images
     execution: Execution
     global_batch: int = 128
-    """Pictures per optimizer step, in two ghost batches."""
+    """Images per optimizer step, in two ghost batches."""
     evaluate_every: float = 1.0
     """Epochs between evaluations."""
     early_stop: Annotated[bool, cli.FLAG] = False
@@ -83,13 +83,13 @@ class Options:
     report_only: Annotated[bool, cli.FLAG] = False
     """Write the report of the sweep as far as it is, and run nothing."""
     demo: Annotated[bool, cli.FLAG] = False
-    """Run Tables 1 and 2 at 8 layers on generated pictures, in minutes on a laptop; other options still apply."""
+    """Run Tables 1 and 2 at 8 layers on generated images, in minutes on a laptop; other options still apply."""
 
 
-FULL = Options(choice=Choice(iterations=ITERATIONS), data=Pictures(), execution=EXECUTION)
+FULL = Options(choice=Choice(iterations=ITERATIONS), data=Images(), execution=EXECUTION)
 DEMO = Options(
     choice=Choice(tables=("1", "2"), depths=(8,), seeds=1, iterations=60),
-    data=Pictures(train="demo", validation="demo"),
+    data=Images(train="demo", validation="demo"),
     execution=dataclasses.replace(EXECUTION, log_every=1, checkpoints=Checkpoints(every=20)),
     global_batch=32,
 )
@@ -105,7 +105,7 @@ def main() -> None:
         choose(options.choice, bases(recipe, options.choice, data))
         # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
         from dist_resnet.ablation import cost, sweep
-        from dist_resnet.launch.demo import write_pictures
+        from dist_resnet.launch.demo import write_images
 
         if options.list:
             print(cost.listing(recipe, options.choice, data, execution), end="")
@@ -114,7 +114,7 @@ def main() -> None:
             sweep.write_report(sweep.sweep_directory(execution, job, options.choice, recipe))
             return
         if options.demo:
-            drawn = write_pictures(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
+            drawn = write_images(dataclasses.replace(recipe, data=data.data("cifar10")), execution).data
             data = dataclasses.replace(data, train=drawn.train, validation=drawn.validation)
         planned = sweep.prepare_sweep(
             recipe,

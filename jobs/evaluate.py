@@ -5,7 +5,7 @@
         --crops 224 320 --shorter-sides 256 320 --workers 8
     python jobs/evaluate.py --model models:/preact-resnet200@champion --validation "/data/imagenet/validation-*.parquet"
 
-On the model's own validation pictures, or on others. What is found of a registered model is recorded on its version.
+On the model's own validation images, or on others. What is found of a registered model is recorded on its version.
 """
 
 import json
@@ -26,22 +26,22 @@ class Options:
     tracking_uri: str | None = None
     """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None
-    """Pictures to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
+    """Images to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
     label_column: str | None = None
     """Their column of labels; by default the recipe's, else `label` or the only one that is named as labels are."""
     match_classes: MatchClasses | None = None
-    """What says which class of the model a picture has. names: the class names of both, whatever their order. numbers:
-    the label, whatever the names. By default names, and for the run's own pictures what the run was told."""
+    """What says which class of the model an image has. names: the class names of both, whatever their order. numbers:
+    the label, whatever the names. By default names, and for the run's own images what the run was told."""
     crops: tuple[int, ...] | None = None
-    """Sides of the centre crop in pixels; by default the run's own."""
+    """Sides of the center crop in pixels; by default the run's own."""
     shorter_sides: tuple[int, ...] | None = None
-    """The shorter side to which pictures are resized before each crop; by default the crops themselves."""
+    """The shorter side to which images are resized before each crop; by default the crops themselves."""
     workers: int = 1
-    """Processes on this machine that share the pictures, each with a GPU or with its part of the cores."""
+    """Processes on this machine that share the images, each with a GPU or with its part of the cores."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """auto: the GPU where there is one."""
     batch: int = 128
-    """Pictures per forward pass."""
+    """Images per forward pass."""
 
     def __post_init__(self) -> None:
         cli.run_or_model(self.run, self.model)

@@ -31,7 +31,7 @@ def main() -> None:
     with cli.bad_input_exits():
         counts = convert_cifar(options.source.expanduser(), options.target)
     for split, count in counts.items():
-        print(f"{child_uri(options.target, f'{split}-00000-of-00001.parquet')}: {count} pictures")
+        print(f"{child_uri(options.target, f'{split}-00000-of-00001.parquet')}: {count} images")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns ImageNet, or any pictures in classes, into shards that are read at the hardware's limit.
+"""Turns ImageNet, or any images in classes, into shards that are read at the hardware's limit.
 
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet
     python jobs/prepare_imagenet.py --source s3://bucket/raw --target s3://bucket/imagenet --seed 1
@@ -16,13 +16,13 @@ The source, a local path or URI of an object store, is one of
 
 The target gets `train-00000-of-00290.parquet` and so on, of about 500 MB and shuffled all through, and at the end
 `manifest.json`, for `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
-"/data/imagenet/validation-*.parquet"`. Every picture is decoded once; damaged ones are left out and listed with the
+"/data/imagenet/validation-*.parquet"`. Every image is decoded once; damaged ones are left out and listed with the
 reason. What else is left out is counted: hidden and tools' files, files that are no images, links to what is read
 already. A class without an intact image is refused before the decoding, or kept as an empty one with
 --on-damaged-class keep. What is made depends on the source and the options alone, whatever the number of workers.
 
 Shards are Ray tasks, on the cluster at hand or else on this machine's cores, of about 150 MiB of memory each, plus the
-pixels of one picture. A job that was stopped or killed goes on when the same command is given again. The whole of
+pixels of one image. A job that was stopped or killed goes on when the same command is given again. The whole of
 ImageNet takes about two CPU-hours and as much space as it has already; from Parquet, twice as much until the end.
 docs/data-format.md describes what is written.
 """
@@ -115,10 +115,10 @@ def _prepare(options: Options) -> None:
 
 def _check(folder: str) -> int:
     from dist_resnet.data.shards.manifest import verify
-    from dist_resnet.launch.progress import PictureProgress
+    from dist_resnet.launch.progress import ImageProgress
     from dist_resnet.storage.uri import open_uri
 
-    progress = PictureProgress()
+    progress = ImageProgress()
     progress.begin("reading shards", None)
     try:
         manifest, complaints = verify(*open_uri(folder), threads=os.cpu_count() or 1, advance=progress.advance)
@@ -143,17 +143,17 @@ def describe(manifest: dict) -> list[str]:
     lines = [f"from {manifest['source']} ({manifest['source_kind']}), seed {manifest['seed']}"]
     for name, split in manifest["splits"].items():
         lines.append(
-            f"{name}: {split['pictures']} pictures of {sum(map(bool, split['class_counts']))} classes in "
+            f"{name}: {split['images']} images of {sum(map(bool, split['class_counts']))} classes in "
             f"{len(split['shards'])} shards, {size_text(split['bytes'])}"
         )
         if split["shrunk"]:
-            share = split["picture_bytes"] / split["source_picture_bytes"]
+            share = split["image_bytes"] / split["source_image_bytes"]
             lines.append(f"{name}: {split['shrunk']} shrunk; {share:.0%} of the bytes are left")
-        lines += [f"{name}: made a PNG: {one['picture']} ({one['reason']})" for one in split["converted"]]
-        lines += [f"{name}: left out: {one['picture']} ({one['reason']})" for one in split["damaged"]]
+        lines += [f"{name}: made a PNG: {one['image']} ({one['reason']})" for one in split["converted"]]
+        lines += [f"{name}: left out: {one['image']} ({one['reason']})" for one in split["damaged"]]
     if sample := manifest["shrinking_of_a_sample"]:
         lines.append(
-            f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['pictures']} sampled pictures "
+            f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['images']} sampled images "
             f"by {sample['mean_difference']:.2f} of 255 levels on average, {sample['largest_difference']:.2f} at most"
         )
     lines += [f"twice: {line}" for line in manifest.get("repeated", [])]

@@ -1,4 +1,4 @@
-"""Measures signal and gradient at every residual unit on real pictures: Eqns. (4) to (8) of arXiv:1603.05027.
+"""Measures signal and gradient at every residual unit on real images: Eqns. (4) to (8) of arXiv:1603.05027.
 
     python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
     python jobs/probe_signal.py --data.train "cifar10/train-*.parquet"

@@ -40,9 +40,9 @@ def main() -> None:
 
 
 USE = """
-To classify pictures (needs mlflow, torch, safetensors, pillow):
+To classify images (needs mlflow, torch, safetensors, pillow):
     model = mlflow.pyfunc.load_model({text})
-    model.predict({{"image": [open("picture.jpg", "rb").read()]}}, params={{"top_k": 3}})
+    model.predict({{"image": [open("image.jpg", "rb").read()]}}, params={{"top_k": 3}})
 To serve it over HTTP, on this machine only:
     mlflow models serve --model-uri {word} --env-manager local --host 127.0.0.1 --port 5001
 To go on training it:

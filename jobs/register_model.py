@@ -3,7 +3,7 @@
     python jobs/register_model.py --run ~/dist_resnet/NAME
     python jobs/register_model.py --run s3://bucket/runs/NAME --step 5000 --tracking-uri https://mlflow.example.org
 
-The alias champion moves to the new version where its top-1 error on the same pictures is lower, or as --promote says.
+The alias champion moves to the new version where its top-1 error on the same images is lower, or as --promote says.
 Training jobs do this by themselves when they finish.
 """
 

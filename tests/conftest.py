@@ -1,4 +1,4 @@
-"""Pictures, recipes and the one Ray cluster that tests share."""
+"""Images, recipes and the one Ray cluster that tests share."""
 
 import base64
 import dataclasses
@@ -58,16 +58,16 @@ def _logs_reach_pytest() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Globs of 96 training and 40 validation pictures of 32 x 32 pixels in four classes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Globs of 96 training and 40 validation images of 32 x 32 pixels in four classes."""
+    folder = tmp_path_factory.mktemp("images")
     return write_demo(str(folder), size=32, num_classes=4, train_images=96, validation_images=40, seed=0)
 
 
 @pytest.fixture
-def recipe(pictures: tuple[str, str]) -> Recipe:
-    """ResNet-8 on the pictures above: 2 epochs of 3 steps of 4 ghost batches of 8, pictures held on the device."""
-    train, validation = pictures
+def recipe(images: tuple[str, str]) -> Recipe:
+    """ResNet-8 on the images above: 2 epochs of 3 steps of 4 ghost batches of 8, images held on the device."""
+    train, validation = images
     return Recipe(
         model=Model(depth=8, num_classes=4),
         data=Data(train=train, validation=validation, dataset="cifar10"),

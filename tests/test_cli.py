@@ -74,7 +74,7 @@ def test_help_teaches_every_field(capsys):
         _parse("--help")
     assert caught.value.code == 0
     told = capsys.readouterr().out
-    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Pictures over which one set of BN"):
+    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Images over which one set of BN"):
         assert text in told
 
 

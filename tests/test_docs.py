@@ -13,7 +13,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.mark.parametrize("page", ["operations.md", "reproduce.md", "signal-propagation.md"])
 def test_every_command_of_a_job_is_one_that_the_job_takes(page):
-    # Those that prepare pictures have command lines of their own; tests/test_readme.py reads them.
+    # Those that prepare images have command lines of their own; tests/test_readme.py reads them.
     commands = [words for words in commands_in((ROOT / "docs" / page).read_text()) if "jobs/prepare_" not in words[0]]
     assert commands
     for words in commands:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from oracle.sources import expected_rows, prepared_rows, small_pictures
+from oracle.sources import expected_rows, prepared_rows, small_images
 
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.data.shards.split import open_split
@@ -105,11 +105,11 @@ def test_a_network_trains_and_goes_on_exactly_after_a_kill(
 
 
 def test_a_folder_with_a_table_of_labels_becomes_a_set(tmp_path: Path):
-    pictures = small_pictures()["train"]
+    images = small_images()["train"]
     (tmp_path / "raw/images").mkdir(parents=True)
     rows = ["file,label"]
-    for label, images in pictures.items():
-        for name, encoded in images:
+    for label, files in images.items():
+        for name, encoded in files:
             (tmp_path / "raw/images" / name).write_bytes(encoded)
             rows.append(f"{name},{label}")
     (tmp_path / "raw/labels.csv").write_text("\n".join(rows))
@@ -121,8 +121,8 @@ def test_a_folder_with_a_table_of_labels_becomes_a_set(tmp_path: Path):
     folder = _extended("source of images", tmp_path)
     _run(folder, code, str(tmp_path / "raw"), str(tmp_path / "shards"), str(REPOSITORY / "tests"))
     split = open_split(f"{tmp_path}/shards/train-*.parquet")
-    assert split.class_names == tuple(sorted(pictures))
-    assert sorted(prepared_rows(tmp_path / "shards", "train")) == expected_rows({"train": pictures}, "train")
+    assert split.class_names == tuple(sorted(images))
+    assert sorted(prepared_rows(tmp_path / "shards", "train")) == expected_rows({"train": images}, "train")
 
 
 _TO_MEMORY = """

@@ -55,7 +55,7 @@ DATA = [
     "train.log",
     "jobs/cifar10/test-00000-of-00001.parquet",
     "jobs/imagenet/val/n01440764/a.JPEG",
-    "jobs/picture.jpeg",
+    "jobs/image.jpeg",
     "jobs/__pycache__/evaluate.cpython-311.pyc",
     "dist_resnet/data/cache/big.arrow",
     "benchmarks/results.npz",

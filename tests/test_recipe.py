@@ -104,7 +104,7 @@ def test_recipes_of_the_first_release_said_of_color_yes_or_no(old, new):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda values: values.update(colour=1), "unknown entries ['colour']"),
+        (lambda values: values.update(color=1), "unknown entries ['color']"),
         (lambda values: values.pop("seed"), "lacks the entries ['seed']"),
         (lambda values: values.update(seed="1"), "recipe.seed must be int, got '1'"),
         (lambda values: values.update(seed=True), "recipe.seed must be int, got True"),

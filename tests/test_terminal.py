@@ -30,8 +30,8 @@ cli.run(main, advice="give the same command again")
 WHOLE = 'print("caf\\udce9 \\u00e9" + "x" * 70_000); logging.getLogger("dist_resnet").info("caf\\udce9 \\u00e9")'
 PROGRESS = """
     from dist_resnet.ablation.board import Board
-    from dist_resnet.launch.progress import PictureProgress
-    board, progress = Board(), PictureProgress()
+    from dist_resnet.launch.progress import ImageProgress
+    board, progress = Board(), ImageProgress()
     progress.begin("reading caf\\udce9", 3)
     progress.advance(3)
     progress.say("caf\\udce9 \\u00e9")

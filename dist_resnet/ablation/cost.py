@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_resnet.ablation.grid import Choice, Pictures, bases, choose
+from dist_resnet.ablation.grid import Choice, Images, bases, choose
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.model.complexity import measure
 from dist_resnet.recipe import Execution, Recipe
@@ -17,9 +17,9 @@ from dist_resnet.wording import clock
 _TRAINING_OVER_FORWARD = 3
 
 
-def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execution) -> str:
+def listing(recipe: Recipe, choice: Choice, images: Images, execution: Execution) -> str:
     """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
-    cells = choose(choice, bases(recipe, choice, pictures))
+    cells = choose(choice, bases(recipe, choice, images))
     device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
     room = _room(execution, device)
     if device.type == "cpu":
@@ -29,9 +29,7 @@ def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execu
     probe = min(range(len(cells)), key=lambda place: per_step[place])
     rate = per_step[probe] / measure_step(cells[probe].recipe, execution, device).seconds
     width = max(len(cell.key) for cell in cells)
-    lines = [
-        f"{'cell':<{width}}  {'paper':>6}  {'multiply-adds per picture':>25}  {'per run':>9}  {'time per run':>12}"
-    ]
+    lines = [f"{'cell':<{width}}  {'paper':>6}  {'multiply-adds per image':>25}  {'per run':>9}  {'time per run':>12}"]
     costs = {}
     for cell, forward, step in zip(cells, macs, per_step, strict=True):
         cost = costs[cell.recipe.fingerprint()] = step * choice.iterations
@@ -43,9 +41,9 @@ def listing(recipe: Recipe, choice: Choice, pictures: Pictures, execution: Execu
     at_once = min(room.at_once, len(runs))
     lines += [
         f"{len(cells)} cells, {len(costs)} of them different, {choice.seeds} seeds, {choice.iterations} iterations of "
-        f"{recipe.global_batch} pictures: {total / 1e15:.1f} P multiply-adds; the whole sweep takes "
+        f"{recipe.global_batch} images: {total / 1e15:.1f} P multiply-adds; the whole sweep takes "
         f"{clock(wall_seconds(runs, at_once))} with {at_once} runs at once, {clock(total / rate)} one after another",
-        f"assumed: {room.assumption}; a run counts {_TRAINING_OVER_FORWARD} forward passes for each picture, and no "
+        f"assumed: {room.assumption}; a run counts {_TRAINING_OVER_FORWARD} forward passes for each image, and no "
         f"evaluations or restarts; times follow from steps of {cells[probe].key} measured just now "
         f"at {rate / 1e9:.1f} G multiply-adds/s ({room.measured_on})",
     ]

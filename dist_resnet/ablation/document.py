@@ -45,7 +45,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG under its file name, with what it shows in words."""
 
     name: str
@@ -53,22 +53,22 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Table | Picture
+Block = Heading | Paragraph | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The document as Markdown; pictures are referred to by their file names."""
+    """The document as Markdown; figures are referred to by their file names."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """The document as a page that needs nothing else: style and pictures are in it."""
+    """The document as a page that needs nothing else: style and figures are in it."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     tokens = reader.parse(to_markdown(blocks))
-    pictures = {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    figures = {block.name: block.content for block in blocks if isinstance(block, Figure)}
     for image in _images(tokens):
-        image.attrSet("src", f"data:image/png;base64,{base64.b64encode(pictures[str(image.attrGet('src'))]).decode()}")
+        image.attrSet("src", f"data:image/png;base64,{base64.b64encode(figures[str(image.attrGet('src'))]).decode()}")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -94,7 +94,7 @@ def _markdown(block: Block) -> str:
             rule = ["---" if column < numbers_from else "---:" for column in range(len(head))]
             lines = [[_plain(cell) for cell in row] for row in (head, *rows)]
             return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
-        case Picture(name, _, caption):
+        case Figure(name, _, caption):
             return f"![{_plain(caption)}]({name})\n\n*{_plain(caption)}*"
 
 

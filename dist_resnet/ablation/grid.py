@@ -100,23 +100,23 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Where the pictures of each data set lie: a glob or folder of Parquet shards, a local path or URI."""
+class Images:
+    """Where the images of each data set lie: a glob or folder of Parquet shards, a local path or URI."""
 
     train: str = "cifar10/train-*.parquet"
-    """CIFAR-10's training pictures."""
+    """CIFAR-10's training images."""
     validation: str = "cifar10/test-*.parquet"
-    """CIFAR-10's test pictures."""
+    """CIFAR-10's test images."""
     train100: str = "cifar100/train-*.parquet"
-    """CIFAR-100's training pictures; read only where --datasets names cifar100."""
+    """CIFAR-100's training images; read only where --datasets names cifar100."""
     validation100: str = "cifar100/test-*.parquet"
-    """CIFAR-100's test pictures."""
+    """CIFAR-100's test images."""
     label_column: str | None = None
     """CIFAR-10's column of labels; by default `label`, else the only one that is named as labels are."""
     label_column100: str | None = None
     """CIFAR-100's column of labels, such as fine_label."""
     match_classes: MatchClasses = "names"
-    """What says which class of the training pictures a test picture has. names: the class names of both, whatever
+    """What says which class of the training images a test image has. names: the class names of both, whatever
     their order. numbers: the label, whatever the names."""
 
     def data(self, dataset: str) -> Data:
@@ -132,11 +132,11 @@ class Pictures:
 
 
 def bases(
-    recipe: Recipe, choice: Choice, pictures: Pictures, sizes: Mapping[str, int] = MappingProxyType({})
+    recipe: Recipe, choice: Choice, images: Images, sizes: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, Recipe]:
-    """The paper's recipe for each data set: its classes and pictures, and as many epochs as the iterations take.
+    """The paper's recipe for each data set: its classes and images, and as many epochs as the iterations take.
 
-    `sizes` holds the training pictures of the data sets; those of CIFAR where it is silent.
+    `sizes` holds the training images of the data sets; those of CIFAR where it is silent.
     """
     found = {}
     for dataset in ("cifar10", "cifar100"):
@@ -144,7 +144,7 @@ def bases(
         found[dataset] = dataclasses.replace(
             recipe,
             model=dataclasses.replace(recipe.model, num_classes=DATASETS[dataset].num_classes),
-            data=pictures.data(dataset),
+            data=images.data(dataset),
             epochs=choice.iterations / steps,
         )
     return found
@@ -153,7 +153,7 @@ def bases(
 def choose(choice: Choice, bases: Mapping[str, Recipe]) -> list[Cell]:
     """The cells of a choice, in the order of the tables.
 
-    `bases` holds, by data set, the paper's recipe with that set's pictures and classes. Raises ValueError for an
+    `bases` holds, by data set, the paper's recipe with that set's images and classes. Raises ValueError for an
     unknown cell, a depth that no CIFAR network has, and a choice that leaves no cell.
     """
     for depth in choice.depths:

@@ -10,7 +10,7 @@ from typing import Any
 from dist_resnet import paper
 from dist_resnet.ablation import plots
 from dist_resnet.ablation.claims import LEAST_NOISE, error_noise, findings, losses
-from dist_resnet.ablation.document import Block, Heading, Paragraph, Picture, Table, to_markdown
+from dist_resnet.ablation.document import Block, Figure, Heading, Paragraph, Table, to_markdown
 from dist_resnet.ablation.record import Entry, Record
 from dist_resnet.ablation.report import MINUS, NONE, PLUS_MINUS
 from dist_resnet.ablation.results import Cell
@@ -42,8 +42,8 @@ def readers_page(record: Record, *, images: str, data_file: str, figures: str) -
     unfinished = [entry for entry in record.entries if not entry.trial.is_over]
     if unfinished:
         blocks += [Heading("Not finished"), _unfinished_table(unfinished)]
-    pictures = {block.name.rpartition("/")[2]: block.content for block in blocks if isinstance(block, Picture)}
-    return to_markdown(blocks), pictures
+    files = {block.name.rpartition("/")[2]: block.content for block in blocks if isinstance(block, Figure)}
+    return to_markdown(blocks), files
 
 
 def record_page(record: Record, *, title: str, images: str, files: Sequence[str]) -> str:
@@ -161,7 +161,7 @@ def _error_table(cells: Sequence[Cell], *, is_full: bool) -> Table:
     return Table(head, rows)
 
 
-def _figures(cells: Sequence[Cell], iterations: int, words: str, folder: str) -> Iterable[Picture]:
+def _figures(cells: Sequence[Cell], iterations: int, words: str, folder: str) -> Iterable[Figure]:
     comparisons = {
         "shortcuts": ("shortcuts beside identity, as Fig. 3", lambda cell: cell.model["placement"] == "original"),
         "placements": (
@@ -174,12 +174,12 @@ def _figures(cells: Sequence[Cell], iterations: int, words: str, folder: str) ->
         if not any(trial.evaluations for cell in shown if not cell.is_baseline for trial in cell.trials):
             continue
         file = f"results_resnet{cells[0].depth}_{iterations}_{name}.png"
-        picture = plots.training_curves(shown, title[:1].upper() + title[1:], iterations=iterations)
+        image = plots.training_curves(shown, title[:1].upper() + title[1:], iterations=iterations)
         caption = (
             f"{words}: {title}. Solid: test error (right axis). Dashed: training loss (left axis). A curve that ends "
             "before the axis does is of a trial that is not finished."
         )
-        yield Picture(f"{folder}/{file}", picture, caption)
+        yield Figure(f"{folder}/{file}", image, caption)
 
 
 def _notices(record: Record) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """The report's figures: errors beside the published ones, and training curves laid out as Figs. 3 and 6.
 
-Colours are of the Okabe-Ito palette, and nothing is told by colour alone: marks differ in shape, lines in dashes.
+Colors are of the Okabe-Ito palette, and nothing is told by color alone: marks differ in shape, lines in dashes.
 """
 
 import math

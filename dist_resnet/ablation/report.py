@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_resnet import paper
 from dist_resnet.ablation import plots
-from dist_resnet.ablation.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from dist_resnet.ablation.document import Block, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from dist_resnet.ablation.ranking import agreement, published_orders, ranks
 from dist_resnet.ablation.results import Cell, Sweep, Trial, read_sweep
 from dist_resnet.data.datasets import DATASETS
@@ -35,7 +35,7 @@ def write_report(directory: RunDirectory) -> dict[str, bytes]:
     """
     sweep = read_sweep(directory)
     blocks = _blocks(sweep, directory.name)
-    files = {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    files = {block.name: block.content for block in blocks if isinstance(block, Figure)}
     files |= {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
     for name, content in files.items():
         directory.write(f"{FOLDER}/{name}", content)
@@ -140,17 +140,17 @@ def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[B
         yield from (Paragraph(text) for text in _agreements(group))
     slug = re.sub(r"\W+", "_", table).strip("_").lower()
     short = f", {sweep.iterations:,} iterations" if sweep.is_short else ""
-    picture = plots.errors(cells, _title(table) + short, fails_are_shown=not sweep.is_short)
-    yield Picture(f"errors_{slug}.png", picture, f"{_title(table)}: our test errors beside the published ones{short}.")
+    image = plots.errors(cells, _title(table) + short, fails_are_shown=not sweep.is_short)
+    yield Figure(f"errors_{slug}.png", image, f"{_title(table)}: our test errors beside the published ones{short}.")
     for group in groups:
         title = f"{_title(table)}, {_network(group[0])}{short}"
-        picture = plots.training_curves(group, title, iterations=sweep.iterations)
+        image = plots.training_curves(group, title, iterations=sweep.iterations)
         caption = f"{title}. Dashed: training loss (left axis). Solid: test error (right axis). Cross: diverged."
         if any(trial.state in ("unfinished", "stopped early") for cell in group for trial in cell.trials):
             caption += (
                 " Curves that end before the axis does are of trials that are not finished or were stopped early."
             )
-        yield Picture(f"curves_{slug}_{group[0].dataset}_{group[0].depth}.png", picture, caption)
+        yield Figure(f"curves_{slug}_{group[0].dataset}_{group[0].depth}.png", image, caption)
 
 
 def _rows(sweep: Sweep, cells: Sequence[Cell]) -> Iterable[tuple[str, ...]]:

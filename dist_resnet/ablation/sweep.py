@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
-from dist_resnet.ablation.grid import Cell, Choice, Pictures, bases, choose, trial_name
+from dist_resnet.ablation.grid import Cell, Choice, Images, bases, choose, trial_name
 from dist_resnet.ablation.trial import Trial
 from dist_resnet.ablation.watch import Watcher
 from dist_resnet.data.datasets import DATASETS
@@ -69,23 +69,23 @@ class Sweep:
 def prepare_sweep(
     recipe: Recipe,
     choice: Choice,
-    pictures: Pictures,
+    images: Images,
     execution: Execution,
     *,
     job: str,
     early_stop: bool = False,
     trials_per_gpu: int | None = None,
 ) -> Sweep:
-    """Checks a sweep against its pictures, its storage and the cluster.
+    """Checks a sweep against its images, its storage and the cluster.
 
     `recipe` is the paper's, for CIFAR. `job` begins the sweep's name where none is given. Raises ValueError or
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
     ray_tune.check_trials(execution, trials_per_gpu=trials_per_gpu)
-    choose(choice, bases(recipe, choice, pictures))
-    splits = {dataset: _open(pictures.data(dataset), dataset) for dataset in choice.datasets}
+    choose(choice, bases(recipe, choice, images))
+    splits = {dataset: _open(images.data(dataset), dataset) for dataset in choice.datasets}
     sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
-    cells = choose(choice, bases(recipe, choice, pictures, sizes))
+    cells = choose(choice, bases(recipe, choice, images, sizes))
     directory = sweep_directory(execution, job, choice, recipe)
     directory.check_writable()
     execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
@@ -245,7 +245,7 @@ def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Reci
 
 
 def _open(data: Data, dataset: str) -> Split:
-    """The training split. Raises ValueError where the pictures are not of so many classes; validation may lack some."""
+    """The training split. Raises ValueError where the images are not of so many classes; validation may lack some."""
     expected = DATASETS[dataset].num_classes
     train, validation = (
         open_split(absolute_uri(uri), label_column=data.label_column) for uri in (data.train, data.validation)
@@ -338,7 +338,7 @@ def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
 def _recipe_difference(directory: RunDirectory, was: dict, now: dict, key: str) -> str:
     before, after = flatten(was[key]["model"]), flatten(now[key]["model"])
     fields = [f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]]
-    return ", ".join(fields) or "its pictures, optimizer, schedule or evaluations"
+    return ", ".join(fields) or "its images, optimizer, schedule or evaluations"
 
 
 def _has_ended(plan: Plan) -> bool:

@@ -1,1 +1,1 @@
-"""What a network does with its signal and its gradient, measured on pictures; nothing here trains."""
+"""What a network does with its signal and its gradient, measured on images; nothing here trains."""

@@ -1,6 +1,6 @@
 """The figure of a probe: signal, gradient and what the shortcuts alone bring of it, a panel for each network.
 
-Colours are of the Okabe-Ito palette, and nothing is told by colour alone: lines differ in dashes.
+Colors are of the Okabe-Ito palette, and nothing is told by color alone: lines differ in dashes.
 """
 
 import itertools

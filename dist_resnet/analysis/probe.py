@@ -1,4 +1,4 @@
-"""A probe: networks measured on the same real pictures, kept under STORAGE/NAME/ and delivered to MLflow.
+"""A probe: networks measured on the same real images, kept under STORAGE/NAME/ and delivered to MLflow.
 
 The directory holds `signal_propagation.png`, `signal_propagation.csv` with a row for each x_l of each network, and
 `signal_propagation.json`, which sums each span up and is written last. Numbers that are not finite are spelled as
@@ -118,13 +118,13 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
     known = recipe.data.train_digest
     if known is not None and known != train.digest:
         raise ValueError(
-            f"the recipe's pictures have the digest {known[:12]}..., the shards at {train.uri} have "
+            f"the recipe's images have the digest {known[:12]}..., the shards at {train.uri} have "
             f"{train.digest[:12]}...; give the shards it was made of, or others by --data.train"
         )
     most = steps_per_epoch(train.num_images, recipe.global_batch) * recipe.num_ghost_batches
     if num_batches > most:
         raise ValueError(f"an epoch has {most} ghost batches, {num_batches} were asked for; lower --batches")
-    subjects = tuple(_with_pictures(subject, train) for subject in subjects)
+    subjects = tuple(_with_images(subject, train) for subject in subjects)
     name = execution.name or f"{job}-{_digest(_identity(subjects, num_batches))[:8]}"
     storage = RunDirectory(execution.storage)
     storage.check_writable()
@@ -162,7 +162,7 @@ def _run(probe: Probe, uri: str, wait_seconds: float) -> dict[str, Any]:
     claim = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict(), "probe": probe.identity}
     probe.directory.write_json(RECIPE_FILE, claim)
     result = {
-        "pictures": probe.num_batches * recipe.ghost_batch,
+        "images": probe.num_batches * recipe.ghost_batch,
         "ghost_batch": recipe.ghost_batch,
         "train_digest": probe.train.digest,
         "networks": [_summary(each) for each in measured],
@@ -191,7 +191,7 @@ def _deliver_the_rest(probe: Probe, uri: str, wait_seconds: float) -> None:
 
 def _measure(probe: Probe) -> list[Measured]:
     worker = Worker(rank=0, world_size=1, device=torch.device("cuda" if probe.execution.device == "gpu" else "cpu"))
-    batches = _pictures(probe, worker)
+    batches = _images(probe, worker)
     measured = []
     for subject in probe.subjects:
         state = create_state(subject.recipe, probe.execution, worker)
@@ -208,7 +208,7 @@ def _measure(probe: Probe) -> list[Measured]:
     return measured
 
 
-def _pictures(probe: Probe, worker: Worker) -> list[Batch]:
+def _images(probe: Probe, worker: Worker) -> list[Batch]:
     """The first ghost batches of the recipe's first epoch, as a run of it sees them."""
     recipe = probe.subjects[0].recipe
     images = TrainingImages(recipe, probe.train, worker, InputOptions.of(probe.execution))
@@ -339,9 +339,7 @@ def _panels(measured: Sequence[Measured]) -> list[list[plots.Panel]]:
 def _title(probe: Probe) -> str:
     recipe = probe.subjects[0].recipe
     number = probe.num_batches * recipe.ghost_batch
-    return (
-        f"{recipe.model.placement}, {number} pictures of {recipe.data.dataset} (ghost batches of {recipe.ghost_batch})"
-    )
+    return f"{recipe.model.placement}, {number} images of {recipe.data.dataset} (ghost batches of {recipe.ghost_batch})"
 
 
 def _identity(subjects: Sequence[Subject], num_batches: int) -> dict[str, Any]:
@@ -376,7 +374,7 @@ def _open(subjects: Sequence[Subject]) -> Split:
     return matched.split
 
 
-def _with_pictures(subject: Subject, train: Split) -> Subject:
+def _with_images(subject: Subject, train: Split) -> Subject:
     recipe = subject.recipe
     return replace(
         subject, recipe=replace(recipe, data=replace(recipe.data, train=train.uri, train_digest=train.digest))
@@ -389,7 +387,7 @@ def _check_unused(probe: Probe) -> None:
     known = probe.directory.read_json(RECIPE_FILE)
     if known is not None and known.get("probe") != probe.identity:
         raise ValueError(
-            f"{probe.directory.uri} holds a probe of other networks or pictures; use another --execution.name"
+            f"{probe.directory.uri} holds a probe of other networks or images; use another --execution.name"
         )
 
 

@@ -6,7 +6,7 @@ changes the shape stands between two spans; its shortcut is not h(x) = lambda x,
 
 Everything is measured in float32, where the rounding of an addition is known and small enough to check Eqn. (4)
 against, and with BN in training mode: it is a training step whose gradient matters, and the running statistics of
-fresh weights know nothing of the pictures yet.
+fresh weights know nothing of the images yet.
 """
 
 import functools
@@ -74,7 +74,7 @@ class Propagation:
 
 
 def measure(network: ResNet, batches: Iterable[Batch], *, label_smoothing: float = 0.0, seed: int = 0) -> Propagation:
-    """Signal and gradient of a network on batches of pictures, each with BN statistics of its own.
+    """Signal and gradient of a network on batches of images, each with BN statistics of its own.
 
     A batch is images, float32 [N, 3, H, W], and labels, int64 [N], on the network's device. `seed` is that of
     dropout's masks. Weights stay as they are; BN's running statistics do not. Raises ValueError where there is no
@@ -82,7 +82,7 @@ def measure(network: ResNet, batches: Iterable[Batch], *, label_smoothing: float
     """
     found = [_measure(network, images, labels, label_smoothing, seed) for images, labels in batches]
     if not found:
-        raise ValueError("no batch of pictures to measure on; give at least one")
+        raise ValueError("no batch of images to measure on; give at least one")
     return Propagation(
         spans=found[0].spans,
         loss=statistics.fmean(each.loss for each in found),

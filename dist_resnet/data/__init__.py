@@ -1,1 +1,1 @@
-"""From Parquet shards to batches of pictures, as pure functions of (seed, epoch, index)."""
+"""From Parquet shards to batches of images, as pure functions of (seed, epoch, index)."""

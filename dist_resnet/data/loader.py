@@ -1,6 +1,6 @@
 """Images as batches for the network: a worker's ghost batches in training, its share of a split in evaluation.
 
-Which pictures, crops, flips and colours make ghost batch k of step s depends on the recipe and the split alone; the
+Which images, crops, flips and colors make ghost batch k of step s depends on the recipe and the split alone; the
 options and the worker decide who makes them, where and how far ahead.
 """
 
@@ -26,7 +26,7 @@ class TrainingImages:
     """The ghost batches of a worker, epoch by epoch."""
 
     def __init__(self, recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> None:
-        """Raises ValueError for too few pictures, labels past the classes and more workers than ghost batches."""
+        """Raises ValueError for too few images, labels past the classes and more workers than ghost batches."""
         if not 0 <= worker.rank < worker.world_size <= recipe.num_ghost_batches:
             raise ValueError(
                 f"rank {worker.rank} of {worker.world_size} workers is impossible with {recipe.num_ghost_batches} "
@@ -35,14 +35,14 @@ class TrainingImages:
         self.steps_per_epoch = steps_per_epoch(split.num_images, recipe.global_batch)
         """Steps in an epoch: whole global batches."""
         self.num_images = split.num_images
-        """Pictures of the split."""
+        """Images of the split."""
         self._ghosts = range(worker.rank, recipe.num_ghost_batches, worker.world_size)
         self._source = open_source(recipe, split, worker, options)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
         """Yields the worker's ghost batches (k % world_size == rank, ascending) of each step from `start_step` on.
 
-        A picture that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
+        An image that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
         shard cannot be read.
         """
         step: list[Batch] = []
@@ -53,31 +53,31 @@ class TrainingImages:
                 step = []
 
     def close(self) -> None:
-        """Stops what still runs in the background, so that iterators end, and lets go of the pictures."""
+        """Stops what still runs in the background, so that iterators end, and lets go of the images."""
         self._source.close()
 
 
 class EvaluationImages:
-    """A worker's share of a split; together the workers' shares hold each picture once."""
+    """A worker's share of a split; together the workers' shares hold each image once."""
 
     def __init__(self, recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> None:
         """Raises ValueError for labels past the classes."""
         self.num_images = split.num_images
-        """Pictures that an evaluation counts, over all workers."""
+        """Images that an evaluation counts, over all workers."""
         start, stop = (split.num_images * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
         self._share = range(start, stop)
         self._source = open_source(recipe, split, worker, options)
 
-    def centre_crops(self, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the worker's pictures, cut at the centre.
+    def center_crops(self, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the worker's images, cut at the center.
 
-        A picture that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
+        An image that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
         shard cannot be read.
         """
-        yield from self._source.centre_crops(self._share, crop, shorter_side)
+        yield from self._source.center_crops(self._share, crop, shorter_side)
 
     def close(self) -> None:
-        """Stops what still runs in the background, so that iterators end, and lets go of the pictures."""
+        """Stops what still runs in the background, so that iterators end, and lets go of the images."""
         self._source.close()
 
 
@@ -95,8 +95,8 @@ class StreamedImages:
         requests = training_requests(recipe, self._reader, epoch, start_step, ghosts)
         return self._batches(requests, recipe.ghost_batch, Augmentation(recipe.augment, recipe.seed, epoch))
 
-    def centre_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the pictures of these indices, cut at the centre."""
+    def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the images of these indices, cut at the center."""
         batch = self._options.evaluation_batch
         requests = evaluation_requests(self._reader, share, batch, crop=crop, shorter_side=shorter_side)
         return self._batches(requests, batch, None)
@@ -136,7 +136,7 @@ class StreamedImages:
             options.decode, max_batch=max_batch, num_threads=options.num_threads, device=self._device
         )
         for request, pixels in decoder.decode(requests):
-            # The encoded pictures are views that would keep their whole row groups in memory.
+            # The encoded images are views that would keep their whole row groups in memory.
             request = replace(request, images=[])
             if not gpu:
                 yield request, self._maker.normalized(pixels, request.indices, augmentation)

@@ -1,4 +1,4 @@
-"""The demo of a training job: the same model, path and code, on generated pictures, in minutes on a laptop's CPU."""
+"""The demo of a training job: the same model, path and code, on generated images, in minutes on a laptop's CPU."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ from dist_resnet.recipe import Checkpoints, Execution, Recipe
 from dist_resnet.tracking.run_directory import RunDirectory
 
 NUM_CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES = 10, 960, 200
-# The pictures are written a little larger than they are used, so that there is something to crop.
-_SIZE, _PICTURE_SIZE = 64, 80
+# The images are written a little larger than they are used, so that there is something to crop.
+_SIZE, _IMAGE_SIZE = 64, 80
 
 
 def shrink(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
-    """The demo's version of a job: the full depth; small pictures of ten classes, small batches, two epochs."""
+    """The demo's version of a job: the full depth; small images of ten classes, small batches, two epochs."""
     cifar = recipe.augment.kind == "pad"
     model = dataclasses.replace(recipe.model, num_classes=NUM_CLASSES)
     data = dataclasses.replace(recipe.data, train="demo", validation="demo")
     augment, evaluation = recipe.augment, recipe.evaluation
     if not cifar:
         augment = dataclasses.replace(augment, size=_SIZE, shorter_side=(_SIZE, 96))
-        evaluation = dataclasses.replace(evaluation, crops=(_SIZE, _PICTURE_SIZE), shorter_sides=(72, _PICTURE_SIZE))
+        evaluation = dataclasses.replace(evaluation, crops=(_SIZE, _IMAGE_SIZE), shorter_sides=(72, _IMAGE_SIZE))
     schedule = dataclasses.replace(recipe.schedule, learning_rate=0.05, kind="cosine", warmup=0.1, warmup_kind="linear")
     recipe = dataclasses.replace(
         recipe,
@@ -35,13 +35,13 @@ def shrink(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     return recipe, dataclasses.replace(execution, workers=2, log_every=1, checkpoints=Checkpoints(every=10))
 
 
-def write_pictures(recipe: Recipe, execution: Execution) -> Recipe:
-    """Writes the demo's pictures beside the runs, unless they are there, and points the recipe at them.
+def write_images(recipe: Recipe, execution: Execution) -> Recipe:
+    """Writes the demo's images beside the runs, unless they are there, and points the recipe at them.
 
     A split that the command line set to something else stays as it was set.
     """
-    size = recipe.augment.size if recipe.augment.kind == "pad" else _PICTURE_SIZE
-    target = RunDirectory(execution.storage).child(f"demo-pictures-{size}px")
+    size = recipe.augment.size if recipe.augment.kind == "pad" else _IMAGE_SIZE
+    target = RunDirectory(execution.storage).child(f"demo-images-{size}px")
     train, validation = write_demo(
         target,
         size=size,

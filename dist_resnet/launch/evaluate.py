@@ -1,4 +1,4 @@
-"""Evaluation of trained weights on several workers of this machine, on their own validation pictures or on others."""
+"""Evaluation of trained weights on several workers of this machine, on their own validation images or on others."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What came out, on which pictures and at which crops."""
+    """What came out, on which images and at which crops."""
 
     metrics: dict[str, float]
     """`val/top1_error` and the other keys of a run's journal."""
@@ -56,11 +56,11 @@ def evaluate(
     match_classes: MatchClasses | None = None,
     label_column: str | None = None,
 ) -> Evaluated:
-    """The errors and losses of trained weights, every picture counted once on any number of workers.
+    """The errors and losses of trained weights, every image counted once on any number of workers.
 
     What is given replaces the recipe's own; other images than its own are matched by name unless `match_classes` is
     given. Trains nothing and writes nothing. Raises ValueError or
-    FileNotFoundError, before any worker starts, where the pictures are not there or do not fit the model.
+    FileNotFoundError, before any worker starts, where the images are not there or do not fit the model.
     """
     recipe, execution = trained.recipe, local.settle(execution)
     if validation is not None:
@@ -118,8 +118,8 @@ def _evaluate(
         outcome.write_text(json.dumps(found))
 
 
-def _name_damaged(pictures: Sequence[Damaged]) -> None:
-    for picture in pictures[:_MOST_NAMED]:
-        logger.warning("the picture %s cannot be decoded and counts as an error", picture)
-    if len(pictures) > _MOST_NAMED:
-        logger.warning("%d more cannot be decoded either", len(pictures) - _MOST_NAMED)
+def _name_damaged(images: Sequence[Damaged]) -> None:
+    for image in images[:_MOST_NAMED]:
+        logger.warning("the image %s cannot be decoded and counts as an error", image)
+    if len(images) > _MOST_NAMED:
+        logger.warning("%d more cannot be decoded either", len(images) - _MOST_NAMED)

@@ -1,4 +1,4 @@
-"""What a step of a recipe costs on a device, measured on random pictures."""
+"""What a step of a recipe costs on a device, measured on random images."""
 
 import time
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class StepCost:
 
 
 def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, num_steps: int = 2) -> StepCost:
-    """Takes a few steps on random pictures, and one forward pass of an evaluation where there is memory to count."""
+    """Takes a few steps on random images, and one forward pass of an evaluation where there is memory to count."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What the page of a run in MLflow tells: card at the start, pictures at the end."""
+"""What the page of a run in MLflow tells: card at the start, images at the end."""
 
 import csv
 import io
@@ -24,9 +24,9 @@ from dist_resnet.train.run_images import AUGMENTED_BATCH, CONFUSION
 
 logger = logging.getLogger(__name__)
 
-CURVE_FILE, DAMAGED_FILE = "training_curve.png", "damaged_pictures.csv"
-NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {multiply_adds:.2f} G multiply-adds for a
-picture of {size} x {size}.
+CURVE_FILE, DAMAGED_FILE = "training_curve.png", "damaged_images.csv"
+NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {multiply_adds:.2f} G multiply-adds for an
+image of {size} x {size}.
 
 * Everything of this run, the journal with every point included: `{directory}`
 * Its checkpoints: `{checkpoints}`
@@ -78,9 +78,9 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
     )
 
 
-def pictures(plan: Plan) -> dict[str, bytes]:
+def images(plan: Plan) -> dict[str, bytes]:
     """What people look at, by file name, also kept in the run's directory: the training curve, a batch as the network
-    saw it, the confusion matrix, the classes of the highest error and the damaged pictures; what there is not is left
+    saw it, the confusion matrix, the classes of the highest error and the damaged images; what there is not is left
     out."""
     files = {}
     try:
@@ -98,7 +98,7 @@ def pictures(plan: Plan) -> dict[str, bytes]:
             plan.directory.write(name, content)
     except Exception as error:
         # Nothing that is only for looking at may cost a run its end.
-        logger.warning("the run's pictures could not be made in %s: %s", plan.directory.uri, error)
+        logger.warning("the run's images could not be made in %s: %s", plan.directory.uri, error)
     return files
 
 
@@ -112,7 +112,7 @@ def _confusion_files(plan: Plan) -> dict[str, bytes]:
 
 
 def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """A line for each class that has pictures: name, pictures, error, what it is taken for most; the worst first."""
+    """A line for each class that has images: name, images, error, what it is taken for most; the worst first."""
     lines = []
     for label, row in enumerate(counts):
         others = row.copy()

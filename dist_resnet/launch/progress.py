@@ -1,6 +1,6 @@
 """Progress in the terminal: a bar, or plain lines where it is not a terminal.
 
-That of a run is drawn from its journal, that of a preparation from the pictures that are done.
+That of a run is drawn from its journal, that of a preparation from the images that are done.
 """
 
 import sys
@@ -112,8 +112,8 @@ class Progress:
             self._stream.flush()
 
 
-class PictureProgress:
-    """Shows the acts of a preparation one after the other: pictures done, pictures/s and time left."""
+class ImageProgress:
+    """Shows the acts of a preparation one after the other: images done, images/s and time left."""
 
     def __init__(self, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -124,16 +124,16 @@ class PictureProgress:
         self._began = self._line_at = 0.0
 
     def begin(self, what: str, total: int | None) -> None:
-        """An act of so many pictures begins, or of a number that is not known."""
+        """An act of so many images begins, or of a number that is not known."""
         self.close()
         self._act, self._total, self._done = what, total, 0
         self._began = self._line_at = time.monotonic()
         if self._stream.isatty():
-            self._bar = _Bar(self._stream, what, total, "pictures")
+            self._bar = _Bar(self._stream, what, total, "images")
 
-    def advance(self, pictures: int) -> None:
-        """So many pictures more are done."""
-        self._done += pictures
+    def advance(self, images: int) -> None:
+        """So many images more are done."""
+        self._done += images
         if self._bar is not None:
             self._bar.set(self._done, self._rate())
         elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES and self._done != self._total:
@@ -158,14 +158,14 @@ class PictureProgress:
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-3)
-        rate = f"{self._done / seconds:.1f} pictures/s"
+        rate = f"{self._done / seconds:.1f} images/s"
         if self._total is None:
             return rate
         return f"{rate}, {clock((self._total - self._done) * seconds / max(1, self._done))} left"
 
     def _write_line(self) -> None:
         of_all = "" if self._total is None else f"/{self._total}"
-        self._stream.write(f"{self._act}: {self._done}{of_all} pictures, {self._rate()}\n")
+        self._stream.write(f"{self._act}: {self._done}{of_all} images, {self._rate()}\n")
         self._stream.flush()
 
 

@@ -52,7 +52,7 @@ class Standing:
     """When the newest checkpoint was committed, in seconds since 1970."""
     restarts: int = 0
     """Starts of the workers that followed no stop: failures, and with MIN:MAX workers machines that came."""
-    damaged_pictures: int = 0
+    damaged_images: int = 0
     reason: str | None = None
     """Why it ended, where that is no finish and no stop."""
     mlflow_runs: dict[str, str]
@@ -81,7 +81,7 @@ class Standing:
             "validation": validated,
             "checkpoint": self._checkpoint(),
             "restarts": str(self.restarts),
-            "damaged": f"{self.damaged_pictures} pictures" if self.damaged_pictures else "",
+            "damaged": f"{self.damaged_images} images" if self.damaged_images else "",
             "reason": self.reason or "",
         } | {"mlflow": ", ".join(f"{run} at {server}" for server, run in self.mlflow_runs.items())}
         return "\n".join(f"{key:<11} {value}" for key, value in lines.items() if value)
@@ -203,7 +203,7 @@ def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
         checkpoint_step=checkpoint.step if checkpoint else None,
         checkpoint_at=checkpoint.time if checkpoint else None,
         restarts=_restarts(records),
-        damaged_pictures=sum(isinstance(record, Damaged) for record in records),
+        damaged_images=sum(isinstance(record, Damaged) for record in records),
         reason=_reason(last),
         mlflow_runs=runs_on_servers(directory),
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dist_resnet.launch.follow import Lookout, RunFollower, outcome, with_waiting_points
-from dist_resnet.launch.mlflow_page import pictures, run_card
+from dist_resnet.launch.mlflow_page import images, run_card
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.progress import Progress
 from dist_resnet.launch.stopping import stopping_on_signals
@@ -69,7 +69,7 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     finally:
         lookout.close(wait_seconds=wait_seconds)
         progress.close()
-        sink.close(status, pictures(plan), wait_seconds=wait_seconds)
+        sink.close(status, images(plan), wait_seconds=wait_seconds)
     if summary["status"] == Stopped.kind:
         logger.info("stopped after step %d of %d; the same command goes on there", summary["steps"], plan.num_steps)
         return summary

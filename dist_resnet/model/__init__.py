@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_model(model: Model) -> "ResNet":
-    """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialised.
+    """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialized.
 
     The network is a `torch.nn.Module` on torch's default device, with initial weights that follow torch's current
     seed. Under `torch.device("meta")` it only checks and counts. Raises ValueError where no network has `model.depth`

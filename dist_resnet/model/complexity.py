@@ -30,11 +30,11 @@ class Complexity:
     norm_parameters: int
     """How many of them are BN's scales and shifts, which some published counts leave out."""
     multiply_adds: int
-    """Multiply-adds of convolutions and classifier in one forward pass of one picture."""
+    """Multiply-adds of convolutions and classifier in one forward pass of one image."""
 
 
 def measure(model: recipe.Model, size: int) -> Complexity:
-    """The complexity of a recipe's network for pictures of `size` x `size` pixels."""
+    """The complexity of a recipe's network for images of `size` x `size` pixels."""
     with torch.device("meta"):
         network = ResNet(model).eval()
         image = torch.empty(1, 3, size, size)

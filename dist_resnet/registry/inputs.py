@@ -25,7 +25,7 @@ def images_of(model_input: Any) -> list[Any]:
     if hasattr(model_input, "columns") or (isinstance(model_input, dict) and model_input.keys().isdisjoint(_KEYS)):
         columns = list(model_input.columns) if hasattr(model_input, "columns") else list(model_input)
         if COLUMN not in columns:
-            raise ValueError(f"the pictures belong in a column {COLUMN}, got {columns}")
+            raise ValueError(f"the images belong in a column {COLUMN}, got {columns}")
         model_input = model_input[COLUMN]
     rows = list(model_input) if _is_many(model_input) else [model_input]
     # Of a list of texts MLflow makes one row.
@@ -108,7 +108,7 @@ def _advice(pixels: np.ndarray) -> str:
     if pixels.ndim == 2 and pixels.shape[1] == 3:
         return "; put a list around an image that is alone"
     if pixels.ndim == 2:
-        return "; repeat grey values for the three colors"
+        return "; repeat gray values for the three colors"
     if pixels.ndim == 3 and pixels.shape[2] != 3 and pixels.shape[0] == 3:
         return "; put the colors last"
     if pixels.dtype.kind == "f" and pixels.ndim == 3:

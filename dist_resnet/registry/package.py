@@ -147,13 +147,13 @@ def _preprocessing(recipe: Recipe) -> dict[str, Any]:
 
 
 def _export(model: torch.nn.Module, recipe: Recipe, path: Path) -> None:
-    """Traces the network for any number of pictures of any size that its strides divide."""
+    """Traces the network for any number of images of any size that its strides divide."""
     side = recipe.evaluation.crops[0]
     images = torch.zeros(2, 3, side, side)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own use of what torch deprecates.
         program = torch.export.export(
-            model, (images,), dynamic_shapes=({0: torch.export.Dim("pictures", min=1)},), strict=False
+            model, (images,), dynamic_shapes=({0: torch.export.Dim("images", min=1)},), strict=False
         )
         torch.export.save(program, path)
 

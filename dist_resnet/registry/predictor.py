@@ -1,7 +1,7 @@
-"""Classifies pictures with a package's weights.
+"""Classifies images with a package's weights.
 
 A copy of this file travels in every package, with the modules it imports: it needs torch, safetensors, numpy and
-Pillow. Preprocessing is that of evaluation: the picture's centre, resized by PIL, normalised; but a photograph is
+Pillow. Preprocessing is that of evaluation: the image's center, resized by PIL, normalized; but a photograph is
 turned upright first.
 """
 
@@ -24,7 +24,7 @@ from dist_resnet.registry.inputs import images_of, open_image
 
 WEIGHTS, RECIPE, CLASSES, PREPROCESSING = "model.safetensors", "recipe.json", "classes.json", "preprocessing.json"
 TOP_K, EXIF_ROTATION = 5, True
-_PICTURES_PER_FORWARD = 32
+_IMAGES_PER_FORWARD = 32
 
 
 def load_model(folder: Path) -> torch.nn.Module:
@@ -46,7 +46,7 @@ def load_model(folder: Path) -> torch.nn.Module:
 
 
 class Predictor:
-    """Pictures in, classes out.
+    """Images in, classes out.
 
     `device` is a torch device; by default MLFLOW_DEFAULT_PREDICTION_DEVICE, else the GPU where there is one.
     """
@@ -62,12 +62,12 @@ class Predictor:
         self._normalize = Normalizer(constants, self.device, channels_last=True)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """One answer for each picture: the `top_k` likeliest classes, or all there are, the likeliest first.
+        """One answer for each image: the `top_k` likeliest classes, or all there are, the likeliest first.
 
-        `model_input` is a table or dictionary with the column `image`, a list of pictures, or uint8 [N, H, W, 3]. A
-        picture is the bytes of an image file, the same in base64, or uint8 [H, W, 3]. Files are turned as their EXIF
+        `model_input` is a table or dictionary with the column `image`, a list of images, or uint8 [N, H, W, 3]. An
+        image is the bytes of an image file, the same in base64, or uint8 [H, W, 3]. Files are turned as their EXIF
         data says unless `exif_rotation` is False. An answer is
-        `{"classes": [int], "names": [str], "probabilities": [float], "error": None}`; for a picture that cannot be
+        `{"classes": [int], "names": [str], "probabilities": [float], "error": None}`; for an image that cannot be
         read the first three are empty and `error` says why. Raises ValueError where `top_k` is below 1,
         `exif_rotation` no bool, or the column missing.
         """
@@ -77,11 +77,11 @@ class Predictor:
         for number, value in enumerate(images_of(model_input)):
             answers.append({"classes": [], "names": [], "probabilities": [], "error": None})
             try:
-                readable.append((number, centre(open_image(value, upright=upright), self.crop, self.shorter_side)))
+                readable.append((number, center(open_image(value, upright=upright), self.crop, self.shorter_side)))
             except (OSError, ValueError) as error:
-                answers[number]["error"] = f"not a picture that can be read: {error}"
-        for first in range(0, len(readable), _PICTURES_PER_FORWARD):
-            part = readable[first : first + _PICTURES_PER_FORWARD]
+                answers[number]["error"] = f"not an image that can be read: {error}"
+        for first in range(0, len(readable), _IMAGES_PER_FORWARD):
+            part = readable[first : first + _IMAGES_PER_FORWARD]
             best = self.logits(np.stack([pixels for _, pixels in part])).softmax(1).topk(top_k)
             for (number, _), classes, shares in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
                 names = [self.class_names[entry] for entry in classes]
@@ -90,7 +90,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, pixels: np.ndarray) -> torch.Tensor:
-        """Centre crops, uint8 [N, crop, crop, 3], to float32 logits [N, classes] on the CPU."""
+        """Center crops, uint8 [N, crop, crop, 3], to float32 logits [N, classes] on the CPU."""
         return self.model(self._normalize(torch.from_numpy(pixels).to(self.device))).float().cpu()
 
     def _top_k(self, params: dict[str, Any]) -> int:
@@ -101,11 +101,11 @@ class Predictor:
         return min(int(top_k), count)
 
 
-def centre(picture: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
-    """The centre crop of an RGB picture: uint8 [crop, crop, 3]."""
-    (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
+def center(image: Image.Image, crop: int, shorter_side: int) -> np.ndarray:
+    """The center crop of an RGB image: uint8 [crop, crop, 3]."""
+    (window,) = evaluation_windows(np.array([image.height]), np.array([image.width]), crop, shorter_side)
     top, left, height, width = (int(number) for number in window)
-    pixels = picture.crop((left, top, left + width, top + height))
+    pixels = image.crop((left, top, left + width, top + height))
     return np.asarray(pixels.resize((crop, crop), Image.Resampling.BILINEAR))
 
 

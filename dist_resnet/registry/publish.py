@@ -1,7 +1,7 @@
 """Publishes models to MLflow's registry, with the evidence that they are worth something.
 
 A model is registered as a new version of `default_name`. The alias `champion` marks the version with the lowest
-top-1 error among those evaluated on the same pictures at the same crop.
+top-1 error among those evaluated on the same images at the same crop.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ EXPERIMENT = "dist_resnet"
 _REGISTERED_FILE = "registered.json"
 # A server passes a file on to its own storage before it answers.
 _SECONDS_FOR_A_FILE = "600"
-LICENCE = (
-    "The weights carry no licence of their own: that of the training pictures applies (ImageNet: non-commercial "
+LICENSE = (
+    "The weights carry no license of their own: that of the training images applies (ImageNet: non-commercial "
     "research). The code in the package: Apache-2.0."
 )
 Promotion = Literal["better", "always", "never"]
@@ -159,9 +159,9 @@ def record_evaluation(
     metrics: dict[str, float],
     classes: tuple[int, int] | None = None,
 ) -> None:
-    """Writes an evaluation on the pictures with that digest down as tags of a version.
+    """Writes an evaluation on the images with that digest down as tags of a version.
 
-    `classes`: how many classes the pictures show, of how many of the model's. `model` is `models:/NAME/VERSION` or
+    `classes`: how many classes the images show, of how many of the model's. `model` is `models:/NAME/VERSION` or
     `models:/NAME@ALIAS`. Raises ValueError where there is none, OSError where the registry does not take it.
     """
     client = open_client(tracking_uri)
@@ -222,7 +222,7 @@ def _evidence(directory: RunDirectory, recipe: Recipe, found: Checkpoint) -> dic
         "fingerprint": recipe.fingerprint(),
         "step": str(found.step),
         "run_directory": without_credentials(directory.uri),
-        "licence": LICENCE,
+        "license": LICENSE,
     }
 
 
@@ -246,7 +246,7 @@ def _add_mlflow_files(made: Package) -> None:
         serialization_format="pt2",
     )
     described.signature = ModelSignature(
-        # Any: bytes, base64 text and pixels; what a picture is, the predictor says.
+        # Any: bytes, base64 text and pixels; what an image is, the predictor says.
         inputs=Schema([ColSpec(AnyType(), "image")]),
         params=ParamSchema(
             [
@@ -339,7 +339,7 @@ def _promote(client: MlflowClient, version: ModelVersion, promote: Promotion) ->
 
 
 def _is_better(client: MlflowClient, version: ModelVersion) -> bool:
-    """Whether a version has a lower error than the champion on the same pictures; the first evaluated one has."""
+    """Whether a version has a lower error than the champion on the same images; the first evaluated one has."""
     if "top1_error" not in version.tags:
         return False
     try:

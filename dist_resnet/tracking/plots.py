@@ -1,4 +1,4 @@
-"""Pictures of a run's metrics."""
+"""Images of a run's metrics."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ History = dict[str, list[tuple[int, float, float]]]
 def training_curve(history: History, title: str) -> bytes:
     """A PNG of training and validation loss and error over the steps.
 
-    `history` maps keys such as `train/loss` to (step, time, value); keys it lacks are left out of the picture.
+    `history` maps keys such as `train/loss` to (step, time, value); keys it lacks are left out of the image.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     loss, error = figure.subplots(1, 2)
@@ -33,7 +33,7 @@ def training_curve(history: History, title: str) -> bytes:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
-    """A PNG of how the pictures of each class were taken: `counts` int [classes, classes] by label, then by answer."""
+    """A PNG of how the images of each class were taken: `counts` int [classes, classes] by label, then by answer."""
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure = Figure(figsize=(8, 7), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -44,15 +44,15 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(title)
-    figure.colorbar(image, label="share of the class's pictures")
+    figure.colorbar(image, label="share of the class's images")
     return to_png(figure)
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
 
 
 def _draw(axes, points: list[tuple[int, float, float]], label: str, color: str, faint: str | None) -> None:

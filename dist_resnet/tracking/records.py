@@ -181,6 +181,9 @@ _STORED: tuple[type[Record], ...] = (Session, Metrics, Evaluating, Checkpoint, D
 _KINDS = {kind.kind: kind for kind in _STORED}
 _FIELDS = {kind: tuple(each.name for each in dataclasses.fields(kind)) for kind in _STORED}
 
+# Keys of metrics in journals that earlier versions wrote.
+_RENAMED = {"data/damaged_pictures": "data/damaged_images"}
+
 
 def from_stored(stored: dict[str, Any]) -> Record:
     """The record that JSON values tell. Raises ValueError where they are no record."""
@@ -190,7 +193,7 @@ def from_stored(stored: dict[str, Any]) -> Record:
             return Unknown(time=stored["time"], stored=stored)
         fields = {"time": stored["time"]} | {name: stored[name] for name in _FIELDS[kind] if name in stored}
         if kind is Metrics:
-            fields["values"] = {key: _number(value) for key, value in stored["values"].items()}
+            fields["values"] = {_RENAMED.get(key, key): _number(value) for key, value in stored["values"].items()}
         return kind(**fields)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Classification error and loss over a whole split, every picture exactly once on any number of workers."""
+"""Classification error and loss over a whole split, every image exactly once on any number of workers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,24 +26,24 @@ class Evaluator:
     images: EvaluationImages
     worker: Worker
     tell: Callable[[int, int], None] = _silent
-    """Called after each batch with the crop and the number of pictures that this worker has classified at it."""
+    """Called after each batch with the crop and the number of images that this worker has classified at it."""
     name_damaged: Callable[[Sequence[Damaged]], None] = _silent
-    """Called on every worker with the damaged pictures of all, if there are any."""
+    """Called on every worker with the damaged images of all, if there are any."""
 
     @torch.no_grad()
     def at_crop(self, crop: int, shorter_side: int, confusion: torch.Tensor | None = None) -> dict[str, float]:
-        """Classifies the centre crops of the pictures with BN's running statistics, in fp32.
+        """Classifies the center crops of the images with BN's running statistics, in fp32.
 
         Every worker gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5 is top-k of
         all classes where there are fewer) and `images`. `confusion`, int64 [classes, classes] of zeros on the worker's
-        device, becomes the count of pictures by label and by the class they were taken for. A picture that cannot be
+        device, becomes the count of images by label and by the class they were taken for. An image that cannot be
         decoded counts as an error, has no loss and is taken for nothing. Raises TooDamagedError, on every worker, if
         none can be decoded.
         """
         self.model.eval()
         totals = torch.zeros(5, dtype=torch.float64, device=self.worker.device)
         done, damaged = 0, []
-        for batch in self.images.centre_crops(crop, shorter_side):
+        for batch in self.images.center_crops(crop, shorter_side):
             logits = self.model(batch.images)
             losses = F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -79,7 +79,7 @@ class Evaluator:
     def at_crops(self, evaluation: Evaluation, confusion: torch.Tensor | None = None) -> dict[str, float]:
         """Evaluates at every crop: `val/loss`, `val/top1_error`, `val/top5_error` at the first, the same keys with the
         crop appended, as in `val/top1_error_320px`, at the others. `confusion` is that of the first, and damaged
-        pictures are named there."""
+        images are named there."""
         (crop, side), *others = zip(evaluation.crops, evaluation.shorter_sides, strict=True)
         metrics = _keyed(self.at_crop(crop, side, confusion), "")
         quiet = dataclasses.replace(self, name_damaged=_silent)

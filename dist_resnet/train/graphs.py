@@ -17,7 +17,7 @@ _WARM_UPS = 3
 class GraphedPass:
     """A pass over one ghost batch as a CUDA graph, recorded when it is made; recording changes no numbers.
 
-    Every call brings pictures of the shape and memory format of the first. Gradients must keep their addresses: zero
+    Every call brings images of the shape and memory format of the first. Gradients must keep their addresses: zero
     them with `set_to_none=False`. Masks drawn within follow the seed that is set ahead of each call.
     """
 

@@ -39,7 +39,7 @@ class StepMeter:
         self._since = time.perf_counter()
 
     def add(self, step: int, totals: torch.Tensor, *, images: int, learning_rate: float, data_seconds: float) -> None:
-        """Adds a finished step: its totals float64 [3] of this worker (losses, errors, pictures), the pictures of the
+        """Adds a finished step: its totals float64 [3] of this worker (losses, errors, images), the images of the
         global batch, its learning rate and the seconds spent waiting for data."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -59,7 +59,7 @@ class StepMeter:
     def flush(self) -> int:
         """Records the steps added since the last call; all workers call it together.
 
-        Returns how many pictures of theirs, on all workers, were damaged. Raises DivergedError, after recording, on
+        Returns how many images of theirs, on all workers, were damaged. Raises DivergedError, after recording, on
         the first loss that is not finite.
         """
         diverged, counted = None, 0.0
@@ -80,12 +80,12 @@ class StepMeter:
 
     @property
     def images_per_second(self) -> float:
-        """Pictures trained on over the seconds of the steps, since the meter was made."""
+        """Images trained on over the seconds of the steps, since the meter was made."""
         return self._images / self._seconds if self._seconds else 0.0
 
 
 class _InputWatch:
-    """Says once, in the log, when steps wait for pictures."""
+    """Says once, in the log, when steps wait for images."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -102,8 +102,8 @@ class _InputWatch:
         if share > _TOO_LARGE_A_SHARE and not self._has_told:
             self._has_told = True
             logger.warning(
-                "the input limits this run: %.0f %% of the last minute went into waiting for pictures; give "
+                "the input limits this run: %.0f %% of the last minute went into waiting for images; give "
                 "each worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode gpu), or "
-                "shrink the pictures (jobs/prepare_imagenet.py --shorter-side)",
+                "shrink the images (jobs/prepare_imagenet.py --shorter-side)",
                 100 * share,
             )

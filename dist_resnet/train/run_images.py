@@ -15,7 +15,7 @@ from dist_resnet.tracking.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 AUGMENTED_BATCH, CONFUSION = "augmented_batch.png", "confusion.npy"
-_MOST_PICTURES = 32
+_MOST_IMAGES = 32
 _COLUMNS, _GAP = 8, 2
 
 
@@ -31,12 +31,12 @@ class Show:
         return cls(directory if rank == 0 else None)
 
     def augmented_batch(self, images: torch.Tensor, dataset: str) -> None:
-        """Shows the first pictures, float32 [N, 3, H, W], as the network sees them."""
+        """Shows the first images, float32 [N, 3, H, W], as the network sees them."""
         if self._directory is not None:
-            self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_PICTURES], DATASETS[dataset])))
+            self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_IMAGES], DATASETS[dataset])))
 
     def confusion(self, counts: torch.Tensor) -> None:
-        """Keeps how many pictures of each class were taken for which: int64 [classes, classes]."""
+        """Keeps how many images of each class were taken for which: int64 [classes, classes]."""
         if self._directory is not None:
             buffer = io.BytesIO()
             np.save(buffer, counts.cpu().numpy(), allow_pickle=False)
@@ -51,15 +51,15 @@ class Show:
             logger.warning("%s could not be written: %s", self._directory.child(name), error)
 
 
-def contact_sheet(pictures: np.ndarray) -> bytes:
+def contact_sheet(images: np.ndarray) -> bytes:
     """A PNG of uint8 [N, H, W, 3] in rows of eight."""
-    num, height, width, _ = pictures.shape
+    num, height, width, _ = images.shape
     columns = min(num, _COLUMNS)
     rows = -(-num // columns)
     sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
-        sheet.paste(Image.fromarray(picture), place)
+        sheet.paste(Image.fromarray(image), place)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -38,7 +38,7 @@ class TrainStep:
         """Takes the step numbered `state.step` and counts it.
 
         `batches` are this worker's ghost batches in rising order. Returns this worker's float64 [3] on the device:
-        the sum of the losses, the number of top-1 errors, the number of pictures, all but those of weight 0.
+        the sum of the losses, the number of top-1 errors, the number of images, all but those of weight 0.
         """
         state = self._state
         state.model.train()
@@ -69,13 +69,13 @@ class TrainStep:
             losses = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing, reduction="none")
         total = (losses * weights).sum()
         with held_statistics(self._norms) if self._execution.performance.recompute else contextlib.nullcontext():
-            # By all pictures of a step, so that a damaged one does not change the weight of the others.
+            # By all images of a step, so that a damaged one does not change the weight of the others.
             self._state.scaler.scale(total / recipe.global_batch).backward()
         errors = ((logits.argmax(dim=1) != labels) * weights).sum()
         return torch.stack((total.detach().double(), errors.double(), weights.sum().double()))
 
     def _settle_buckets(self) -> None:
-        """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank pictures
+        """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank images
         lets every step, also the first after a resume, add gradients up in the same order."""
         if self._worker.world_size == 1:
             return
@@ -107,7 +107,7 @@ class TrainStep:
 
     @contextlib.contextmanager
     def _running_statistics(self, kept: bool) -> Iterator[None]:
-        """BN's running statistics take in the pictures of the block only if `kept`."""
+        """BN's running statistics take in the images of the block only if `kept`."""
         for norm in self._norms:
             norm.track_running_stats = kept
         try:

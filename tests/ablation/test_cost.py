@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dist_resnet.ablation.cost import listing, wall_seconds
-from dist_resnet.ablation.grid import Choice, Pictures
+from dist_resnet.ablation.grid import Choice, Images
 from dist_resnet.recipe import Execution, Recipe
 
 
@@ -17,13 +17,13 @@ def test_the_listing_has_every_cell_with_its_multiply_adds_and_where_the_times_c
     choice = Choice(
         tables=("1", "2"), depths=(8,), shortcuts=("identity",), placements=("original",), seeds=2, iterations=4
     )
-    text = listing(recipe, choice, Pictures(), execution)
+    text = listing(recipe, choice, Images(), execution)
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["table1/original/8", "table2/original/8"]
     # 3x3x3x16 of 1024 pixels; per stage 4 (less in the first unit of stages 2 and 3) convolutions; the classifier.
     macs = 27 * 16 * 1024 + 2 * 144 * 16 * 1024 + (144 * 32 + 288 * 32) * 256 + (288 * 64 + 576 * 64) * 64 + 640
     assert f"{macs / 1e6:.1f} M" in lines[1]
-    assert "2 cells, 1 of them different, 2 seeds, 4 iterations of 32 pictures" in lines[3]
+    assert "2 cells, 1 of them different, 2 seeds, 4 iterations of 32 images" in lines[3]
     assert "measured just now" in lines[4]
 
 
@@ -46,7 +46,7 @@ def test_the_listing_has_the_time_of_the_whole_sweep_and_what_it_assumes(
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     choice = Choice(tables=("2",), depths=(8,), placements=("original",), seeds=6, iterations=4_000_000)
-    text = listing(recipe, choice, Pictures(), dataclasses.replace(execution, cpus_per_worker=cpus))
+    text = listing(recipe, choice, Images(), dataclasses.replace(execution, cpus_per_worker=cpus))
     found = re.search(r"the whole sweep takes (\S+) with (\d+) runs at once, (\S+) one after another", text)
     assert found is not None
     assert int(found[2]) == at_once

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from dist_resnet.ablation.grid import Choice, Pictures, bases, choose, trial_name
+from dist_resnet.ablation.grid import Choice, Images, bases, choose, trial_name
 from dist_resnet.model.shortcuts import widens_by_projection
 from dist_resnet.recipe import Augment, Data, Model, Recipe, Schedule
 from dist_resnet.train.schedule import learning_rate, num_steps
@@ -22,7 +22,7 @@ PAPER = Recipe(
 
 def _cells(**options):
     choice = Choice(**options)
-    return choose(choice, bases(PAPER, choice, Pictures()))
+    return choose(choice, bases(PAPER, choice, Images()))
 
 
 def _by_key(**options):
@@ -69,8 +69,8 @@ def test_table_3_has_its_pairs_on_both_data_sets_but_for_the_1_layer_skip():
     hundred = cells["table3/cifar100_original/1001"]
     assert hundred.paper_error == 27.82
     assert (hundred.recipe.model.num_classes, hundred.recipe.data.dataset) == (100, "cifar100")
-    assert hundred.recipe.data.train == Pictures().train100
-    both = Pictures(label_column100="fine_label")
+    assert hundred.recipe.data.train == Images().train100
+    both = Images(label_column100="fine_label")
     assert [both.data(each).label_column for each in ("cifar10", "cifar100")] == [None, "fine_label"]
 
 
@@ -109,7 +109,7 @@ def test_basic_networks_widen_by_zeros_and_bottleneck_networks_by_projections():
 @pytest.mark.parametrize("options", [{}, {"grid": "full"}, {"depths": (20, 110)}])
 def test_a_cell_changes_nothing_but_the_model(options):
     choice = Choice(**options)
-    base = bases(PAPER, choice, Pictures())["cifar10"]
+    base = bases(PAPER, choice, Images())["cifar10"]
     for cell in choose(choice, {"cifar10": base, "cifar100": base}):
         assert dataclasses.replace(cell.recipe, model=base.model) == base
         assert cell.recipe.model.stride_on == "conv1x1"

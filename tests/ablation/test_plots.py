@@ -1,4 +1,4 @@
-"""The report's figures. Oracle: PIL opens them and finds the colours of what must be drawn."""
+"""The report's figures. Oracle: PIL opens them and finds the colors of what must be drawn."""
 
 import io
 from pathlib import Path
@@ -15,12 +15,12 @@ from dist_resnet.tracking.run_directory import RunDirectory
 VERMILLION, BLUE = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
 
 
-def _image(picture: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(picture)).convert("RGB")
+def _image(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
-def _colors(picture: bytes) -> set[tuple[int, int, int]]:
-    image = _image(picture)
+def _colors(encoded: bytes) -> set[tuple[int, int, int]]:
+    image = _image(encoded)
     return {color for _, color in image.getcolors(maxcolors=1 << 20)}
 
 

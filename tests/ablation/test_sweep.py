@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
-from oracle.pictures import read_row_group
+from oracle.images import read_row_group
 from oracle.sources import rename_classes
 
 from dist_resnet.ablation import sweep
-from dist_resnet.ablation.grid import Choice, Pictures
+from dist_resnet.ablation.grid import Choice, Images
 from dist_resnet.data.prepare.demo import CLASS_NAMES, write_demo
 from dist_resnet.launch import local
 from dist_resnet.recipe import Execution, Recipe, Tracking
@@ -28,11 +28,11 @@ TABLE_1 = Choice(
 
 
 @pytest.fixture(scope="module")
-def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    """96 training and 40 validation pictures in ten classes, in the place of CIFAR-10's."""
+def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """96 training and 40 validation images in ten classes, in the place of CIFAR-10's."""
     folder = tmp_path_factory.mktemp("ten")
     train, validation = write_demo(str(folder), size=32, num_classes=10, train_images=96, validation_images=40, seed=0)
-    return Pictures(train=train, validation=validation, train100=train, validation100=validation)
+    return Images(train=train, validation=validation, train100=train, validation100=validation)
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def quick(execution: Execution, store: str, tmp_path: Path) -> Execution:
     return dataclasses.replace(execution, name="sweep", tracking=Tracking(uri=store, experiment=tmp_path.name))
 
 
-def _run(base: Recipe, choice: Choice, pictures: Pictures, execution: Execution, **options) -> int:
-    return sweep.run(sweep.prepare_sweep(base, choice, pictures, execution, job="test", **options))
+def _run(base: Recipe, choice: Choice, images: Images, execution: Execution, **options) -> int:
+    return sweep.run(sweep.prepare_sweep(base, choice, images, execution, job="test", **options))
 
 
 def _children(execution: Execution) -> dict[str, object]:
@@ -66,7 +66,7 @@ def _children(execution: Execution) -> dict[str, object]:
 
 @pytest.mark.ray
 def test_a_sweep_leaves_runs_summaries_a_report_and_mlflow_runs_below_one_parent(
-    ray_cluster, base: Recipe, ten_classes: Pictures, quick: Execution
+    ray_cluster, base: Recipe, ten_classes: Images, quick: Execution
 ):
     assert _run(base, TABLE_1, ten_classes, quick) == 0
     folder = Path(quick.storage, "sweep")
@@ -237,11 +237,11 @@ def test_cifar_100_asked_of_shards_with_ten_classes_is_refused(base, ten_classes
         sweep.prepare_sweep(base, choice, ten_classes, quick, job="test")
 
 
-def _validated_on(pictures: Pictures, tmp_path: Path, labels: list[int]) -> Pictures:
+def _validated_on(images: Images, tmp_path: Path, labels: list[int]) -> Images:
     names = [CLASS_NAMES[label] for label in labels]
     places = [labels.index(label) if label in labels else None for label in range(10)]
     return dataclasses.replace(
-        pictures, validation=rename_classes(pictures.validation, tmp_path / "validation", names, places)
+        images, validation=rename_classes(images.validation, tmp_path / "validation", names, places)
     )
 
 

@@ -53,11 +53,11 @@ def test_a_trial_that_was_stopped_is_paused_until_it_goes_on(recipe: Recipe, exe
     assert (trial.status, trial.step, trial.is_over) == ("running", 3, False)
 
 
-def test_a_trial_with_too_many_damaged_pictures_has_no_result(recipe: Recipe, execution: Execution):
+def test_a_trial_with_too_many_damaged_images_has_no_result(recipe: Recipe, execution: Execution):
     trial = Trial(prepare(recipe, execution, job="test"), [])
-    (told,) = trial.take([TooDamaged(step=3, reason="9 of the 96 training pictures are damaged")])
+    (told,) = trial.take([TooDamaged(step=3, reason="9 of the 96 training images are damaged")])
     assert trial.status == "died"
-    assert told.startswith("9 of the 96 training pictures are damaged")
+    assert told.startswith("9 of the 96 training images are damaged")
 
 
 class _Ended:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from oracle.pictures import read_row_group
+from oracle.images import read_row_group
 from oracle.sources import rename_classes
 from PIL import Image
 from registry.conftest import trained
@@ -52,7 +52,7 @@ def test_its_loss_is_that_of_the_first_training_step(recipe: Recipe, execution: 
     local.run(plan)
     (_, _, loss), *_ = history(read_journal(plan.directory))["train/loss"]
     result = probe.run(prepared([subject_of(recipe)], execution, batches=4))
-    assert result["pictures"] == 32
+    assert result["images"] == 32
     assert result["networks"][0]["loss"] == pytest.approx(loss, rel=1e-6)
 
 
@@ -196,9 +196,9 @@ def test_mlflow_that_is_away_costs_one_warning(recipe: Recipe, execution: Execut
     ("changes", "batches", "complaint"),
     [
         ({}, 0, "batches must be at least 1, got 0"),
-        # Three whole steps of four ghost batches in 96 pictures.
+        # Three whole steps of four ghost batches in 96 images.
         ({}, 13, "an epoch has 12 ghost batches, 13 were asked for"),
-        ({"train_digest": "0" * 64}, 1, "the recipe's pictures have the digest 000000000000"),
+        ({"train_digest": "0" * 64}, 1, "the recipe's images have the digest 000000000000"),
         ({"train": "/nowhere/*.parquet"}, 1, "no Parquet shards"),
     ],
 )
@@ -225,7 +225,7 @@ def test_the_directory_of_a_run_or_of_another_probe_is_refused(recipe: Recipe, e
     with pytest.raises(ValueError, match="is that of a run; use another --execution.name for a probe"):
         prepared([subject_of(recipe)], dataclasses.replace(execution, name="training"))
     probe.run(prepared([subject_of(recipe)], execution))
-    with pytest.raises(ValueError, match="holds a probe of other networks or pictures"):
+    with pytest.raises(ValueError, match="holds a probe of other networks or images"):
         prepared([subject_of(recipe)], execution, batches=2)
 
 
@@ -242,12 +242,12 @@ def found_of(gradient: tuple[float, ...]) -> Propagation:
     )
 
 
-def image_of(picture: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(picture)).convert("RGB")
+def image_of(image: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(image)).convert("RGB")
 
 
-def colors_of(picture: bytes) -> set[tuple[int, int, int]]:
-    return {color for _, color in image_of(picture).getcolors(maxcolors=1 << 20)}
+def colors_of(image: bytes) -> set[tuple[int, int, int]]:
+    return {color for _, color in image_of(image).getcolors(maxcolors=1 << 20)}
 
 
 def panel_of(shortcut: Shortcut, gradient: tuple[float, ...], *, formula: bool) -> plots.Panel:
@@ -263,8 +263,8 @@ def test_the_figure_shows_signal_gradient_shortcuts_and_formula():
     assert {BLACK, BLUE, VERMILLION, GREEN} <= colors_of(with_formula)
     # The key has all four in any case.
     greens = [
-        sum(number for number, color in image_of(picture).getcolors(maxcolors=1 << 20) if color == GREEN)
-        for picture in (with_formula, without)
+        sum(number for number, color in image_of(image).getcolors(maxcolors=1 << 20) if color == GREEN)
+        for image in (with_formula, without)
     ]
     assert greens[0] > greens[1] > 0
 
@@ -279,5 +279,5 @@ def test_there_is_a_row_of_panels_for_each_shortcut():
 
 @pytest.mark.parametrize("gradient", [(1e300, 1e20, 1e-200, 1.0), (math.nan, math.inf, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0)])
 def test_curves_that_leave_the_panel_or_end_are_drawn_too(gradient: tuple[float, ...]):
-    picture = plots.propagation([[panel_of("dropout", gradient, formula=False)]], "title")
-    assert BLUE in colors_of(picture)
+    image = plots.propagation([[panel_of("dropout", gradient, formula=False)]], "title")
+    assert BLUE in colors_of(image)

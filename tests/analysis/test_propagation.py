@@ -73,7 +73,7 @@ def formulas_of(network: ResNet, model: Model) -> Recorded:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """The mean over the pictures, written out."""
+    """The mean over the images, written out."""
     targets = torch.full_like(logits, smoothing / logits.shape[1])
     targets[torch.arange(len(labels)), labels] += 1 - smoothing
     return -(targets * (logits - logits.exp().sum(dim=1, keepdim=True).log())).sum(dim=1).mean()
@@ -269,5 +269,5 @@ def test_hooks_are_taken_off_where_a_pass_fails():
 
 
 def test_no_batch_at_all_is_an_error():
-    with pytest.raises(ValueError, match="no batch of pictures to measure on"):
+    with pytest.raises(ValueError, match="no batch of images to measure on"):
         measure(network_of(depth=8), [])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 
 from dist_resnet.data.shards.write import encode_table, write_table
 
@@ -48,13 +48,13 @@ def test_the_loader_is_measured_beside_bare_decoding(shards: str, tmp_path: Path
     if "left out: bare" in done.stdout:
         pytest.skip("libjpeg-turbo's headers are not installed")
     text = result.read_text()
-    for title in ("train, real pictures", "evaluation, real pictures", "train, mixed pictures"):
+    for title in ("train, real images", "evaluation, real images", "train, mixed images"):
         ours, bare = cells(text, title)
         assert float(bare[2]) < float(ours[2])  # CPU-ms: decoding alone costs less than decoding and the rest
         assert (bare[3], ours[5]) == ("100%", "1.00")
 
 
-def test_a_picture_that_libjpeg_turbo_cannot_decode_is_not_counted_as_decoded(tmp_path: Path) -> None:
+def test_an_image_that_libjpeg_turbo_cannot_decode_is_not_counted_as_decoded(tmp_path: Path) -> None:
     """jpeg_windows.c on a good JPEG, one cut short in its header, and no JPEG at all."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")

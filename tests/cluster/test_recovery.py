@@ -1,6 +1,6 @@
 """Runs on several hosts of their own that are killed, cut off, lost and gained. Oracle: the run that nothing disturbed.
 
-On real CIFAR-10 pictures. Each host is a network namespace with a Ray node; see `hosts.py`.
+On real CIFAR-10 images. Each host is a network namespace with a Ray node; see `hosts.py`.
 """
 
 import collections
@@ -21,7 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from cluster.hosts import Hosts, reason_against
-from oracle.pictures import real
+from oracle.images import real
 
 from dist_resnet import cli
 from dist_resnet.launch import local
@@ -46,7 +46,7 @@ def _namespaces() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """The first 1,280 training and 1,000 test pictures of CIFAR-10."""
+    """The first 1,280 training and 1,000 test images of CIFAR-10."""
     folder = tmp_path_factory.mktemp("cifar")
     for split, name, rows in (("train", "train", 1280), ("validation", "test", 1000)):
         source = real(f"cifar10/{name}-*.parquet").uri

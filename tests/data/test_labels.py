@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from oracle.sources import prepare_here
 
 from dist_resnet.data.shards import classes

@@ -1,6 +1,6 @@
 """Batches from shards and from the device.
 
-Oracles: the order and the PIL pipeline, one picture at a time, and equality over world sizes.
+Oracles: the order and the PIL pipeline, one image at a time, and equality over world sizes.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle.images import jpeg, read_row_group, recipe, smooth, write_rows, write_split
 from oracle.order import IndexedOrder
-from oracle.pictures import jpeg, read_row_group, recipe, smooth, write_rows, write_split
-from oracle.pixels import decode_centre, decode_window
+from oracle.pixels import decode_center, decode_window
 from oracle.windows import pad_crop_flip
 from torchvision.transforms.functional import normalize
 
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.image.headers import picture_size
+from dist_resnet.data.image.headers import image_size
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.data.input.decoders import InputOptions
@@ -41,13 +41,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    """107 pictures of several sizes in 12 row groups: 6 steps of 4 ghost batches of 4."""
+    """107 images of several sizes in 12 row groups: 6 steps of 4 ghost batches of 4."""
     return write_split(tmp_path_factory.mktemp("shards"), [55, 52])
 
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    """Pictures of 16 x 16."""
+    """Images of 16 x 16."""
     return write_split(tmp_path_factory.mktemp("squares"), [55, 52], side=16)
 
 
@@ -93,7 +93,7 @@ def test_the_recipe_chooses_whether_images_stay_on_the_device(split: Split, squa
 
 
 @pytest.mark.parametrize("kind", ["inception", "scale"])
-def test_training_pictures_are_those_of_the_order_cut_by_pil(split: Split, kind: str) -> None:
+def test_training_images_are_those_of_the_order_cut_by_pil(split: Split, kind: str) -> None:
     settings = recipe(augment=Augment(kind=kind, size=16, shorter_side=(16, 24)))  # pyrefly: ignore
     order = IndexedOrder(split.group_rows, global_batch=16, ghost_batch=4, seed=3, epoch=2)
     images = encoded(split)
@@ -102,17 +102,17 @@ def test_training_pictures_are_those_of_the_order_cut_by_pil(split: Split, kind:
             np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
             assert batch.images.dtype == torch.float32
-            sizes = np.array([picture_size(images[index]) for index in batch.indices])
+            sizes = np.array([image_size(images[index]) for index in batch.indices])
             draws = Augmentation(settings.augment, 3, 2)
             windows, flips = draws.windows(batch.indices, *sizes.T), draws.flips(batch.indices)
             for place, index in enumerate(batch.indices):
                 pixels = decode_window(images[index], windows[place], 16, flip=bool(flips[place]))
                 expected = normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255, MEAN, STD)
-                # Grey levels are 1/255/0.225 = 0.017 apart; test_dali.py has the tolerances in levels.
+                # Gray levels are 1/255/0.225 = 0.017 apart; test_dali.py has the tolerances in levels.
                 assert (batch.images[place] - expected).abs().mean() < 0.02
 
 
-def test_resident_pictures_are_padded_cut_and_mirrored_as_by_numpy(squares: Split) -> None:
+def test_resident_images_are_padded_cut_and_mirrored_as_by_numpy(squares: Split) -> None:
     order = FullOrder(squares.num_images, global_batch=16, ghost_batch=4, seed=3, epoch=1)
     images = encoded(squares)
     for step, batches in enumerate(training(PAD, squares).epoch(1)):
@@ -133,12 +133,12 @@ def test_resident_pictures_are_padded_cut_and_mirrored_as_by_numpy(squares: Spli
 
 @pytest.mark.parametrize("color", ["none", "lighting", "full"])
 def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, squares: Split, color: str) -> None:
-    for settings, pictures in both(split, squares):
+    for settings, images in both(split, squares):
         settings = replace(settings, augment=replace(settings.augment, color=color))
-        alone = list(training(settings, pictures).epoch(4))
+        alone = list(training(settings, images).epoch(4))
         assert len(alone) == 6
         for world_size in (2, 3, 4):
-            workers = [training(settings, pictures, rank, world_size).epoch(4) for rank in range(world_size)]
+            workers = [training(settings, images, rank, world_size).epoch(4) for rank in range(world_size)]
             for step, shares in enumerate(zip(*workers, strict=True)):
                 for rank, share in enumerate(shares):
                     assert [batch.ghost for batch in share] == list(range(rank, 4, world_size))
@@ -148,15 +148,15 @@ def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, square
 
 
 def test_starting_at_a_step_equals_skipping_to_it(split: Split, squares: Split) -> None:
-    for settings, pictures in both(split, squares):
-        whole = list(training(settings, pictures).epoch(1))
+    for settings, images in both(split, squares):
+        whole = list(training(settings, images).epoch(1))
         for start in (1, 4, 5):
-            rest = list(training(settings, pictures).epoch(1, start))
+            rest = list(training(settings, images).epoch(1, start))
             assert len(rest) == 6 - start
             for ours, theirs in zip(rest, whole[start:], strict=True):
                 for one, other in zip(ours, theirs, strict=True):
                     assert_equal(one, other)
-        assert list(training(settings, pictures).epoch(1, 6)) == []
+        assert list(training(settings, images).epoch(1, 6)) == []
 
 
 def test_execution_does_not_change_a_bit(split: Split) -> None:
@@ -170,11 +170,11 @@ def test_execution_does_not_change_a_bit(split: Split) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_sees_every_picture_once(split: Split, squares: Split, world_size: int) -> None:
-    for settings, pictures in both(split, squares):
+def test_evaluation_sees_every_image_once(split: Split, squares: Split, world_size: int) -> None:
+    for settings, images in both(split, squares):
         seen = []
         for rank in range(world_size):
-            for batch in evaluation(settings, pictures, rank, world_size).centre_crops(12, 16):
+            for batch in evaluation(settings, images, rank, world_size).center_crops(12, 16):
                 assert 1 <= len(batch.labels) <= 13
                 assert batch.ghost == -1
                 assert batch.images.shape == (len(batch.labels), 3, 12, 12)
@@ -183,31 +183,31 @@ def test_evaluation_sees_every_picture_once(split: Split, squares: Split, world_
         assert sorted(seen) == list(range(107))
 
 
-def test_evaluation_with_more_workers_than_pictures_leaves_some_without(tmp_path: Path) -> None:
+def test_evaluation_with_more_workers_than_images_leaves_some_without(tmp_path: Path) -> None:
     few = write_split(tmp_path / "few", [3])
     settings = recipe(global_batch=4)  # and one ghost batch, which evaluation does not ask about
     seen = []
     for rank in range(5):
         images = evaluation(settings, few, rank, 5)
-        seen += [index for batch in images.centre_crops(16, 16) for index in batch.indices.tolist()]
+        seen += [index for batch in images.center_crops(16, 16) for index in batch.indices.tolist()]
     assert sorted(seen) == [0, 1, 2]
 
 
-def test_evaluation_pictures_are_the_centre_by_pil(split: Split, squares: Split) -> None:
-    for settings, pictures in both(split, squares):
-        images = encoded(pictures)
-        for batch in evaluation(settings, pictures).centre_crops(12, 16):
+def test_evaluation_images_are_the_center_by_pil(split: Split, squares: Split) -> None:
+    for settings, shown in both(split, squares):
+        images = encoded(shown)
+        for batch in evaluation(settings, shown).center_crops(12, 16):
             for place, index in enumerate(batch.indices):
-                pixels = torch.from_numpy(decode_centre(images[index], 12, 16).copy()).permute(2, 0, 1) / 255
+                pixels = torch.from_numpy(decode_center(images[index], 12, 16).copy()).permute(2, 0, 1) / 255
                 expected = normalize(pixels, MEAN, STD)
                 assert (batch.images[place] - expected).abs().mean() < 0.04
 
 
 @pytest.mark.parametrize("kind", ["inception", "pad"])
-def test_damaged_pictures_are_blank_of_no_weight_and_named_on_any_number_of_workers(tmp_path: Path, kind) -> None:
+def test_damaged_images_are_blank_of_no_weight_and_named_on_any_number_of_workers(tmp_path: Path, kind) -> None:
     images = [jpeg(smooth(20, 20, n)) for n in range(40)]
     images[27] = images[27][: len(images[27]) // 2]
-    images[28] = b"no picture"
+    images[28] = b"no image"
     write_rows(tmp_path / "whole" / "a.parquet", [jpeg(smooth(20, 20, n)) for n in range(40)], [0] * 40)
     write_rows(tmp_path / "hurt" / "a.parquet", images[:20], [0] * 20)
     write_rows(tmp_path / "hurt" / "b.parquet", images[20:], [0] * 20)
@@ -225,16 +225,16 @@ def test_damaged_pictures_are_blank_of_no_weight_and_named_on_any_number_of_work
             assert not batch.images[hurt].any()
             assert torch.equal(batch.images[~hurt], whole[batch.ghost].images[~hurt])
             named += batch.damaged
-        assert all(str(picture.row) == str(picture.index - 20) for picture in named)
-        assert {picture.index for picture in named} == {27, 28} & {i for batch in steps for i in batch.indices}
-    evaluated = list(evaluation(settings, split).centre_crops(16, 16))
-    named = [picture for batch in evaluated for picture in batch.damaged]
-    assert [(Path(picture.file).name, picture.row) for picture in named] == [("b.parquet", 7), ("b.parquet", 8)]
+        assert all(str(image.row) == str(image.index - 20) for image in named)
+        assert {image.index for image in named} == {27, 28} & {i for batch in steps for i in batch.indices}
+    evaluated = list(evaluation(settings, split).center_crops(16, 16))
+    named = [image for batch in evaluated for image in batch.damaged]
+    assert [(Path(image.file).name, image.row) for image in named] == [("b.parquet", 7), ("b.parquet", 8)]
     assert sum(float(batch.weights.sum()) for batch in evaluated) == 38
     assert no_threads_of_ours()
 
 
-def test_a_picture_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_wanted(tmp_path: Path) -> None:
+def test_an_image_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_wanted(tmp_path: Path) -> None:
     tall = jpeg(smooth(400, 20, 1))
     write_rows(tmp_path / "a.parquet", [tall[: len(tall) * 9 // 10]] * 20, [0] * 20)
     for epoch in range(3):
@@ -244,8 +244,8 @@ def test_a_picture_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_w
         assert not any(batch.weights.any() for batch in batches)
 
 
-def test_too_few_pictures_and_strange_labels_are_refused_at_once(split: Split) -> None:
-    with pytest.raises(ValueError, match="107 training pictures do not fill one global batch of 200"):
+def test_too_few_images_and_strange_labels_are_refused_at_once(split: Split) -> None:
+    with pytest.raises(ValueError, match="107 training images do not fill one global batch of 200"):
         training(recipe(global_batch=200, ghost_batch=4), split)
     few = replace(INCEPTION, model=replace(INCEPTION.model, num_classes=5))
     for images in (training, evaluation):
@@ -264,9 +264,9 @@ def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are
     images[13] = jpeg(smooth(*odd, 13))
     write_rows(tmp_path / "odd" / "a.parquet", images, [0] * 40)
     odd_ones, alike = (open_split(str(tmp_path / name)) for name in ("odd", "alike"))
-    ours, theirs = (list(evaluation(PAD, each).centre_crops(16, 16)) for each in (odd_ones, alike))
-    named = [picture for batch in ours for picture in batch.damaged]
-    assert [(picture.index, picture.row) for picture in named] == [(13, 13)]
+    ours, theirs = (list(evaluation(PAD, each).center_crops(16, 16)) for each in (odd_ones, alike))
+    named = [image for batch in ours for image in batch.damaged]
+    assert [(image.index, image.row) for image in named] == [(13, 13)]
     assert named[0].reason == f"it is {odd[1]} x {odd[0]}, not 16 x 16"
     for mine, other in zip(ours, theirs, strict=True):
         kept = mine.indices != 13
@@ -278,12 +278,12 @@ def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
-    loader, centres = training(INCEPTION, split), evaluation(INCEPTION, split)
+    loader, centers = training(INCEPTION, split), evaluation(INCEPTION, split)
     reference = [batch for step in loader.epoch(1) for batch in step]
     for _ in range(3):
         iterator = loader.epoch(0)
         next(iterator)
-        between = centres.centre_crops(16, 16)  # in the middle of an epoch
+        between = centers.center_crops(16, 16)  # in the middle of an epoch
         next(between)
         next(iterator)
         del iterator, between
@@ -337,6 +337,6 @@ def test_epochs_back_to_back_do_not_leak(split: Split) -> None:
     for epoch in range(10):
         for _ in loader.epoch(epoch):
             pass
-    # The pictures of an epoch take 0.2 MB encoded and 0.3 MB as floats; a decoder takes 20 MB.
+    # The images of an epoch take 0.2 MB encoded and 0.3 MB as floats; a decoder takes 20 MB.
     assert resident_kilobytes() - before < 20_000
     assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2

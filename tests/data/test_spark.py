@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, read_row_group, smooth
+from oracle.images import jpeg, read_row_group, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows, write_parquet
 
 from dist_resnet.data.prepare.prepare import Options, prepare

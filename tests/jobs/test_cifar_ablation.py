@@ -28,7 +28,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Options that name pictures of ten classes as CIFAR-10's and, wrongly, as CIFAR-100's."""
+    """Options that name images of ten classes as CIFAR-10's and, wrongly, as CIFAR-100's."""
     folder = tmp_path_factory.mktemp("ten")
     train, validation = write_demo(str(folder), size=32, num_classes=10, train_images=96, validation_images=40, seed=0)
     names = ("--data.train", "--data.validation", "--data.train100", "--data.validation100")
@@ -68,7 +68,7 @@ def test_a_gpu_fraction_that_cannot_fit_exits_with_2_and_starts_no_trial(ten_cla
     assert not list(tmp_path.rglob("sweep.json"))
 
 
-def test_the_list_has_the_published_cells_and_costs_no_pictures():
+def test_the_list_has_the_published_cells_and_costs_no_images():
     options = ("--tables", "1", "replication", "--global-batch", "4", "--execution.precision", "fp32")
     done = run_inside("cifar_ablation", "--list", *options)
     assert done.returncode == 0, done.stderr

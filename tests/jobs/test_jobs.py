@@ -218,11 +218,11 @@ def test_bad_input_to_the_registry_jobs_exits_with_2_and_one_line(name, argument
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(pictures: tuple[str, str], tmp_path: Path):
+def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(images: tuple[str, str], tmp_path: Path):
     (tmp_path / "run").mkdir()
     unlock, started = lock(str(tmp_path / "run")), ray.is_initialized()
     done = run_inside(
-        *("cifar_preact164", "--data.train", pictures[0], "--data.validation", pictures[1], "--model.num-classes", "4"),
+        *("cifar_preact164", "--data.train", images[0], "--data.validation", images[1], "--model.num-classes", "4"),
         *("--global-batch", "32", "--ghost-batch", "8"),
         *("--execution.storage", str(tmp_path), "--execution.name", "run"),
     )
@@ -237,12 +237,12 @@ def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(pictur
 
 
 def test_an_address_that_no_job_can_use_is_refused_before_a_run_is_begun(
-    monkeypatch, pictures: tuple[str, str], tmp_path: Path
+    monkeypatch, images: tuple[str, str], tmp_path: Path
 ):
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the session's may be there
     done = run_inside(
-        *("cifar_preact164", "--data.train", pictures[0], "--data.validation", pictures[1], "--model.num-classes", "4"),
+        *("cifar_preact164", "--data.train", images[0], "--data.validation", images[1], "--model.num-classes", "4"),
         *("--global-batch", "32", "--ghost-batch", "8"),
         *("--execution.storage", str(tmp_path / "runs"), "--execution.name", "run"),
     )

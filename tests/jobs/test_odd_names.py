@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from jobs.inside import run_inside
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 
 
 def _write(path: bytes) -> None:

@@ -21,7 +21,7 @@ def test_a_binary_archive_becomes_two_splits(tmp_path: Path) -> None:
     (folder / "fine_label_names.txt").write_text("\n".join(f"fine{n}" for n in range(100)))
     ended = run("--source", str(tmp_path), "--target", str(tmp_path / "target"))
     assert ended.returncode == 0, ended.stderr
-    assert "train-00000-of-00001.parquet: 5 pictures" in ended.stdout
+    assert "train-00000-of-00001.parquet: 5 images" in ended.stdout
     assert open_split(str(tmp_path / "target" / "test-*.parquet")).num_images == 3
 
 

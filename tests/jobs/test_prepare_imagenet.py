@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from jobs.inside import run_inside
-from oracle.sources import SYNSETS, damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
+from oracle.sources import SYNSETS, damaged_images, prepare_here, small_images, write_downloaded, write_folders
 
 from dist_resnet.data.shards.split import open_split
 
@@ -45,7 +45,7 @@ def wait_for(job: subprocess.Popen[str], what: Callable[[], bool]) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_job_that_was_killed_or_interrupted_goes_on_to_the_same_set(tmp_path: Path, end: signal.Signals) -> None:
-    source = write_downloaded(tmp_path / "source", small_pictures(per_class=60), shards=2)
+    source = write_downloaded(tmp_path / "source", small_images(per_class=60), shards=2)
     prepare_here(source, tmp_path / "undisturbed", shard_megabytes=0.004)
     target = tmp_path / "target"
     arguments = ["--source", str(source), "--target", str(target), "--shard-megabytes", "0.004", "--workers", "1"]
@@ -70,15 +70,15 @@ def test_a_job_that_was_killed_or_interrupted_goes_on_to_the_same_set(tmp_path: 
 
 @pytest.mark.ray
 def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", damaged_pictures())
+    source = write_folders(tmp_path / "source", damaged_images())
     target = tmp_path / "target"
     ended = run("--source", str(source), "--target", str(target), "--shard-megabytes", "0.01", "--shorter-side", "32")
     assert ended.returncode == 0, ended.stderr
     assert f"from {source} (folder), seed 0" in ended.stdout
-    assert "train: 39 pictures of 5 classes in " in ended.stdout
+    assert "train: 39 images of 5 classes in " in ended.stdout
     assert "train: left out: train/n01443537/cut.JPEG (image file is truncated" in ended.stdout
     assert "shrinking changed what an evaluation sees of " in ended.stdout
-    assert "pictures/s" in ended.stderr
+    assert "images/s" in ended.stderr
     checked = run("--check", str(target))
     assert checked.returncode == 0
     assert checked.stdout == ended.stdout + "every shard is as it was written\n"
@@ -114,25 +114,25 @@ def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: li
 
 
 def test_a_name_with_line_feeds_makes_one_line(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    pictures["train"][SYNSETS[1]].append(("a\nb\t\x1b[2J.jpg", b"rubbish"))
-    pictures["validation"][SYNSETS[0]][0] = ("leak.jpg", pictures["train"][SYNSETS[0]][0][1])
-    source = write_folders(tmp_path / "source", pictures)
+    images = small_images()
+    images["train"][SYNSETS[1]].append(("a\nb\t\x1b[2J.jpg", b"rubbish"))
+    images["validation"][SYNSETS[0]][0] = ("leak.jpg", images["train"][SYNSETS[0]][0][1])
+    source = write_folders(tmp_path / "source", images)
     lines = runpy.run_path(str(JOB))["describe"](prepare_here(source, tmp_path / "target"))
-    assert any(rf"left out: train/{SYNSETS[1]}/a\nb\t\x1b[2J.jpg (no picture" in line for line in lines)
+    assert any(rf"left out: train/{SYNSETS[1]}/a\nb\t\x1b[2J.jpg (no image" in line for line in lines)
     assert any(line.startswith("twice: 1 of 10 validation images are in train too") for line in lines)
     assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--on-damaged-class", "refuse"]])
 def test_a_class_without_an_intact_image_exits_2_before_the_decoding(tmp_path: Path, arguments: list[str]) -> None:
-    pictures = small_pictures()
-    pictures["train"][SYNSETS[1]] = [(name, one[:-60]) for name, one in pictures["train"][SYNSETS[1]]]
-    source, target = write_folders(tmp_path / "source", pictures), tmp_path / "target"
+    images = small_images()
+    images["train"][SYNSETS[1]] = [(name, one[:-60]) for name, one in images["train"][SYNSETS[1]]]
+    source, target = write_folders(tmp_path / "source", images), tmp_path / "target"
     ended = run_inside("prepare_imagenet", "--source", str(source), "--target", str(target), *arguments)
     assert ended.returncode == 2
     line = ended.stderr.splitlines()[-1]
-    assert line.startswith(f"{JOB.name}: every train picture of class {SYNSETS[1]} is damaged, one of them train/")
+    assert line.startswith(f"{JOB.name}: every train image of class {SYNSETS[1]} is damaged, one of them train/")
     assert line.endswith("repair the source, or have a set without them with --on-damaged-class keep")
     assert not list(target.iterdir())
 
@@ -154,7 +154,7 @@ def test_options_that_do_not_fit_exit_2(arguments: list[str]) -> None:
 
 
 def test_a_set_under_preparation_is_not_checked(tmp_path: Path) -> None:
-    prepare_here(write_folders(tmp_path / "source", small_pictures()), tmp_path / "target")
+    prepare_here(write_folders(tmp_path / "source", small_images()), tmp_path / "target")
     (tmp_path / "target" / "preparing.json").write_text(json.dumps({}))
     ended = run_inside("prepare_imagenet", "--check", str(tmp_path / "target"))
     assert ended.returncode == 2

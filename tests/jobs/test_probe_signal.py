@@ -24,14 +24,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_all_shortcuts_at_two_depths_are_one_command(pictures: tuple[str, str], tmp_path: Path):
-    chosen = ("--all-shortcuts", "--depths", "8", "11", "--data.train", pictures[0], "--ghost-batch", "16")
+def test_all_shortcuts_at_two_depths_are_one_command(images: tuple[str, str], tmp_path: Path):
+    chosen = ("--all-shortcuts", "--depths", "8", "11", "--data.train", images[0], "--ghost-batch", "16")
     kept = ("--global-batch", "32", "--execution.storage", str(tmp_path), "--execution.name", "all")
     ended = run(*chosen, *kept)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)
     assert result == json.loads((tmp_path / "all" / "signal_propagation.json").read_text())
-    assert result["pictures"] == 16
+    assert result["images"] == 16
     kinds = ["identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"]
     assert [network["label"] for network in result["networks"]] == [f"{kind}_{n}" for kind in kinds for n in (8, 11)]
     assert [network["eqn4_holds"] for network in result["networks"]] == [True] * 2 + [None] * 10
@@ -78,9 +78,9 @@ def test_a_run_and_its_registered_model_are_measured_alike_fresh_and_trained(
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(
-    arguments: list[str], complaint: str, pictures: tuple[str, str], tmp_path: Path
+    arguments: list[str], complaint: str, images: tuple[str, str], tmp_path: Path
 ):
-    data = [] if "--data.train" in arguments or "--run" in arguments else ["--data.train", pictures[0]]
+    data = [] if "--data.train" in arguments or "--run" in arguments else ["--data.train", images[0]]
     batch = ["--global-batch", "32"] if data else []
     ended = run_inside("probe_signal", *arguments, *data, *batch, "--execution.storage", str(tmp_path))
     assert ended.returncode == 2

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dist_resnet.launch.demo import shrink, write_pictures
+from dist_resnet.launch.demo import shrink, write_images
 from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Recipe
 
 JOB = Recipe(
@@ -20,7 +20,7 @@ def test_the_demo_keeps_the_network_and_the_augmentation_and_shrinks_size_data_a
     assert recipe.epochs < 5
 
 
-def test_a_cifar_demo_keeps_the_cifar_pictures_size():
+def test_a_cifar_demo_keeps_the_cifar_images_size():
     job = dataclasses.replace(
         JOB, augment=Augment(kind="pad", size=32), evaluation=Evaluation(crops=(32,), shorter_sides=(32,))
     )
@@ -28,18 +28,18 @@ def test_a_cifar_demo_keeps_the_cifar_pictures_size():
     assert (recipe.augment, recipe.evaluation) == (job.augment, job.evaluation)
 
 
-def test_the_pictures_are_written_beside_the_runs_once(tmp_path):
+def test_the_images_are_written_beside_the_runs_once(tmp_path):
     execution = Execution(storage=str(tmp_path))
     recipe, _ = shrink(JOB, execution)
-    first = write_pictures(recipe, execution)
+    first = write_images(recipe, execution)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert files
-    assert write_pictures(recipe, execution) == first
+    assert write_images(recipe, execution) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == files
 
 
 def test_data_given_on_the_command_line_is_kept(tmp_path):
     execution = Execution(storage=str(tmp_path))
     recipe, _ = shrink(JOB, execution)
-    mine = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train="/my/pictures"))
-    assert write_pictures(mine, execution).data.train == "/my/pictures"
+    mine = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train="/my/images"))
+    assert write_images(mine, execution).data.train == "/my/images"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from jobs.inside import run_inside
-from oracle.pictures import jpeg, smooth, write_rows
+from oracle.images import jpeg, smooth, write_rows
 from oracle.sources import rename_classes
 from registry.conftest import trained
 

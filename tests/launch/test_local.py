@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.data.shards.write import encode_table, write_table
@@ -200,12 +200,12 @@ def test_the_precisions_of_gpus_are_refused_on_the_cpu(recipe: Recipe, execution
 
 
 @pytest.mark.parametrize("store", ["s3", "az"])
-def test_pictures_and_runs_may_lie_on_an_object_store(
+def test_images_and_runs_may_lie_on_an_object_store(
     recipe: Recipe, execution: Execution, store: str, tmp_path, request
 ):
     bucket = request.getfixturevalue(store)
     train, validation = write_demo(
-        child_uri(bucket, "pictures"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0
+        child_uri(bucket, "images"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0
     )
     there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=train, validation=validation))
     here = local.run(local.prepare_run(recipe, execution, job="test"))
@@ -220,7 +220,7 @@ def test_pictures_and_runs_may_lie_on_an_object_store(
     assert summary["fingerprint"] == here["fingerprint"]
 
 
-def test_one_damaged_picture_in_a_hundred_on_an_object_store_costs_no_run(shard_recipe, execution, s3, tmp_path):
+def test_one_damaged_image_in_a_hundred_on_an_object_store_costs_no_run(shard_recipe, execution, s3, tmp_path):
     images = [jpeg(smooth(40, 40, index)) for index in range(200)]
     images[13], images[170] = images[13][:400], b""
     for place in (str(tmp_path / "here"), f"{s3}/hurt"):

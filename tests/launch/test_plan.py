@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from jobs.inside import run_inside
-from oracle.pictures import jpeg, read_row_group, smooth, write_rows
+from oracle.images import jpeg, read_row_group, smooth, write_rows
 from oracle.sources import rename_classes
 
 from dist_resnet.data.shards import classes

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from dist_resnet.launch.progress import PictureProgress, Progress
+from dist_resnet.launch.progress import ImageProgress, Progress
 from dist_resnet.tracking.records import Metrics, Record, Session
 
 SESSION = Session(start_step=0, total_steps=20, world_size=2, device="CPU")
@@ -66,8 +66,8 @@ def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     stream = io.StringIO()
-    progress = PictureProgress(stream=stream)
-    progress.begin("finding pictures", None)
+    progress = ImageProgress(stream=stream)
+    progress.begin("finding images", None)
     progress.advance(50)
     clock[0] += 2
     progress.begin("writing shards", 1000)
@@ -80,10 +80,10 @@ def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     progress.advance(800)
     progress.close()
     assert stream.getvalue().splitlines() == [
-        "finding pictures: 50 pictures, 25.0 pictures/s",
+        "finding images: 50 images, 25.0 images/s",
         "3 shards are finished from before",
-        "writing shards: 200/1000 pictures, 20.0 pictures/s, 0:00:40 left",
-        "writing shards: 1000/1000 pictures, 50.0 pictures/s, 0:00:00 left",
+        "writing shards: 200/1000 images, 20.0 images/s, 0:00:40 left",
+        "writing shards: 1000/1000 images, 50.0 images/s, 0:00:00 left",
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_preparation_in_a_terminal_is_a_bar():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 160))
     with os.fdopen(theirs, "w") as stream:
-        progress = PictureProgress(stream=stream)
+        progress = ImageProgress(stream=stream)
         progress.begin("writing shards", 1000)
         progress.advance(500)
         progress.close()
@@ -104,5 +104,5 @@ def test_a_preparation_in_a_terminal_is_a_bar():
     assert "\x1b[?25l" not in shown  # the cursor stays
     shown = re.sub(r"\x1b\[[\d;]*m", "", shown)
     assert "writing shards  50% " in shown
-    assert "500/1000 pictures" in shown
-    assert " pictures/s, " in shown
+    assert "500/1000 images" in shown
+    assert " images/s, " in shown

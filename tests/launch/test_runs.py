@@ -59,7 +59,7 @@ def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
     ("end", "reason"),
     [
         (Diverged(step=10), "no longer finite at step 10"),
-        (TooDamaged(step=10, reason="9 of the 96 training pictures are damaged"), "9 of the 96"),
+        (TooDamaged(step=10, reason="9 of the 96 training images are damaged"), "9 of the 96"),
     ],
 )
 def test_a_run_that_failed_says_why(directory: RunDirectory, end, reason):

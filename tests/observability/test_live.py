@@ -54,8 +54,8 @@ _DRIVE = (
 )
 _UPLOAD = (
     "import boto3, pathlib, sys; store, folder = boto3.client('s3'), pathlib.Path(sys.argv[1]); "
-    "store.create_bucket(Bucket='pictures'); "
-    "[store.upload_file(str(path), 'pictures', str(path.relative_to(folder))) for path in folder.rglob('*.parquet')]"
+    "store.create_bucket(Bucket='images'); "
+    "[store.upload_file(str(path), 'images', str(path.relative_to(folder))) for path in folder.rglob('*.parquet')]"
 )
 
 
@@ -71,10 +71,10 @@ class _Watched:
     def start_s3(self) -> subprocess.Popen:
         server = self.popen("s3", [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"])
         train, _ = write_demo(
-            str(self._folder / "pictures"), size=40, num_classes=4, train_images=512, validation_images=40, seed=0
+            str(self._folder / "images"), size=40, num_classes=4, train_images=512, validation_images=40, seed=0
         )
         upload = [sys.executable, "-c", _UPLOAD, str(Path(train).parent)]
-        self.wait_until("S3 has the pictures", lambda: self.popen("upload", upload).wait() == 0)
+        self.wait_until("S3 has the images", lambda: self.popen("upload", upload).wait() == 0)
         return server
 
     def start_prometheus(self) -> None:
@@ -88,7 +88,7 @@ class _Watched:
     def start_driver(self) -> None:
         recipe = Recipe(
             model=Model(depth=20, num_classes=4),
-            data=Data(train="s3://pictures/train", validation="s3://pictures/validation", dataset="cifar10"),
+            data=Data(train="s3://images/train", validation="s3://images/validation", dataset="cifar10"),
             augment=Augment(kind="scale", size=24, shorter_side=(26, 40)),
             schedule=Schedule(kind="step", learning_rate=0.01, drops=()),
             evaluation=Evaluation(crops=(24,), shorter_sides=(28,), every_epochs=20),

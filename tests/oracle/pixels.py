@@ -8,7 +8,7 @@ from dist_resnet.data.input.augment import evaluation_windows
 
 
 def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *, flip: bool = False) -> np.ndarray:
-    """Decodes a picture, cuts a window (top, left, height, width) and resizes it: uint8 [size, size, 3].
+    """Decodes an image, cuts a window (top, left, height, width) and resizes it: uint8 [size, size, 3].
 
     Stored pixels count: EXIF orientation is ignored, as torchvision's ImageFolder does. Raises DamagedError.
     """
@@ -18,8 +18,8 @@ def decode_window(encoded: np.ndarray | bytes, window: np.ndarray, size: int, *,
     return pixels[:, ::-1] if flip else pixels
 
 
-def decode_centre(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
-    """The centre crop of evaluation: uint8 [crop, crop, 3]."""
-    picture = decode(bytes(encoded))
-    (window,) = evaluation_windows(np.array([picture.height]), np.array([picture.width]), crop, shorter_side)
+def decode_center(encoded: np.ndarray | bytes, crop: int, shorter_side: int) -> np.ndarray:
+    """The center crop of evaluation: uint8 [crop, crop, 3]."""
+    image = decode(bytes(encoded))
+    (window,) = evaluation_windows(np.array([image.height]), np.array([image.width]), crop, shorter_side)
     return decode_window(encoded, window, crop)

@@ -132,7 +132,7 @@ class Network:
         return x
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        """Batch normalisation of arXiv:1502.03167, Algorithm 1; in evaluation with the running statistics."""
+        """Batch normalization of arXiv:1502.03167, Algorithm 1; in evaluation with the running statistics."""
         if self.training:
             mean = x.sum(dim=(0, 2, 3), keepdim=True) / (x.numel() / x.shape[1])
             variance = ((x - mean) ** 2).sum(dim=(0, 2, 3), keepdim=True) / (x.numel() / x.shape[1])
@@ -149,7 +149,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """A convolution as the sum over its taps of shifted products; zeros around the picture, k // 2 wide."""
+    """A convolution as the sum over its taps of shifted products; zeros around the image, k // 2 wide."""
     size = weight.shape[2]
     out = None
     for taps, shifted in _shifts(x, size, stride, 0.0):

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from scipy.io import savemat
 
 from dist_resnet.data.prepare.prepare import Options, prepare
-from oracle.pictures import REAL, jpeg, smooth
+from oracle.images import REAL, jpeg, smooth
 
 SYNSETS = ("n01440764", "n01443537", "n02012849", "n03126707", "n07875152")
 
-Pictures = dict[str, dict[str, list[tuple[str, bytes]]]]
-"""Split -> class -> (name, encoded) of each picture."""
+Images = dict[str, dict[str, list[tuple[str, bytes]]]]
+"""Split -> class -> (name, encoded) of each image."""
 
 
 class Silent:
@@ -32,8 +32,8 @@ class Silent:
     def begin(self, what: str, total: int | None) -> None:
         self.begun.append(what)
 
-    def advance(self, pictures: int) -> None:
-        self.done += pictures
+    def advance(self, images: int) -> None:
+        self.done += images
 
     def say(self, line: str) -> None:
         self.said.append(line)
@@ -51,9 +51,9 @@ def prepare_here(source: object, target: object, *, run: Any = in_turn, **option
     return prepare(Options(source=str(source), target=str(target), **values), run=run, progress=Silent())
 
 
-def small_pictures(per_class: int = 8, validation: int = 2, classes: Sequence[str] = SYNSETS) -> Pictures:
-    """Generated pictures of about 1 KB, each unlike the others."""
-    made: Pictures = {"train": {}, "validation": {}}
+def small_images(per_class: int = 8, validation: int = 2, classes: Sequence[str] = SYNSETS) -> Images:
+    """Generated images of about 1 KB, each unlike the others."""
+    made: Images = {"train": {}, "validation": {}}
     number = 0
     for split, count in (("train", per_class), ("validation", validation)):
         for name in classes:
@@ -69,17 +69,17 @@ def small_pictures(per_class: int = 8, validation: int = 2, classes: Sequence[st
     return made
 
 
-def damaged_pictures() -> Pictures:
-    """The same with a training picture cut short, `cut.JPEG`, and a page in place of a validation one, `page.JPEG`."""
-    pictures = small_pictures()
-    pictures["train"][SYNSETS[1]][3] = ("cut.JPEG", pictures["train"][SYNSETS[1]][3][1][:-60])
-    pictures["validation"][SYNSETS[4]][0] = ("page.JPEG", b"<html>not found</html>")
-    return pictures
+def damaged_images() -> Images:
+    """The same with a training image cut short, `cut.JPEG`, and a page in place of a validation one, `page.JPEG`."""
+    images = small_images()
+    images["train"][SYNSETS[1]][3] = ("cut.JPEG", images["train"][SYNSETS[1]][3][1][:-60])
+    images["validation"][SYNSETS[4]][0] = ("page.JPEG", b"<html>not found</html>")
+    return images
 
 
-def real_pictures(count: int = 500) -> Pictures:
-    """So many real pictures, in classes of 8 for training and 2 for validation; none where they are absent."""
-    made: Pictures = {"train": {}, "validation": {}}
+def real_images(count: int = 500) -> Images:
+    """So many real images, in classes of 8 for training and 2 for validation; none where they are absent."""
+    made: Images = {"train": {}, "validation": {}}
     number = validation = 0
     for file in sorted(REAL.glob("imagenet-sample/*.parquet")):
         for row in pq.read_table(file).to_pylist():
@@ -94,9 +94,9 @@ def real_pictures(count: int = 500) -> Pictures:
     return made
 
 
-def write_folders(root: Path, pictures: Pictures) -> Path:
+def write_folders(root: Path, images: Images) -> Path:
     """As ImageFolder has them."""
-    for split, classes in pictures.items():
+    for split, classes in images.items():
         for synset, files in classes.items():
             folder = root / {"validation": "val"}.get(split, split) / synset
             folder.mkdir(parents=True)
@@ -116,15 +116,15 @@ def tar(files: Sequence[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def write_archives(root: Path, pictures: Pictures, *, truth: list[int] | None = None) -> Path:
+def write_archives(root: Path, images: Images, *, truth: list[int] | None = None) -> Path:
     """As ImageNet was published: nested tars, a flat one, and the devkit with ids in another order than the synsets."""
     root.mkdir(parents=True, exist_ok=True)
-    inner = [(f"{synset}.tar", tar(files)) for synset, files in reversed(pictures["train"].items())]
+    inner = [(f"{synset}.tar", tar(files)) for synset, files in reversed(images["train"].items())]
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar(inner))
-    flat = [(name, synset, encoded) for synset, files in pictures["validation"].items() for name, encoded in files]
+    flat = [(name, synset, encoded) for synset, files in images["validation"].items() for name, encoded in files]
     flat.sort()
     (root / "ILSVRC2012_img_val.tar").write_bytes(tar([(name, encoded) for name, _, encoded in flat]))
-    ids = {synset: number for number, synset in enumerate(reversed(list(pictures["train"])), 1)}
+    ids = {synset: number for number, synset in enumerate(reversed(list(images["train"])), 1)}
     write_devkit(root / "ILSVRC2012_devkit_t12.tar.gz", ids, truth or [ids[synset] for _, synset, _ in flat])
     return root
 
@@ -154,13 +154,13 @@ def write_parquet(file: Path, rows: Sequence[tuple[str | None, bytes | None, int
     file.parent.mkdir(parents=True, exist_ok=True)
     label = {"names": list(class_names), "_type": "ClassLabel"}
     features = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
-    picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     table = pa.table(
         [
-            pa.array([{"bytes": encoded, "path": name} for name, encoded, _ in rows], picture),
+            pa.array([{"bytes": encoded, "path": name} for name, encoded, _ in rows], image),
             pa.array([label for _, _, label in rows], pa.int64()),
         ],
-        schema=pa.schema({"image": picture, "label": pa.int64()}, {"huggingface": json.dumps(features)}),
+        schema=pa.schema({"image": image, "label": pa.int64()}, {"huggingface": json.dumps(features)}),
     )
     pq.write_table(table, file, row_group_size=7, compression="snappy", use_dictionary=True)
 
@@ -178,10 +178,10 @@ def rename_classes(source: str, target: Path, names: Sequence[str], labels: Sequ
     return str(target)
 
 
-def write_downloaded(root: Path, pictures: Pictures, *, shards: int = 3) -> Path:
+def write_downloaded(root: Path, images: Images, *, shards: int = 3) -> Path:
     """As Hugging Face has them, in a folder `data`, with a test split without labels."""
-    names = sorted(pictures["train"])
-    for split, classes in pictures.items():
+    names = sorted(images["train"])
+    for split, classes in images.items():
         rows = [(name, one, names.index(synset)) for synset, files in classes.items() for name, one in files]
         for number in range(shards):
             file = root / "data" / f"{split}-{number:05d}-of-{shards:05d}.parquet"
@@ -191,10 +191,10 @@ def write_downloaded(root: Path, pictures: Pictures, *, shards: int = 3) -> Path
     return root
 
 
-def expected_rows(pictures: Pictures, split: str) -> list[tuple[str, bytes, int]]:
-    """(name, encoded, label) of a split's pictures, sorted, with labels in the order of the sorted classes."""
-    names = sorted(pictures["train"])
-    rows = [(name, one, names.index(synset)) for synset, files in pictures[split].items() for name, one in files]
+def expected_rows(images: Images, split: str) -> list[tuple[str, bytes, int]]:
+    """(name, encoded, label) of a split's images, sorted, with labels in the order of the sorted classes."""
+    names = sorted(images["train"])
+    rows = [(name, one, names.index(synset)) for synset, files in images[split].items() for name, one in files]
     return sorted(rows)
 
 

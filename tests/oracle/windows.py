@@ -1,4 +1,4 @@
-"""Crop windows one picture at a time in plain integers and `math`: the oracle of `dist_resnet.data.input.augment`.
+"""Crop windows one image at a time in plain integers and `math`: the oracle of `dist_resnet.data.input.augment`.
 
 Written from torchvision's `RandomResizedCrop.get_params`, Table 5's description of scale augmentation, and the
 published SplitMix64 (Steele et al., 2014).
@@ -52,7 +52,7 @@ def inception_window(
 def scale_window(
     seed: int, epoch: int, index: int, height: int, width: int, size: int, shorter_side: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A size x size crop of the picture resized to a drawn shorter side, in source pixels."""
+    """A size x size crop of the image resized to a drawn shorter side, in source pixels."""
     low, high = shorter_side
     target = low + int(uniform(seed, epoch, index, CROP, 0) * (high - low + 1))
     side = max(1, math.floor(size * min(height, width) / target + 0.5))
@@ -60,10 +60,10 @@ def scale_window(
     return top, int(uniform(seed, epoch, index, CROP, 2) * (width - side + 1)), side, side
 
 
-def pad_crop_flip(picture, top: int, left: int, size: int, padding: int, flip: bool):
-    """CIFAR's augmentation of a normalised picture, float [3, H, W], by NumPy: pad with zeros, slice, mirror."""
+def pad_crop_flip(image, top: int, left: int, size: int, padding: int, flip: bool):
+    """CIFAR's augmentation of a normalized image, float [3, H, W], by NumPy: pad with zeros, slice, mirror."""
     import numpy as np
 
-    padded = np.pad(picture, ((0, 0), (padding, padding), (padding, padding)))
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     cut = padded[:, top : top + size, left : left + size]
     return cut[:, :, ::-1] if flip else cut

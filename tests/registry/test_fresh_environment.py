@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from registry.conftest import trained
 
 import dist_resnet
@@ -145,14 +145,14 @@ def _post(url: str, body: object) -> tuple[int, dict]:
             return error.code, json.loads(error.read())
 
 
-def test_a_served_model_answers_pictures_and_refuses_what_is_none(served: str):
+def test_a_served_model_answers_images_and_refuses_what_is_none(served: str):
     pixels = smooth(50, 60, 0)
-    picture = base64.b64encode(jpeg(pixels, format="PNG")).decode()
+    image = base64.b64encode(jpeg(pixels, format="PNG")).decode()
     rubbish = base64.b64encode(b"rubbish").decode()
     bodies = [
-        {"dataframe_records": [{"image": picture}, {"image": rubbish}, {"image": picture}]},
-        {"dataframe_split": {"columns": ["image"], "data": [[picture], [rubbish], [picture]]}},
-        {"instances": [{"image": picture}, {"image": rubbish}, {"image": picture}]},
+        {"dataframe_records": [{"image": image}, {"image": rubbish}, {"image": image}]},
+        {"dataframe_split": {"columns": ["image"], "data": [[image], [rubbish], [image]]}},
+        {"instances": [{"image": image}, {"image": rubbish}, {"image": image}]},
     ]
     for body in bodies:
         status, answer = _post(served, body | {"params": {"top_k": 2}})
@@ -167,11 +167,11 @@ def test_a_served_model_answers_pictures_and_refuses_what_is_none(served: str):
 
     url_safe = base64.urlsafe_b64encode(jpeg(pixels, format="PNG")).decode()
     wrapped = [
-        picture,
-        f"data:image/png;base64,{picture}",
+        image,
+        f"data:image/png;base64,{image}",
         base64.encodebytes(jpeg(pixels, format="PNG")).decode(),
         url_safe.rstrip("="),
-        f"  {picture}\r\n",
+        f"  {image}\r\n",
         "nothing!",
     ]
     status, answer = _post(served, {"inputs": wrapped, "params": {"top_k": 2}})
@@ -179,14 +179,14 @@ def test_a_served_model_answers_pictures_and_refuses_what_is_none(served: str):
     *good, bad = answer["predictions"]
     assert [row["classes"] for row in good] == [first["classes"]] * 5
     assert "text must be base64, got 'nothing!'" in bad["error"]
-    status, answer = _post(served, {"inputs": [picture], "params": {"top_k": 2, "exif_rotation": False}})
+    status, answer = _post(served, {"inputs": [image], "params": {"top_k": 2, "exif_rotation": False}})
     assert answer["predictions"][0]["classes"] == first["classes"]
 
-    record = {"image": picture}
+    record = {"image": image}
     for body, reason in (
         ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer from 1 on"),
         ({"dataframe_records": [record], "params": {"top_k": "many"}}, "top_k"),
-        ({"dataframe_records": [{"picture": picture}]}, "Model is missing inputs ['image']"),
+        ({"dataframe_records": [{"photo": image}]}, "Model is missing inputs ['image']"),
         ({}, "exactly one of the input fields"),
         (b"{", "valid JSON"),
     ):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from data.image.test_pixels import TRANSPARENT, _oriented
 from mlflow.pyfunc import scoring_server
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from PIL import Image
 from registry.conftest import trained
 from registry.test_predictor import CLASSES, RECIPE
@@ -121,7 +121,7 @@ def test_ascii_image_files_are_not_taken_for_base64() -> None:
     [
         (smooth(9, 8, 0) / 255, r"got float64 \[9, 8, 3\]; multiply values from 0 to 1 by 255"),
         (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a list around an image that is alone"),
-        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat grey values for the three colors"),
+        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat gray values for the three colors"),
         (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the colors last"),
         (np.zeros((9, 8, 4), np.uint8), r"got uint8 \[9, 8, 4\]$"),
     ],
@@ -213,7 +213,7 @@ def test_a_photograph_is_turned_unless_that_is_declined(ask: Ask) -> None:
     assert first["probabilities"] != second["probabilities"]
 
 
-@pytest.mark.parametrize("kind", ["RGBA PNG", "grey and alpha PNG", "16-bit grey PNG", "palette PNG, shares", "GIF"])
+@pytest.mark.parametrize("kind", ["RGBA PNG", "gray and alpha PNG", "16-bit gray PNG", "palette PNG, shares", "GIF"])
 def test_odd_files_are_seen_as_training_sees_them(kind: str, ask: Ask) -> None:
     encoded, expected = TRANSPARENT[kind]()
     (found,) = ask({"inputs": [base64.b64encode(encoded).decode()]})
@@ -222,12 +222,12 @@ def test_odd_files_are_seen_as_training_sees_them(kind: str, ask: Ask) -> None:
     assert found == plain
 
 
-def test_the_code_that_travels_reads_a_16_bit_image_as_grey_and_not_as_white(ask: Ask, tmp_path: Path) -> None:
+def test_the_code_that_travels_reads_a_16_bit_image_as_gray_and_not_as_white(ask: Ask, tmp_path: Path) -> None:
     values = np.linspace(0, 65_535, 80 * 90).reshape(80, 90).astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     (found,) = ask({"inputs": [base64.b64encode(buffer.getvalue()).decode()]})
-    grey = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    (expected,) = ask({"dataframe_records": [{"image": grey.tolist()}]})
-    (white,) = ask({"dataframe_records": [{"image": np.full_like(grey, 255).tolist()}]})
+    gray = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    (expected,) = ask({"dataframe_records": [{"image": gray.tolist()}]})
+    (white,) = ask({"dataframe_records": [{"image": np.full_like(gray, 255).tolist()}]})
     assert found == expected != white

@@ -54,7 +54,7 @@ def test_every_network_comes_back_to_the_last_bit(shortcut, placement, execution
 
 
 @pytest.mark.parametrize("depth", [8, 50])
-def test_the_program_gives_the_networks_logits_for_any_number_of_pictures(depth, execution: Execution, tmp_path: Path):
+def test_the_program_gives_the_networks_logits_for_any_number_of_images(depth, execution: Execution, tmp_path: Path):
     made, model = _write(_of(depth, 32), execution, tmp_path)
     program = torch.export.load(made.folder / "data" / "model.pt2").module()
     for count in (1, 2, 7):

@@ -1,4 +1,4 @@
-"""Prediction. Oracle: the network's own logits for what the evaluation path, DALI's, makes of the same pictures."""
+"""Prediction. Oracle: the network's own logits for what the evaluation path, DALI's, makes of the same images."""
 
 import base64
 import dataclasses
@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracle.pictures import jpeg, read_row_group, real, smooth
-from oracle.pixels import decode_centre
+from oracle.images import jpeg, read_row_group, real, smooth
+from oracle.pixels import decode_center
 from PIL import Image
 from registry.conftest import WORKER, trained
 
@@ -67,7 +67,7 @@ PIXELS = smooth(90, 120, 0)
         lambda: json.loads(json.dumps([PIXELS.tolist()])),
     ],
 )
-def test_a_picture_has_the_same_answer_however_it_comes(request_of, served: Predictor):
+def test_an_image_has_the_same_answer_however_it_comes(request_of, served: Predictor):
     (expected,) = served.predict([_png(PIXELS)])
     assert expected["error"] is None
     assert served.predict(request_of()) == [expected]
@@ -96,7 +96,7 @@ def test_answers_are_the_likeliest_classes_with_their_names(served: Predictor):
         (None, "an array must be"),
     ],
 )
-def test_a_picture_that_cannot_be_read_has_an_error_and_the_others_their_answers(value, reason, served: Predictor):
+def test_an_image_that_cannot_be_read_has_an_error_and_the_others_their_answers(value, reason, served: Predictor):
     good, bad, other = served.predict([_png(PIXELS), value, _png(PIXELS[:, ::-1])])
     assert bad["classes"] == []
     with pytest.raises(ValueError, match=reason):
@@ -109,7 +109,7 @@ def test_a_picture_that_cannot_be_read_has_an_error_and_the_others_their_answers
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_cmyk_pictures_are_read(mode: str, served: Predictor):
+def test_gray_and_cmyk_images_are_read(mode: str, served: Predictor):
     (answer,) = served.predict([jpeg(PIXELS, mode=mode)])
     assert answer["error"] is None
 
@@ -121,8 +121,8 @@ def test_an_impossible_top_k_is_refused(top_k, served: Predictor):
 
 
 def test_a_table_without_the_column_is_refused(served: Predictor):
-    with pytest.raises(ValueError, match=r"column image, got \['picture'\]"):
-        served.predict({"picture": [b""]})
+    with pytest.raises(ValueError, match=r"column image, got \['photo'\]"):
+        served.predict({"photo": [b""]})
 
 
 def test_logits_are_those_of_the_evaluation_path(tmp_path: Path):
@@ -133,11 +133,11 @@ def test_logits_are_those_of_the_evaluation_path(tmp_path: Path):
     served = Predictor(tmp_path, "cpu")
     images = EvaluationImages(recipe, split, WORKER, InputOptions.of(execution))
     try:
-        batch = next(iter(images.centre_crops(64, 72)))
+        batch = next(iter(images.center_crops(64, 72)))
     finally:
         images.close()
     group = read_row_group(split, 0)
-    found = np.stack([decode_centre(group.images[place], 64, 72) for place in range(16)])
+    found = np.stack([decode_center(group.images[place], 64, 72) for place in range(16)])
     with torch.no_grad():
         expected = served.model(batch.images[:16])
     # DALI and PIL decode and resize alike to a level or two of 255.

@@ -40,7 +40,7 @@ def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store
     assert tags["weights_sha256"] == published.weights_sha256
     assert tags["step"] == "6"
     assert len(tags["fingerprint"]) == 64
-    assert "licence" in tags
+    assert "license" in tags
     assert tags["evaluated_at"] == "32 px of 32 px"
 
 
@@ -83,7 +83,7 @@ def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, 
 def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
     recorded, reason, recipe, make_run, store, tmp_path, caplog
 ):
-    # The pictures are normalised as CIFAR-10's are, which does not make them airplanes.
+    # The images are normalized as CIFAR-10's are, which does not make them airplanes.
     assert recipe.data.dataset == "cifar10"
     published = publish_run(make_run(recipe, classes=recorded), tracking_uri=store, name="numbered")
     assert _names(published.uri, store, tmp_path / "package") == (["0", "1", "2", "3"], "numbers")
@@ -145,7 +145,7 @@ def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, short
     assert default_name(model, dataset) == name
 
 
-def test_the_champion_is_the_one_of_lowest_error_on_the_same_pictures(recipe: Recipe, make_run: MakeRun, store: str):
+def test_the_champion_is_the_one_of_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
     def champion_after(
         error: float, recipe: Recipe = recipe, promote: publish.Promotion = "better"
     ) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""The training curve. Oracle: PIL opens the picture and finds the colours of the curves in it."""
+"""The training curve. Oracle: PIL opens the encoded and finds the colors of the curves in it."""
 
 import io
 
@@ -7,8 +7,8 @@ from PIL import Image
 from dist_resnet.tracking.plots import training_curve
 
 
-def _colors(picture: bytes) -> set[tuple[int, int, int]]:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+def _colors(encoded: bytes) -> set[tuple[int, int, int]]:
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
     return {color for _, color in image.getcolors(maxcolors=1 << 20)}
 
 

@@ -98,6 +98,13 @@ def test_a_record_is_stored_as_every_version_stored_it(record: Record, line: str
     assert from_stored(json.loads(line)) == record
 
 
+def test_a_metric_that_an_earlier_version_named_otherwise_has_the_name_of_today():
+    stored = {"kind": "metrics", "time": 1, "step": 1, "values": {"data/damaged_pictures": 2.0}}
+    record = from_stored(stored)
+    assert isinstance(record, Metrics)
+    assert record.values == {"data/damaged_images": 2.0}
+
+
 def test_a_number_that_is_none_is_read_as_one():
     (value,) = from_stored({"kind": "metrics", "time": 1, "step": 1, "values": {"train/loss": "nan"}}).values.values()
     assert math.isnan(value)

@@ -1,10 +1,10 @@
-"""Runs on damaged pictures. Oracle: the same run by another number of workers, and the rows that were damaged."""
+"""Runs on damaged images. Oracle: the same run by another number of workers, and the rows that were damaged."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
-from oracle.pictures import jpeg, smooth, write_rows
+from oracle.images import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local
 from dist_resnet.launch.evaluate import evaluate
@@ -13,12 +13,12 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Damaged, TooDamaged
 
-HURT = {3: "cut short", 17: "no picture", 41: "cut short"}
+HURT = {3: "cut short", 17: "no image", 41: "cut short"}
 
 
 @pytest.fixture(params=["shard", "resident"])
 def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -> Recipe:
-    """64 training pictures in two shards, three of them damaged, and 20 validation pictures, one of them damaged."""
+    """64 training images in two shards, three of them damaged, and 20 validation images, one of them damaged."""
     images = [jpeg(smooth(32, 32, index)) for index in range(64)]
     labels = [index % 4 for index in range(64)]
     for index, kind in HURT.items():
@@ -31,7 +31,7 @@ def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -
     return dataclasses.replace(base, data=data)
 
 
-def test_damaged_pictures_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
+def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
     execution = dataclasses.replace(execution, damaged_share=0.1)
     plan = local.prepare_run(hurt_recipe, execution, job="test")
     summary = local.run(plan)
@@ -46,10 +46,10 @@ def test_damaged_pictures_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe
         ("validation", "a.parquet", 7),
     }
     assert len(events) == 4  # once each, in two epochs
-    assert history(records)["data/damaged_pictures"][-1][2] == 3
+    assert history(records)["data/damaged_images"][-1][2] == 3
     assert caplog.text.count("cannot be decoded and is left out of the loss") == 3
     assert caplog.text.count("cannot be decoded and counts as an error") == 1
-    listed = plan.directory.read("damaged_pictures.csv").decode().splitlines()
+    listed = plan.directory.read("damaged_images.csv").decode().splitlines()
     assert len(listed) == 1 + 4
     assert any(line.startswith("train,") and line.split(",")[1].endswith("b.parquet") for line in listed)
 
@@ -72,7 +72,7 @@ def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed
     plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.03), job="test")
     summary = local.run(plan)
     assert summary["status"] == "too_damaged"
-    assert "2 of the 64 training pictures are damaged" in caplog.text or "3 of the 64 training" in caplog.text
+    assert "2 of the 64 training images are damaged" in caplog.text or "3 of the 64 training" in caplog.text
     assert "--execution.damaged-share" in caplog.text
     assert not plan.directory.exists("summary.json")
     assert isinstance(read_journal(plan.directory)[-1], TooDamaged)
@@ -83,7 +83,7 @@ def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed
 
 
 def headers_only(images: list[bytes]) -> list[bytes]:
-    """JPEGs that have a size and an end, and no picture in between."""
+    """JPEGs that have a size and an end, and no image in between."""
     return [image[: image.index(b"\xff\xda")] + b"\xff\xd9" for image in images]
 
 

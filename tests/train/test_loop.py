@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle.pictures import real
+from oracle.images import real
 
 from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import EvaluationImages, TrainingImages
@@ -110,7 +110,7 @@ def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execut
         raise _StoppedError
         yield
 
-    validation.centre_crops = dying
+    validation.center_crops = dying
     with pytest.raises(_StoppedError):
         train(_context(plan), training, validation)
     run_worker(plan, WORKER)
@@ -121,7 +121,7 @@ def test_a_run_that_died_while_evaluating_evaluates_again(recipe: Recipe, execut
 def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execution: Execution, source):
     steps_per_epoch = 3
     if source == "real":
-        shard_recipe, steps_per_epoch = _on_real_pictures(shard_recipe), 500 // 32
+        shard_recipe, steps_per_epoch = _on_real_images(shard_recipe), 500 // 32
     recipe = dataclasses.replace(shard_recipe, epochs=20 / steps_per_epoch, schedule=Schedule(learning_rate=0.01))
     losses = {}
     for workers in (1, 2, 3):
@@ -162,8 +162,8 @@ def test_a_run_may_stop_on_any_number_of_workers_and_go_on_with_any_other(shard_
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=2e-4)
 
 
-def _on_real_pictures(recipe: Recipe) -> Recipe:
-    """The recipe on 500 ImageNet pictures at 64 pixels."""
+def _on_real_images(recipe: Recipe) -> Recipe:
+    """The recipe on 500 ImageNet images at 64 pixels."""
     shards = real("imagenet-sample/train-*.parquet").uri
     return dataclasses.replace(
         recipe,

@@ -27,7 +27,7 @@ def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
     meter.add(step, totals, images=8, learning_rate=0.1, data_seconds=0.0)
 
 
-def test_means_are_sums_over_pictures(tmp_path):
+def test_means_are_sums_over_images(tmp_path):
     meter, run, directory = _meter(tmp_path)
     _add(meter, 1, 16.0, 2)
     _add(meter, 2, 4.0, 8)
@@ -38,7 +38,7 @@ def test_means_are_sums_over_pictures(tmp_path):
     assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
 
 
-def test_means_leave_damaged_pictures_out_and_the_meter_counts_them(tmp_path):
+def test_means_leave_damaged_images_out_and_the_meter_counts_them(tmp_path):
     meter, run, directory = _meter(tmp_path)
     meter.add(1, torch.tensor([12.0, 3.0, 6.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
     meter.add(2, torch.tensor([0.0, 0.0, 0.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
 
 
 @pytest.mark.parametrize(("data_seconds", "hints"), [(0.02, 1), (0.001, 0)])
-def test_waiting_for_pictures_is_told_once(tmp_path, caplog, data_seconds, hints):
+def test_waiting_for_images_is_told_once(tmp_path, caplog, data_seconds, hints):
     meter, run, _ = _meter(tmp_path, input_watch_seconds=0.1)
     totals = torch.tensor([1.0, 0.0, 8.0], dtype=torch.float64)
     for step in range(1, 31):

@@ -57,7 +57,7 @@ def test_a_run_in_bf16_is_evaluated_in_fp32(recipe: Recipe, execution: Execution
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
     images = EvaluationImages(recipe, plan.validation, worker, InputOptions.of(execution))
     with torch.no_grad():
-        batches = list(images.centre_crops(32, 32))
+        batches = list(images.center_crops(32, 32))
         logits, labels = torch.cat([model(each.images) for each in batches]), torch.cat([b.labels for b in batches])
         loss = torch.nn.functional.cross_entropy(logits, labels).item()
         with torch.autocast("cpu", torch.bfloat16):

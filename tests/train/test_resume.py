@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import pictures
+from oracle import images
 
 from dist_resnet.recipe import Execution, Recipe, Recovery
 from dist_resnet.tracking.run_directory import RunDirectory
@@ -17,7 +17,7 @@ from dist_resnet.train.state import TrainState
 from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.worker import Worker
 
-RECIPE = pictures.recipe()
+RECIPE = images.recipe()
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets. Oracle: the pictures that were put on them."""
+"""Contact sheets. Oracle: the images that were put on them."""
 
 import io
 
@@ -8,11 +8,11 @@ from PIL import Image
 from dist_resnet.train.run_images import contact_sheet
 
 
-def test_every_picture_is_on_the_sheet_at_its_place():
-    pictures = np.random.default_rng(0).integers(0, 256, (11, 5, 7, 3), dtype=np.uint8)
-    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(pictures))))
+def test_every_image_is_on_the_sheet_at_its_place():
+    images = np.random.default_rng(0).integers(0, 256, (11, 5, 7, 3), dtype=np.uint8)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(images))))
     assert sheet.shape == (2 * 7 - 2, 8 * 9 - 2, 3)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         top, left = number // 8 * 7, number % 8 * 9
-        np.testing.assert_array_equal(sheet[top : top + 5, left : left + 7], picture)
+        np.testing.assert_array_equal(sheet[top : top + 5, left : left + 7], image)
     assert (sheet[7:, 3 * 9 :] == 255).all()

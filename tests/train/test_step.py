@@ -57,8 +57,8 @@ def test_a_step_is_one_update_by_the_mean_loss_with_statistics_per_ghost_batch(r
     assert state.step == 1
 
 
-def test_a_picture_of_no_weight_moves_nothing_but_the_statistics_it_is_seen_in(recipe: Recipe, execution: Execution):
-    """By the formula: the losses of the others, over the pictures of the global batch."""
+def test_an_image_of_no_weight_moves_nothing_but_the_statistics_it_is_seen_in(recipe: Recipe, execution: Execution):
+    """By the formula: the losses of the others, over the images of the global batch."""
     batches = _batches(recipe)
     batches[1].weights[3] = batches[2].weights[5] = 0
     state = create_state(recipe, execution, WORKER)

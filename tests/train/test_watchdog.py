@@ -70,7 +70,7 @@ def test_a_watchdog_whose_block_is_over_hears_nothing_and_ends_nothing():
     assert (done.returncode, done.stdout.strip()) == (0, "here")
 
 
-def test_a_worker_lives_on_while_its_pictures_store_is_asked_again(recipe, execution, monkeypatch):
+def test_a_worker_lives_on_while_its_images_store_is_asked_again(recipe, execution, monkeypatch):
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     store, threads = FailingStore(failures=2), []

@@ -1,4 +1,4 @@
-"""What encoded pictures say of themselves without being decoded: size, whether they are cut short, and their kind.
+"""What encoded images say of themselves without being decoded: size, whether they are cut short, and their kind.
 
 Heights and widths are those stored: EXIF orientation is ignored.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 from dist_resnet.data.image import png
 
 MOST_MEGAPIXELS = 100
-"""A larger picture counts as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
+"""A larger image counts as damaged; decoding one of this size takes 0.3 GB, or 0.9 GB where it is progressive."""
 # Start-of-frame markers: 0xC0 .. 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 # What can precede the pixels: the frame, tables, what applications have to say, comments.
@@ -22,8 +22,8 @@ _SAID_BESIDE = {**dict.fromkeys([*range(0xE2, 0xF0), 0xFE], 1 << 17), 0xE0: 18, 
 _JPEG_START, _JPEG_END, _TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 4096
 
 
-def picture_size(encoded: np.ndarray) -> tuple[int, int]:
-    """(height, width) of an encoded picture: uint8 [num_bytes]. Raises ValueError where it has no known header."""
+def image_size(encoded: np.ndarray) -> tuple[int, int]:
+    """(height, width) of an encoded image: uint8 [num_bytes]. Raises ValueError where it has no known header."""
     head = encoded.data
     size = None
     if head[:2] == _JPEG_START:
@@ -33,12 +33,12 @@ def picture_size(encoded: np.ndarray) -> tuple[int, int]:
     else:
         size = _pillow_size(encoded)
     if size is None or min(size) < 1:
-        raise ValueError(f"{len(encoded)} bytes that begin with {head[:8].hex() or 'nothing'} are no picture header")
+        raise ValueError(f"{len(encoded)} bytes that begin with {head[:8].hex() or 'nothing'} are no image header")
     return size
 
 
 def check_megapixels(height: int, width: int) -> None:
-    """Raises ValueError, naming the size, where a picture has more than `MOST_MEGAPIXELS`."""
+    """Raises ValueError, naming the size, where an image has more than `MOST_MEGAPIXELS`."""
     if height * width > MOST_MEGAPIXELS * 1_000_000:
         raise ValueError(f"{width} x {height} is more than {MOST_MEGAPIXELS} megapixels")
 
@@ -46,7 +46,7 @@ def check_megapixels(height: int, width: int) -> None:
 def check_whole(encoded: np.ndarray) -> None:
     """Raises ValueError where an encoded JPEG, uint8 [num_bytes], is cut short; a PNG without an end is an oddity.
 
-    A decoder that is asked for the upper part of a picture would not notice that the lower part is missing.
+    A decoder that is asked for the upper part of an image would not notice that the lower part is missing.
     """
     tail = encoded[-_TAIL_BYTES:].tobytes()
     is_jpeg = encoded[:2].tobytes() == _JPEG_START
@@ -160,8 +160,8 @@ def _find_segment(head: bytes | memoryview, markers: frozenset[int]) -> int | No
 
 def _pillow_size(encoded: np.ndarray) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(encoded.tobytes())) as picture:
-            return picture.height, picture.width
+        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+            return image.height, image.width
     except Image.DecompressionBombError as error:
         raise ValueError(f"more than {MOST_MEGAPIXELS} megapixels ({error})") from error
     except MemoryError:

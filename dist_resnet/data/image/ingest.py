@@ -1,7 +1,7 @@
-"""What becomes of one encoded picture on its way into a set: decoded once, kept, converted, shrunk or refused.
+"""What becomes of one encoded image on its way into a set: decoded once, kept, converted, shrunk or refused.
 
-A picture's bytes are kept as they are wherever the decoder that trains reads them as Pillow does, whatever the file
-is called: JPEG of nearly any colour space, PNG of 8 bits without transparency, plain BMP, WebP. EXIF rotation stays in
+An image's bytes are kept as they are wherever the decoder that trains reads them as Pillow does, whatever the file
+is called: JPEG of nearly any color space, PNG of 8 bits without transparency, plain BMP, WebP. EXIF rotation stays in
 the bytes and is ignored when they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not
 at all, PNG of 16 bits or with transparency, CMYK JPEG without a marker of its kind, GIF, TIFF and others, becomes an
 8-bit PNG of the pixels that `pixels.decode` has.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.image.headers import check_whole, oddity, picture_size
+from dist_resnet.data.image.headers import check_whole, image_size, oddity
 from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, told
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
@@ -25,7 +25,7 @@ _LONGEST_JPEG_SIDE = 65_500
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink:
-    """Pictures with a longer shorter side are resized to it and encoded as JPEG, unless they are too long for one."""
+    """Images with a longer shorter side are resized to it and encoded as JPEG, unless they are too long for one."""
 
     shorter_side: int
     quality: int = 90
@@ -39,7 +39,7 @@ class Shrink:
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """A picture as it enters the set."""
+    """An image as it enters the set."""
 
     encoded: bytes
     converted: str | None = None
@@ -48,76 +48,75 @@ class Ingested:
 
 
 def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
-    """Decodes a picture fully and settles which bytes enter the set. Raises DamagedError."""
-    picture = load(encoded)
+    """Decodes an image fully and settles which bytes enter the set. Raises DamagedError."""
+    image = load(encoded)
     try:
-        return _settled(encoded, picture, shrink)
+        return _settled(encoded, image, shrink)
     except (DamagedError, MemoryError):
         raise
     except Exception as error:  # as many kinds as Pillow has encoders
         raise DamagedError(
-            f"a picture of {picture.width} x {picture.height} in {picture.mode} that cannot be encoded again "
-            f"({told(error)})"
+            f"an image of {image.width} x {image.height} in {image.mode} that cannot be encoded again ({told(error)})"
         ) from error
 
 
-def _settled(encoded: bytes, picture: Image.Image, shrink: Shrink | None) -> Ingested:
-    smaller = None if shrink is None else _shrunk(picture, shrink)
+def _settled(encoded: bytes, image: Image.Image, shrink: Shrink | None) -> Ingested:
+    smaller = None if shrink is None else _shrunk(image, shrink)
     if smaller is not None and len(smaller) < len(encoded):
         return Ingested(encoded=smaller, shrunk=True)
-    if reason := _why_converted(encoded, picture):
-        return Ingested(encoded=_png(picture), converted=reason)
+    if reason := _why_converted(encoded, image):
+        return Ingested(encoded=_png(image), converted=reason)
     return Ingested(encoded=encoded)
 
 
-def _why_converted(encoded: bytes, picture: Image.Image) -> str | None:
+def _why_converted(encoded: bytes, image: Image.Image) -> str | None:
     """Why the decoder that trains would not give the same pixels, or None where it does."""
-    if picture.format not in _KEPT_FORMATS:
-        return picture.format
+    if image.format not in _KEPT_FORMATS:
+        return image.format
     content = np.frombuffer(encoded, np.uint8)
     if reason := oddity(content):
         return reason
     try:
-        seen = picture_size(content)
+        seen = image_size(content)
         check_whole(content)
     except ValueError:
         seen = None
-    return None if seen == (picture.height, picture.width) else f"{picture.format} with an odd header"
+    return None if seen == (image.height, image.width) else f"{image.format} with an odd header"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    plain = picture.mode in _PNG_MODES and not picture.has_transparency_data
-    (picture if plain else flatten(picture)).save(buffer, "PNG")
+    plain = image.mode in _PNG_MODES and not image.has_transparency_data
+    (image if plain else flatten(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _shrunk(picture: Image.Image, shrink: Shrink) -> bytes | None:
-    """The picture at its smaller size as a JPEG, or None where it is small already or would be too long for one."""
-    factor = shrink.shorter_side / min(picture.size)
-    size = (round(picture.width * factor), round(picture.height * factor))
+def _shrunk(image: Image.Image, shrink: Shrink) -> bytes | None:
+    """The image at its smaller size as a JPEG, or None where it is small already or would be too long for one."""
+    factor = shrink.shorter_side / min(image.size)
+    size = (round(image.width * factor), round(image.height * factor))
     if factor >= 1 or max(size) > _LONGEST_JPEG_SIDE:
         return None
     buffer = io.BytesIO()
-    flatten(picture).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=shrink.quality)
+    flatten(image).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=shrink.quality)
     return buffer.getvalue()
 
 
 def difference(encoded: bytes, shrunk: bytes, shorter_side: int) -> float:
-    """Mean absolute difference, of 255 levels, that shrinking makes to the centre that an evaluation would crop.
+    """Mean absolute difference, of 255 levels, that shrinking makes to the center that an evaluation would crop.
 
-    Both pictures are resized to `shorter_side`, at most 256, and the centre square of 7/8 of it is compared.
+    Both images are resized to `shorter_side`, at most 256, and the center square of 7/8 of it is compared.
     """
     side = min(256, shorter_side)
-    first, second = (_centre(decode(one), side) for one in (encoded, shrunk))
+    first, second = (_center(decode(one), side) for one in (encoded, shrunk))
     return float(np.abs(first - second).mean())
 
 
-def _centre(picture: Image.Image, side: int) -> np.ndarray:
+def _center(image: Image.Image, side: int) -> np.ndarray:
     """int16 [S, S, 3] with S = 7/8 of `side`"""
-    factor = side / min(picture.size)
-    size = (round(picture.width * factor), round(picture.height * factor))
+    factor = side / min(image.size)
+    size = (round(image.width * factor), round(image.height * factor))
     crop = side * 7 // 8
     left, top = (size[0] - crop) // 2, (size[1] - crop) // 2
-    resized = picture.resize(size, Image.Resampling.BILINEAR)
+    resized = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(resized.crop((left, top, left + crop, top + crop)), np.int16)

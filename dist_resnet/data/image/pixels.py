@@ -100,7 +100,7 @@ def _read(encoded: bytes) -> Image.Image:
         raise DamagedError(f"more than {MOST_MEGAPIXELS} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise DamagedError(
-            f"no picture: {len(encoded)} bytes that begin with {encoded[:8].hex()}, {_likeness(encoded)}"
+            f"no image: {len(encoded)} bytes that begin with {encoded[:8].hex()}, {_likeness(encoded)}"
         ) from error
     except Exception as error:  # damaged bytes can make Pillow raise nearly anything
         raise DamagedError(told(error)) from error
@@ -117,7 +117,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """An image of `load` with 8 bits per channel and nothing transparent: grey (mode L) or RGB. Raises DamagedError."""
+    """An image of `load` with 8 bits per channel and nothing transparent: gray (mode L) or RGB. Raises DamagedError."""
     if image.mode in _SIXTEEN_BIT_MODES:
         return _eight_bits(image)
     if image.has_transparency_data:

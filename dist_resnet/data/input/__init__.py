@@ -1,1 +1,1 @@
-"""What happens to images in each step: order, windows, decoding, normalisation."""
+"""What happens to images in each step: order, windows, decoding, normalization."""

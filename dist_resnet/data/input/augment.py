@@ -1,7 +1,7 @@
-"""Crop windows, flips and colour factors as pure functions of (seed, epoch, picture index).
+"""Crop windows, flips and color factors as pure functions of (seed, epoch, image index).
 
 Each draw hashes (seed, epoch, index, purpose, number of the draw) with the finaliser of SplitMix64, so no generator
-state exists and any picture's draws can be made alone, in any order, on any machine.
+state exists and any image's draws can be made alone, in any order, on any machine.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ColorFactors:
     strengths: np.ndarray | None
     """float32 [N, 3] in [0.6, 1.4]: factors of brightness, contrast, saturation; None with `order`."""
     lighting: np.ndarray
-    """float32 [N, 3]: normal with deviation 0.1, one factor per principal component of colour."""
+    """float32 [N, 3]: normal with deviation 0.1, one factor per principal component of color."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Augmentation:
     epoch: int
 
     def windows(self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """Draws a window (top, left, height, width) in source pixels for each picture: int64 [N, 4].
+        """Draws a window (top, left, height, width) in source pixels for each image: int64 [N, 4].
 
-        `heights`, `widths`: int64 [N]. scale and inception windows lie within the picture and are resized to size x
-        size. A pad window is size x size within the padded picture: its top and left count from the padding's corner.
-        Raises ValueError for a picture that is too small for a pad window.
+        `heights`, `widths`: int64 [N]. scale and inception windows lie within the image and are resized to size x
+        size. A pad window is size x size within the padded image: its top and left count from the padding's corner.
+        Raises ValueError for an image that is too small for a pad window.
         """
         draws = self._uniforms(indices, _CROP, 4 * _TRIES if self.augment.kind == "inception" else 3)
         heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
@@ -51,7 +51,7 @@ class Augmentation:
         return windows(self.augment, draws, heights, widths)
 
     def flips(self, indices: np.ndarray) -> np.ndarray:
-        """Draws whether each picture is mirrored: bool [N]."""
+        """Draws whether each image is mirrored: bool [N]."""
         return (self._uniforms(indices, _FLIP, 1)[:, 0] < 0.5) & self.augment.flip
 
     def color_factors(self, indices: np.ndarray) -> ColorFactors | None:
@@ -73,15 +73,15 @@ class Augmentation:
         key = np.array([self.seed & _MASK], np.uint64)
         for word in (self.epoch, purpose):
             key = _mix(key + np.array([(word + 1) * _GOLDEN & _MASK], np.uint64))
-        pictures = _mix(key + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+        images = _mix(key + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
         steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-        return (_mix(pictures[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return (_mix(images[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, shorter_side: int) -> np.ndarray:
-    """Centre windows (top, left, height, width) in source pixels: int64 [N, 4].
+    """Center windows (top, left, height, width) in source pixels: int64 [N, 4].
 
-    A window is the source of the centre crop x crop pixels of the picture resized to `shorter_side`, rounded to whole
+    A window is the source of the center crop x crop pixels of the image resized to `shorter_side`, rounded to whole
     source pixels; resized to crop x crop it is that crop up to this rounding and the filter at its border.
     """
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
@@ -90,10 +90,10 @@ def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, short
 
 
 def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """A crop of the picture whose shorter side is resized to s ~ U{shorter_side}, Table 5 "scale".
+    """A crop of the image whose shorter side is resized to s ~ U{shorter_side}, Table 5 "scale".
 
-    Departs from the paper: the crop is made in the source picture, as a square of size * short / s pixels, rounded,
-    and then resized, instead of a crop of the resized picture. The same region is shown, up to half a source pixel,
+    Departs from the paper: the crop is made in the source image, as a square of size * short / s pixels, rounded,
+    and then resized, instead of a crop of the resized image. The same region is shown, up to half a source pixel,
     and the filter sees no pixel outside of it.
     """
     low, high = augment.shorter_side
@@ -103,7 +103,7 @@ def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, wid
 
 
 def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest centre window."""
+    """torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest center window."""
     tries = draws.reshape(-1, 4, _TRIES)
     area = (heights * widths)[:, None] * _between(tries[:, 0], *augment.area)
     low, high = np.log(augment.aspect)
@@ -116,11 +116,11 @@ def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray,
     sides = np.stack([tried_heights[pick], tried_widths[pick]], axis=1)
     places = np.stack([tries[:, 2][pick], tries[:, 3][pick]], axis=1)
     drawn = _placed(sides, np.stack([heights, widths], axis=1), places)
-    return np.where(fits[pick][:, None], drawn, _centre_windows(augment, heights, widths))
+    return np.where(fits[pick][:, None], drawn, _center_windows(augment, heights, widths))
 
 
-def _centre_windows(augment: Augment, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The largest centre window whose aspect is within the range."""
+def _center_windows(augment: Augment, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The largest center window whose aspect is within the range."""
     least, greatest = augment.aspect
     height = np.where(widths < heights * least, np.rint(widths / least).astype(np.int64), heights)
     width = np.where(widths > heights * greatest, np.rint(heights * greatest).astype(np.int64), widths)
@@ -133,7 +133,7 @@ def _pad_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, width
     small = np.flatnonzero(np.minimum(heights, widths) < augment.size)
     if len(small):
         raise ValueError(
-            f"a picture of {widths[small[0]] - 2 * augment.padding} x {heights[small[0]] - 2 * augment.padding} with "
+            f"an image of {widths[small[0]] - 2 * augment.padding} x {heights[small[0]] - 2 * augment.padding} with "
             f"{augment.padding} pixels of padding holds no crop of {augment.size}; lower --augment.size"
         )
     return _placed(np.full((len(draws), 2), augment.size), np.stack([heights, widths], axis=1), draws[:, :2])

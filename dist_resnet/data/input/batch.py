@@ -22,27 +22,27 @@ _SERIAL = 32768
 
 @dataclass(frozen=True)
 class Request:
-    """A batch of N encoded pictures and what to make of them."""
+    """A batch of N encoded images and what to make of them."""
 
     images: list[np.ndarray]
-    """Encoded pictures: uint8 [num_bytes] each."""
+    """Encoded images: uint8 [num_bytes] each."""
     windows: np.ndarray
-    """int [N, 4]: top, left, height, width in source pixels, within the picture."""
+    """int [N, 4]: top, left, height, width in source pixels, within the image."""
     flips: np.ndarray
-    """bool [N]: which pictures are mirrored."""
+    """bool [N]: which images are mirrored."""
     size: int
     """Side of the output in pixels."""
     indices: np.ndarray
-    """int64 [N]: the pictures' indices in the split."""
+    """int64 [N]: the images' indices in the split."""
     labels: np.ndarray
     """int64 [N]"""
     ghost: int
     """Which ghost batch of the step it is, -1 in evaluation."""
     damaged: Mapping[int, str] = field(default_factory=dict)
-    """What is wrong with the pictures at these places, which `without` has replaced by a neutral one."""
+    """What is wrong with the images at these places, which `without` has replaced by a neutral one."""
 
     def without(self, damaged: Mapping[int, str]) -> "Request":
-        """The request with the pictures at these places, given with what is wrong, replaced by a neutral one."""
+        """The request with the images at these places, given with what is wrong, replaced by a neutral one."""
         if not damaged:
             return self
         images, windows = list(self.images), self.windows.copy()
@@ -83,20 +83,20 @@ def _resize_part(windows: Sequence[torch.Tensor], flips: np.ndarray, pixels: tor
     size = pixels.shape[1]
     rows = max(_SERIAL // (3 * size), 1)
     for place in part:
-        picture = windows[place][None].permute(0, 3, 1, 2)
-        if picture.shape[2:] != (size, size):
-            picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        picture = picture[0].permute(1, 2, 0)
+        image = windows[place][None].permute(0, 3, 1, 2)
+        if image.shape[2:] != (size, size):
+            image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+        image = image[0].permute(1, 2, 0)
         if flips[place]:
-            for target, source in zip(pixels[place].split(rows), picture.split(rows), strict=True):
+            for target, source in zip(pixels[place].split(rows), image.split(rows), strict=True):
                 target.copy_(source.flip(1))
         else:
-            np.copyto(pixels[place].numpy(), picture.numpy())
+            np.copyto(pixels[place].numpy(), image.numpy())
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
     index: int
     """Its index in the split."""
@@ -110,20 +110,20 @@ class Damaged:
 
 @dataclass
 class Batch:
-    """N pictures, ready for the network."""
+    """N images, ready for the network."""
 
     images: torch.Tensor
-    """float32 [N, 3, S, S], normalised, on the worker's device."""
+    """float32 [N, 3, S, S], normalized, on the worker's device."""
     labels: torch.Tensor
     """int64 [N], on the worker's device."""
     indices: np.ndarray
-    """int64 [N]: the pictures' indices in the split."""
+    """int64 [N]: the images' indices in the split."""
     ghost: int
     """Which ghost batch of the step it is; -1 in evaluation."""
     weights: torch.Tensor
-    """float32 [N], on the worker's device: 1, or 0 where the picture cannot be decoded and is all zeros."""
+    """float32 [N], on the worker's device: 1, or 0 where the image cannot be decoded and is all zeros."""
     damaged: tuple[Damaged, ...] = ()
-    """The pictures of weight 0."""
+    """The images of weight 0."""
 
 
 class BatchMaker:
@@ -142,7 +142,7 @@ class BatchMaker:
     def batch(
         self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]
     ) -> Batch:
-        """The batch of normalised images, those at the damaged places taken out."""
+        """The batch of normalized images, those at the damaged places taken out."""
         weights = torch.ones(len(labels), device=self._device)
         told = []
         for place, reason in sorted(damaged.items()):

@@ -64,7 +64,7 @@ class DaliDecoder:
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
         """Yields each request with its pixels, uint8 [N, size, size, 3].
 
-        On a GPU they are filled on another stream than the caller's, and ready. A picture that cannot be decoded is
+        On a GPU they are filled on another stream than the caller's, and ready. An image that cannot be decoded is
         replaced by a neutral one and told of in the request that is yielded. A decoder serves one call at a time, and
         no further one after a call that did not reach its end.
         """
@@ -135,7 +135,7 @@ class DaliDecoder:
     def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
         """The requests that a lane has in flight, with what cannot be decoded replaced.
 
-        Raises RuntimeError where every picture can be decoded by itself.
+        Raises RuntimeError where every image can be decoded by itself.
         """
         requests = [request.without(self._undecodable(request)) for request, _ in lane.in_flight]
         if all(new is old for new, (old, _) in zip(requests, lane.in_flight, strict=True)):
@@ -143,17 +143,17 @@ class DaliDecoder:
         return requests
 
     def _undecodable(self, request: Request) -> dict[int, str]:
-        """The places in a request of the pictures that cannot be decoded, each with DALI's words for it."""
+        """The places in a request of the images that cannot be decoded, each with DALI's words for it."""
         found = {}
         inputs = self._inputs(request)
-        pictures = iter([tuple([part[place]] for part in inputs) for place in range(len(request.images))])
-        pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+        images = iter([tuple([part[place]] for part in inputs) for place in range(len(request.images))])
+        pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
         for place in range(len(request.images)):
             try:
                 pipeline.run()
             except RuntimeError as error:
                 found[place] = _reason(error)
-                pipeline = _build(1, 1, self._device, 1, source=lambda: next(pictures))
+                pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
         return found
 
 

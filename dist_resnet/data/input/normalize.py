@@ -1,4 +1,4 @@
-"""From uint8 pixels to the network's input: colour jitter, lighting, mean and deviation, in batches on the device."""
+"""From uint8 pixels to the network's input: color jitter, lighting, mean and deviation, in batches on the device."""
 
 import numpy as np
 import torch
@@ -6,14 +6,14 @@ import torch
 from dist_resnet.data.datasets import Dataset
 from dist_resnet.data.input.augment import ColorFactors
 
-# Weights of luminance, and principal components of ImageNet's colours: facebook/fb.resnet.torch.
+# Weights of luminance, and principal components of ImageNet's colors: facebook/fb.resnet.torch.
 _GRAY = (0.299, 0.587, 0.114)
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 class Normalizer:
-    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
+    """Normalizes uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
 
     def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
         """`device`: where the pixels lie."""
@@ -22,7 +22,7 @@ class Normalizer:
         self._channels_last = channels_last
 
     def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:
-        """The input of the network, in new memory on the pixels' device; `factors` jitter the colours first."""
+        """The input of the network, in new memory on the pixels' device; `factors` jitter the colors first."""
         if factors is not None:
             values = (jitter(pixels / 255, factors) - self._mean) / self._std
         else:
@@ -33,14 +33,14 @@ class Normalizer:
 
 
 def to_pixels(images: torch.Tensor, dataset: Dataset) -> np.ndarray:
-    """Undoes a normalisation: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU, for people to look at."""
+    """Undoes a normalization: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU, for people to look at."""
     mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
     values = images.permute(0, 2, 3, 1) * std + mean
     return (values * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
 
 
 def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """pixels * scale - shift by NumPy, picture by picture in cache, and without torch's threads.
+    """pixels * scale - shift by NumPy, image by image in cache, and without torch's threads.
 
     Those are the model's: called from another thread they would be started twice, and they cost ten times as much
     where the cores are busy (benchmarks/loader.py).
@@ -50,8 +50,8 @@ def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tenso
     scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
     values = torch.empty((num, height, width, 3))
     rows = (num, height, width * 3)
-    for picture, target in zip(pixels.numpy().reshape(rows), values.numpy().reshape(rows), strict=True):
-        target[...] = picture
+    for image, target in zip(pixels.numpy().reshape(rows), values.numpy().reshape(rows), strict=True):
+        target[...] = image
         target *= scales
         target -= shifts
     return values
@@ -77,7 +77,7 @@ def _blend(values: torch.Tensor, orders: np.ndarray, factors: np.ndarray) -> tor
     for place in range(3):
         kind, strength = (column[:, place, None, None, None] for column in (order, strengths))
         gray = (values * weights).sum(dim=3, keepdim=True)
-        # Each kind blends with another picture: black, its mean grey, its greys.
+        # Each kind blends with another image: black, its mean gray, its grays.
         other = torch.where(kind == 1, gray.mean(dim=(1, 2), keepdim=True), gray * (kind == 2))
         values = values * strength + other * (1 - strength)
     return values

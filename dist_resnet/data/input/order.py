@@ -1,4 +1,4 @@
-"""Which pictures make ghost batch k of step s: a pure function of (seed, epoch, s, k), whatever the world size.
+"""Which images make ghost batch k of step s: a pure function of (seed, epoch, s, k), whatever the world size.
 
 Every permutation sorts the raw 64-bit output of a Philox generator, which NumPy keeps the same in all versions and
 on all machines.
@@ -21,17 +21,17 @@ class Window:
     row_groups: np.ndarray
     """int64 [pieces]: the row groups that it needs, at most `WINDOW_ROW_GROUPS`."""
     pieces: np.ndarray
-    """int64 [pictures]: which of `row_groups` each picture lies in, in the shuffled order."""
+    """int64 [images]: which of `row_groups` each image lies in, in the shuffled order."""
     rows: np.ndarray
-    """int64 [pictures]: its row there."""
+    """int64 [images]: its row there."""
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
-    """Whole global batches among the pictures. Raises ValueError where there is none."""
+    """Whole global batches among the images. Raises ValueError where there is none."""
     if num_images < global_batch:
         raise ValueError(
-            f"{num_images} training pictures do not fill one global batch of {global_batch}; "
-            "lower --global-batch or give more pictures"
+            f"{num_images} training images do not fill one global batch of {global_batch}; "
+            "lower --global-batch or give more images"
         )
     return num_images // global_batch
 
@@ -39,13 +39,13 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
 class WindowedOrder:
     """The order for shards: near-sequential reading, with each ghost batch on its own stream of row groups.
 
-    The row groups are permuted and the sequence of their pictures is rotated by a random offset, so that few,
+    The row groups are permuted and the sequence of their images is rotated by a random offset, so that few,
     large row groups mix too and each epoch drops another tail. The sequence is cut into one equal span (stream) per
     ghost batch, and each stream is shuffled inside windows of `WINDOW_ROW_GROUPS` row groups.
     """
 
     def __init__(self, group_rows: np.ndarray, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
-        """`group_rows`: int64 [R], pictures of each row group. Raises ValueError for too few pictures."""
+        """`group_rows`: int64 [R], images of each row group. Raises ValueError for too few images."""
         self.num_images = int(group_rows.sum())
         self.steps_per_epoch = steps_per_epoch(self.num_images, global_batch)
         self.num_streams = global_batch // ghost_batch
@@ -103,22 +103,22 @@ class WindowedOrder:
 
 
 class FullOrder:
-    """The order for device-resident pictures: one permutation of them all."""
+    """The order for device-resident images: one permutation of them all."""
 
     def __init__(self, num_images: int, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
-        """Raises ValueError for too few pictures."""
+        """Raises ValueError for too few images."""
         self.steps_per_epoch = steps_per_epoch(num_images, global_batch)
         self._batches = _permutation(num_images, (seed, epoch), _FULL)[: self.steps_per_epoch * global_batch].reshape(
             self.steps_per_epoch, global_batch // ghost_batch, ghost_batch
         )
 
     def indices(self, step: int, ghost: int) -> np.ndarray:
-        """Picture indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+        """Image indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
         return self._batches[step, ghost]
 
 
 def _rotate(groups: np.ndarray, lengths: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sequence of row groups from its picture `offset` on: (row groups, first rows, lengths)."""
+    """The sequence of row groups from its image `offset` on: (row groups, first rows, lengths)."""
     ends = np.cumsum(lengths)
     turn = int(np.searchsorted(ends, offset, side="right"))
     inside = offset - int(ends[turn] - lengths[turn])

@@ -1,4 +1,4 @@
-"""Small pictures that live on the device as one uint8 tensor; a batch is one indexing operation."""
+"""Small images that live on the device as one uint8 tensor; a batch is one indexing operation."""
 
 from collections.abc import Generator, Sequence
 
@@ -39,27 +39,27 @@ class ResidentImages:
             for ghost in ghosts:
                 yield self._ghost_batch(order.indices(step, ghost), ghost, augmentation)
 
-    def centre_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the pictures of these indices, cut at the centre."""
-        pictures, *_ = self._load()
-        heights, widths = (np.array([side]) for side in pictures.shape[1:3])
+    def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
+        """Yields the images of these indices, cut at the center."""
+        images, *_ = self._load()
+        heights, widths = (np.array([side]) for side in images.shape[1:3])
         (window,) = evaluation_windows(heights, widths, crop, shorter_side)
         for first in share[:: self._options.evaluation_batch]:
             indices = np.arange(first, min(first + self._options.evaluation_batch, share.stop))
-            pixels = centre_crop(pictures[first : int(indices[-1]) + 1], window, crop)
+            pixels = center_crop(images[first : int(indices[-1]) + 1], window, crop)
             yield self._batch(self._maker.normalized(pixels, indices), indices, -1)
 
     def close(self) -> None:
-        """Lets go of the pictures."""
+        """Lets go of the images."""
         self._loaded = None
 
     def _ghost_batch(self, indices: np.ndarray, ghost: int, augmentation: Augmentation) -> Batch:
-        pictures, *_ = self._load()
-        heights, widths = (np.full(len(indices), side) for side in pictures.shape[1:3])
+        images, *_ = self._load()
+        heights, widths = (np.full(len(indices), side) for side in images.shape[1:3])
         windows, flips = augmentation.windows(indices, heights, widths), augmentation.flips(indices)
-        pixels, inside = crop_pictures(pictures, indices, windows, flips, self._recipe.augment.padding)
+        pixels, inside = crop_images(images, indices, windows, flips, self._recipe.augment.padding)
         batch = self._batch(self._maker.normalized(pixels, indices, augmentation), indices, ghost)
-        # The padding is zero after normalisation, as in facebook/fb.resnet.torch: the colour of the mean, not black.
+        # The padding is zero after normalization, as in facebook/fb.resnet.torch: the color of the mean, not black.
         batch.images.mul_(inside.permute(0, 3, 1, 2))
         return batch
 
@@ -70,7 +70,7 @@ class ResidentImages:
 
     def _load(self) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
         if self._loaded is None:
-            self._loaded = load_pictures(
+            self._loaded = load_images(
                 self._reader,
                 self._recipe.augment.size,
                 decode=self._options.decode,
@@ -80,48 +80,48 @@ class ResidentImages:
         return self._loaded
 
 
-def load_pictures(
+def load_images(
     reader: ShardReader, size: int, *, decode: Decode, device: torch.device, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
     """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], what is
-    wrong with the pictures of these indices, which are neutral ones instead)."""
+    wrong with the images of these indices, which are neutral ones instead)."""
     split = reader.split
-    pictures = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
+    images = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)
     decoder = open_decoder(decode, max_batch=_BATCH, num_threads=num_threads, device=torch.device("cpu"))
     damaged = {}
     for request, pixels in decoder.decode(whole_requests(reader, size, _BATCH)):
-        pictures[torch.from_numpy(request.indices)] = pixels
+        images[torch.from_numpy(request.indices)] = pixels
         labels[request.indices] = request.labels
         damaged |= {int(request.indices[place]): reason for place, reason in request.damaged.items()}
-    return pictures.to(device), labels, damaged
+    return images.to(device), labels, damaged
 
 
-def crop_pictures(
-    pictures: torch.Tensor, indices: np.ndarray, windows: np.ndarray, flips: np.ndarray, padding: int
+def crop_images(
+    images: torch.Tensor, indices: np.ndarray, windows: np.ndarray, flips: np.ndarray, padding: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cuts windows out of padded pictures: (uint8 [N, S, S, 3], bool [N, S, S, 1]: which pixels are the picture's).
+    """Cuts windows out of padded images: (uint8 [N, S, S, 3], bool [N, S, S, 1]: which pixels are the image's).
 
-    `pictures`: uint8 [M, H, W, 3]; `windows`: int64 [N, 4], all S x S, counted from the padding's corner; `flips`:
-    bool [N]. Pixels of the padding hold some pixel of the picture's border and are marked False.
+    `images`: uint8 [M, H, W, 3]; `windows`: int64 [N, 4], all S x S, counted from the padding's corner; `flips`:
+    bool [N]. Pixels of the padding hold some pixel of the image's border and are marked False.
     """
-    device = pictures.device
+    device = images.device
     size = int(windows[0, 2])
     reach = np.arange(size)
     rows = windows[:, :1] + reach - padding
     columns = windows[:, 1:2] + np.where(flips[:, None], reach[::-1], reach) - padding
     index = torch.from_numpy(np.ascontiguousarray(indices)).to(device)
     rows, columns = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    return pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]], inside[..., None]
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]], inside[..., None]
 
 
-def centre_crop(pictures: torch.Tensor, window: np.ndarray, crop: int) -> torch.Tensor:
-    """The same window (top, left, height, width) of every picture, resized to crop x crop: uint8 [N, crop, crop, 3]."""
+def center_crop(images: torch.Tensor, window: np.ndarray, crop: int) -> torch.Tensor:
+    """The same window (top, left, height, width) of every image, resized to crop x crop: uint8 [N, crop, crop, 3]."""
     top, left, height, width = (int(number) for number in window)
-    pixels = pictures[:, top : top + height, left : left + width]
+    pixels = images[:, top : top + height, left : left + width]
     if (height, width) == (crop, crop):
         return pixels
     values = torch.nn.functional.interpolate(

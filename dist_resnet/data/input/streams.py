@@ -1,9 +1,9 @@
 """Row groups read ahead of their use, and the requests for the decoder that are cut from them.
 
 Memory: a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
-the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded pictures per stream of the worker.
+the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded images per stream of the worker.
 Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more. Those of local shards that tell where
-their pictures lie are the kernel's page cache.
+their images lie are the kernel's page cache.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from dist_resnet.data.image.headers import check_megapixels, check_whole, oddity, picture_size
+from dist_resnet.data.image.headers import check_megapixels, check_whole, image_size, oddity
 from dist_resnet.data.image.ingest import ingest
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
 from dist_resnet.data.input.batch import Request
@@ -48,8 +48,8 @@ class _Window:
         for place in range(len(self._groups), int(np.ceil(share * len(groups)))):
             self._groups.append(self._pool.submit(self._reader.read, int(groups[place])))
 
-    def pictures(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
-        """(index, encoded bytes, label) of the pictures at places start .. stop - 1; waits for their row groups."""
+    def images(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """(index, encoded bytes, label) of the images at places start .. stop - 1; waits for their row groups."""
         self.read_ahead(1.0)
         pieces, rows = self._content.pieces[start:stop].tolist(), self._content.rows[start:stop].tolist()
         for piece, row in zip(pieces, rows, strict=True):
@@ -61,7 +61,7 @@ class _Window:
 
 
 class _Stream:
-    """The pictures of one ghost batch of every step, from a given step on."""
+    """The images of one ghost batch of every step, from a given step on."""
 
     def __init__(self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, ghost: int) -> None:
         self._source = (pool, reader, order, ghost)
@@ -70,14 +70,14 @@ class _Stream:
         self._following: _Window | None = None
 
     def ghost_batch(self, step: int) -> list[tuple[int, np.ndarray, int]]:
-        """(index, encoded bytes, label) of each picture of the stream's ghost batch in `step`."""
-        pictures = []
+        """(index, encoded bytes, label) of each image of the stream's ghost batch in `step`."""
+        images = []
         for number, start, stop in self._order.spans(step, self._ghost):
             window = self._at(number)
-            pictures += window.pictures(start, stop)
+            images += window.images(start, stop)
             if self._following is not None:
                 self._following.read_ahead(stop / len(window))
-        return pictures
+        return images
 
     def start(self, step: int) -> None:
         """Asks for the row groups of `step`, without waiting for them."""
@@ -98,7 +98,7 @@ def training_requests(
 ) -> Generator[Request]:
     """Yields the requests of the given ghost batches of each step from `start_step` on, step by step.
 
-    Here as below, bytes that are no whole picture are replaced by a neutral one and told of in the request.
+    Here as below, bytes that are no whole image are replaced by a neutral one and told of in the request.
     """
     order = WindowedOrder(
         reader.split.group_rows,
@@ -122,20 +122,20 @@ def training_requests(
 def evaluation_requests(
     reader: ShardReader, share: range, batch: int, *, crop: int, shorter_side: int
 ) -> Generator[Request]:
-    """Yields requests for a share of the split's pictures, in order, at most `batch` in each."""
-    for pictures in _batches(reader, share, batch):
-        indices, images, labels = _columns(pictures)
-        heights, widths, damaged = picture_sizes(images)
+    """Yields requests for a share of the split's images, in order, at most `batch` in each."""
+    for rows in _batches(reader, share, batch):
+        indices, images, labels = _columns(rows)
+        heights, widths, damaged = image_sizes(images)
         windows = evaluation_windows(heights, widths, crop, shorter_side)
         request = Request(images, windows, np.zeros(len(images), bool), crop, indices, labels, -1)
         yield request.without(damaged)
 
 
 def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
-    """Yields requests for every picture as it is; one that is not size x size counts as damaged."""
-    for pictures in _batches(reader, range(reader.split.num_images), batch):
-        indices, images, labels = _columns(pictures)
-        heights, widths, damaged = picture_sizes(images)
+    """Yields requests for every image as it is; one that is not size x size counts as damaged."""
+    for rows in _batches(reader, range(reader.split.num_images), batch):
+        indices, images, labels = _columns(rows)
+        heights, widths, damaged = image_sizes(images)
         for place in np.flatnonzero((heights != size) | (widths != size)).tolist():
             damaged.setdefault(place, f"it is {widths[place]} x {heights[place]}, not {size} x {size}")
         windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
@@ -151,7 +151,7 @@ def check_some_whole(split: Split, side: int | None = None) -> None:
     reader, first, others = ShardReader(split), "", []
     for number in range(split.num_row_groups):
         for row, image in enumerate(reader.read(number).images):
-            (height,), (width,), damaged = picture_sizes([image])
+            (height,), (width,), damaged = image_sizes([image])
             if not damaged and side in (None, height) and side in (None, width):
                 return
             if damaged:
@@ -182,10 +182,10 @@ def _refuse_size(split: Split, side: int | None, others: list[tuple[int, str]]) 
     )
 
 
-def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole picture.
+def image_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole image.
 
-    A picture too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
+    An image too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
     What the decoder would read otherwise than preparing does is replaced in `images` by what preparing makes of it.
     """
     sizes = np.ones((len(images), 2), np.int64)
@@ -194,7 +194,7 @@ def picture_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dic
         try:
             if reason := oddity(image):
                 image = images[place] = _converted(image, reason)
-            size = picture_size(image)
+            size = image_size(image)
             check_megapixels(*size)
             check_whole(image)
             sizes[place] = size
@@ -211,16 +211,16 @@ def _converted(image: np.ndarray, reason: str) -> np.ndarray:
 
 @functools.cache
 def _tell_of(reason: str) -> None:
-    """Says it once, and not for every picture."""
+    """Says it once, and not for every image."""
     logger.warning(
-        "the shards have pictures that have to be converted each time they are read (%s); preparing the set by "
+        "the shards have images that have to be converted each time they are read (%s); preparing the set by "
         "jobs/prepare_imagenet.py converts them once",
         reason,
     )
 
 
 def _batches(reader: ShardReader, share: range, batch: int) -> Iterator[list[tuple[int, np.ndarray, int]]]:
-    """(index, encoded bytes, label) of a share of the pictures, in lists of at most `batch`."""
+    """(index, encoded bytes, label) of a share of the images, in lists of at most `batch`."""
     with _readers() as pool:
         waiting: list[tuple[int, np.ndarray, int]] = []
         for group in _sequential(pool, reader, share):
@@ -235,7 +235,7 @@ def _batches(reader: ShardReader, share: range, batch: int) -> Iterator[list[tup
 
 
 def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, share: range) -> Iterator[RowGroup]:
-    """The row groups that hold a share of the pictures, a few of them read ahead."""
+    """The row groups that hold a share of the images, a few of them read ahead."""
     split = reader.split
     ends = split.group_first + split.group_rows
     wanted = deque(np.flatnonzero((ends > share.start) & (split.group_first < share.stop)).tolist())
@@ -256,14 +256,14 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _training_request(augmentation: Augmentation, ghost: int, pictures: list[tuple[int, np.ndarray, int]]) -> Request:
-    indices, images, labels = _columns(pictures)
-    heights, widths, damaged = picture_sizes(images)
+def _training_request(augmentation: Augmentation, ghost: int, rows: list[tuple[int, np.ndarray, int]]) -> Request:
+    indices, images, labels = _columns(rows)
+    heights, widths, damaged = image_sizes(images)
     windows = augmentation.windows(indices, heights, widths)
     flips, size = augmentation.flips(indices), augmentation.augment.size
     return Request(images, windows, flips, size, indices, labels, ghost).without(damaged)
 
 
-def _columns(pictures: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    indices, images, labels = zip(*pictures, strict=True)
+def _columns(rows: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    indices, images, labels = zip(*rows, strict=True)
     return np.array(indices, np.int64), list(images), np.array(labels, np.int64)

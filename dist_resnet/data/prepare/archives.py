@@ -1,8 +1,8 @@
-"""ImageNet's own archives: pictures as byte ranges of the tar files, found by walking the headers.
+"""ImageNet's own archives: images as byte ranges of the tar files, found by walking the headers.
 
 `ILSVRC2012_img_train.tar` holds a tar for each class, `n01440764.tar` and so on; `ILSVRC2012_img_val.tar` holds the
-validation pictures side by side, whose classes the devkit, `ILSVRC2012_devkit_t12.tar.gz`, tells: a line with a class
-id for each picture, and what the ids stand for in a MATLAB file. The classes are the sorted synset ids.
+validation images side by side, whose classes the devkit, `ILSVRC2012_devkit_t12.tar.gz`, tells: a line with a class
+id for each image, and what the ids stand for in a MATLAB file. The classes are the sorted synset ids.
 """
 
 import io
@@ -59,7 +59,7 @@ def index_archives(
     if "validation" in archives:
         if "devkit" not in archives:
             raise ValueError(
-                f"{archives['validation']} needs ILSVRC2012{_DEVKIT} beside it, which has the classes of its pictures"
+                f"{archives['validation']} needs ILSVRC2012{_DEVKIT} beside it, which has the classes of its images"
             )
         synsets, truth = _read_devkit(filesystem, archives["devkit"])
         class_names = class_names or tuple(sorted(synsets.values()))
@@ -86,29 +86,28 @@ def _index_train(
         builder = IndexBuilder(uri)
         with ThreadPoolExecutor(_THREADS if is_local(filesystem) else _THREADS_REMOTE) as pool:
             walks = pool.map(lambda one: _images(file, f"{path} in {one[0]}", one[1], one[2]), classes)
-            for label, (pictures, left_here) in enumerate(walks):
+            for label, (images, left_here) in enumerate(walks):
                 left.add(left_here)
                 container = Container(path, f"{base}/{classes[label][0]}/")
-                names, offsets, sizes = zip(*pictures, strict=True) if pictures else ((), (), ())
+                names, offsets, sizes = zip(*images, strict=True) if images else ((), (), ())
                 builder.add(container, np.array(offsets), np.array(sizes), label, names)
-                advance(len(pictures))
+                advance(len(images))
     return class_names, builder.build()
 
 
 def _index_validation(
     filesystem: pafs.FileSystem, uri: str, path: str, synsets: list[str], class_names: tuple[str, ...], left: LeftOut
 ) -> Index:
-    """`synsets`: the class of each picture, by the number in its name."""
+    """`synsets`: the class of each image, by the number in its name."""
     with filesystem.open_input_file(path) as file:
-        pictures, left_here = _images(file, path, 0, file.size())
+        images, left_here = _images(file, path, 0, file.size())
     left.add(left_here)
-    if len(pictures) != len(synsets):
+    if len(images) != len(synsets):
         raise ValueError(
-            f"{path} holds {len(pictures)} pictures, the devkit tells the classes of {len(synsets)}; "
-            "download both again"
+            f"{path} holds {len(images)} images, the devkit tells the classes of {len(synsets)}; download both again"
         )
     labels = {name: label for label, name in enumerate(class_names)}
-    names, offsets, sizes = zip(*pictures, strict=True)
+    names, offsets, sizes = zip(*images, strict=True)
     found = []
     for name in names:
         number = re.search(r"_(\d+)\.\w+$", name)
@@ -128,7 +127,7 @@ def _index_validation(
 
 
 def _read_devkit(filesystem: pafs.FileSystem, path: str) -> tuple[dict[int, str], list[int]]:
-    """(synset id by class id, class id of each validation picture)"""
+    """(synset id by class id, class id of each validation image)"""
     from scipy.io import loadmat  # late: it takes long, and no worker needs it
 
     with filesystem.open_input_file(path) as file:
@@ -180,7 +179,7 @@ def walk_members(file: Any, what: str, start: int, size: int, left: LeftOut) -> 
             for member in archive:
                 if start + member.offset_data + member.size > end or start + member.offset_data > file.size():
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-                # Names of another encoding are carried on with their bytes escaped: they only tell pictures apart.
+                # Names of another encoding are carried on with their bytes escaped: they only tell images apart.
                 name = escaped(member.name.removeprefix("./"))
                 if skipped := find_clutter(name if name != "." else ""):
                     hidden.add(skipped)

@@ -25,7 +25,7 @@ class DamagedClass:
 
     split: str
     name: str
-    picture: str
+    image: str
     reason: str
 
 
@@ -38,13 +38,13 @@ def find_damaged_classes(source: Source, progress: Progress) -> list[DamagedClas
     for split, index in source.splits.items():
         by_class = _rows_by_class(index)
         here = [
-            DamagedClass(split=split, name=source.class_names[index.label[rows[0]]], picture=found[0], reason=found[1])
+            DamagedClass(split=split, name=source.class_names[index.label[rows[0]]], image=found[0], reason=found[1])
             for rows, found in zip(by_class, _look_at_each(index, by_class, progress), strict=True)
             if found
         ]
         if len(here) == len(by_class):
             raise ValueError(
-                f"every {split} image is damaged, one of them {here[0].picture} ({here[0].reason}); give an intact "
+                f"every {split} image is damaged, one of them {here[0].image} ({here[0].reason}); give an intact "
                 "--source"
             )
         damaged += here
@@ -56,7 +56,7 @@ def refusal(damaged: Sequence[DamagedClass]) -> str:
     first = damaged[0]
     others = f" (and of {len(damaged) - 1} other classes)" if len(damaged) > 1 else ""
     return (
-        f"every {first.split} picture of class {first.name} is damaged, one of them {first.picture} "
+        f"every {first.split} image of class {first.name} is damaged, one of them {first.image} "
         f"({first.reason}){others}"
     )
 

@@ -1,4 +1,4 @@
-"""Generated pictures of ten easy classes, so that every job can be tried in minutes without any data set."""
+"""Generated images of ten easy classes, so that every job can be tried in minutes without any data set."""
 
 import colorsys
 import io
@@ -25,23 +25,23 @@ CLASS_NAMES = (
 _ROWS_PER_GROUP = 32
 _ROWS_PER_SHARD = 1024
 _JPEG_QUALITY = 90
-# Part of the folder's name: raise it when the pictures change.
+# Part of the folder's name: raise it when the images change.
 _VERSION = 1
 
 
 def write_demo(
     target: str, *, size: int, num_classes: int = 10, train_images: int, validation_images: int, seed: int
 ) -> tuple[str, str]:
-    """Writes two splits of size x size JPEG pictures under `target`, a local path or URI, and returns their folders.
+    """Writes two splits of size x size JPEG images under `target`, a local path or URI, and returns their folders.
 
-    The pictures depend on the arguments alone. Shards that are already there are kept. Raises ValueError for more
-    classes than `CLASS_NAMES` has, or fewer pictures than classes.
+    The images depend on the arguments alone. Shards that are already there are kept. Raises ValueError for more
+    classes than `CLASS_NAMES` has, or fewer images than classes.
     """
     if not 2 <= num_classes <= len(CLASS_NAMES):
         raise ValueError(f"num_classes must lie in 2 .. {len(CLASS_NAMES)}, got {num_classes}")
     if min(train_images, validation_images) < num_classes or size < 16:
         raise ValueError(
-            f"a demo needs at least {num_classes} pictures in each split, of 16 pixels or more; got "
+            f"a demo needs at least {num_classes} images in each split, of 16 pixels or more; got "
             f"{train_images} and {validation_images} of {size} pixels"
         )
     name = f"demo-v{_VERSION}-{size}px-{num_classes}-classes-{train_images}-{validation_images}-seed-{seed}"
@@ -54,7 +54,7 @@ def write_demo(
 
 
 def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws a picture of a class: uint8 [size, size, 3]."""
+    """Draws an image of a class: uint8 [size, size, 3]."""
     field = _pattern(label, size, rng)[..., None]
     front = _color(label / len(CLASS_NAMES), rng.uniform(0.75, 1.0), rng)
     back = _color((label * 3 + 5) % 10 / 10, rng.uniform(0.2, 0.45), rng)
@@ -84,7 +84,7 @@ def _write_split(
 
 
 def _pattern(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The share of the front colour in each pixel: float32 [size, size] in [0, 1]."""
+    """The share of the front color in each pixel: float32 [size, size] in [0, 1]."""
     y, x = np.meshgrid(*[np.linspace(0, 1, size, dtype=np.float32)] * 2, indexing="ij")
     turns = rng.uniform(5, 8) * 2 * np.pi
     phase, other_phase = rng.uniform(0, 2 * np.pi, 2)

@@ -1,4 +1,4 @@
-"""What people have of an image set, as an index of encoded pictures: which bytes of which file, under which label.
+"""What people have of an image set, as an index of encoded images: which bytes of which file, under which label.
 
 Known are a folder of class folders (torchvision's ImageFolder), ImageNet's own tar archives, and Parquet in the
 Hugging Face layout. Nothing is unpacked.
@@ -32,17 +32,17 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Container:
-    """A file that holds pictures, or a folder whose files are pictures."""
+    """A file that holds images, or a folder whose files are images."""
 
     path: str
     """Its path within the file system; that of a folder ends in /."""
     origin: str
-    """What precedes a picture's name where the picture is named to people."""
+    """What precedes an image's name where the image is named to people."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where the N pictures of a split lie."""
+    """Where the N images of a split lie."""
 
     uri: str
     """An address on the file system that holds the containers."""
@@ -56,13 +56,13 @@ class Index:
     label: np.ndarray
     """int64 [N]"""
     name: pa.StringArray
-    """The pictures' names, unlike within a class."""
+    """The images' names, unlike within a class."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, rows: np.ndarray) -> "Index":
-        """The pictures at the given places, in that order."""
+        """The images at the given places, in that order."""
         return Index(
             uri=self.uri,
             containers=self.containers,
@@ -74,12 +74,12 @@ class Index:
         )
 
     def describe(self, row: int) -> str:
-        """What to call a picture before people, such as `train/n01440764/n01440764_10026.JPEG`."""
+        """What to call an image before people, such as `train/n01440764/n01440764_10026.JPEG`."""
         return self.containers[self.container[row]].origin + self.name[row].as_py()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all pictures."""
+        """Bytes of all images."""
         return int(self.size.sum())
 
 
@@ -106,7 +106,7 @@ class IndexBuilder:
     def add(
         self, container: Container, offsets: np.ndarray | None, sizes: np.ndarray, labels: Any, names: Sequence[str]
     ) -> None:
-        """Adds the pictures of one container; `labels` is one for all, or int64 [N]."""
+        """Adds the images of one container; `labels` is one for all, or int64 [N]."""
         sizes = np.asarray(sizes, np.int64)
         number = np.full(len(sizes), len(self._containers), np.int32)
         offsets = np.zeros(len(sizes), np.int64) if offsets is None else np.asarray(offsets, np.int64)
@@ -129,7 +129,7 @@ class IndexBuilder:
 
 
 def _texts(names: Sequence[str], container: Container) -> pa.Array:
-    """The names of pictures. Raises ValueError, naming one, where it is no UTF-8."""
+    """The names of images. Raises ValueError, naming one, where it is no UTF-8."""
     try:
         return pa.array(names, pa.string())
     except UnicodeEncodeError as error:
@@ -143,9 +143,9 @@ def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def check_index(index: Index, split: str, class_names: Sequence[str], *, every_class: bool) -> None:
-    """Raises ValueError for labels beyond the class list, two pictures of one name, or an empty class."""
+    """Raises ValueError for labels beyond the class list, two images of one name, or an empty class."""
     if not len(index):
-        raise ValueError(f"the source holds no {split} picture; give another --source")
+        raise ValueError(f"the source holds no {split} image; give another --source")
     beyond = np.flatnonzero((index.label < 0) | (index.label >= len(class_names)))
     if len(beyond):
         row = int(beyond[0])
@@ -156,12 +156,12 @@ def check_index(index: Index, split: str, class_names: Sequence[str], *, every_c
     empty = np.flatnonzero(np.bincount(index.label, minlength=len(class_names)) == 0)
     if every_class and len(empty):
         classes = some([class_names[int(label)] for label in empty], most=1)
-        raise ValueError(f"class {classes} has no {split} picture; complete the source, or remove the class")
+        raise ValueError(f"class {classes} has no {split} image; complete the source, or remove the class")
     _check_names(index, class_names)
 
 
 def named_apart(index: Index) -> Index:
-    """The index with the container before a name that an earlier picture of the class has: of Parquet, its shard."""
+    """The index with the container before a name that an earlier image of the class has: of Parquet, its shard."""
     known: set[tuple[int, str]] = set()
     pairs = {(pair["label"], pair["name"]) for pair in _named_alike(index).to_pylist()}
     names = index.name.to_pylist() if pairs else []
@@ -174,7 +174,7 @@ def named_apart(index: Index) -> Index:
 
 
 def _named_alike(index: Index) -> pa.Table:
-    """Each label and name that several pictures have."""
+    """Each label and name that several images have."""
     table = pa.table({"label": index.label, "name": index.name})
     return table.group_by(["label", "name"]).aggregate([([], "count_all")]).filter(pc.field("count_all") > 1)
 
@@ -187,7 +187,7 @@ def _check_names(index: Index, class_names: Sequence[str]) -> None:
     rows = [row for row in np.flatnonzero(index.label == label).tolist() if index.name[row].as_py() == name]
     first, second = (index.containers[index.container[row]].origin for row in rows[:2])
     raise ValueError(
-        f"two pictures of class {class_names[label]} are named {name}, in {first.rstrip('/')} and "
+        f"two images of class {class_names[label]} are named {name}, in {first.rstrip('/')} and "
         f"{second.rstrip('/')}; give them different names, or remove one"
     )
 

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 from dist_resnet.data.prepare import archives, folders, other_layouts, spool
 from dist_resnet.data.prepare.index import Source, check_no_split, join, named_apart, read_index
 from dist_resnet.data.shards import classes, duplicates
-from dist_resnet.data.shards.columns import UnlabelledError
+from dist_resnet.data.shards.columns import UnlabeledError
 from dist_resnet.data.shards.footers import columns_of
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.storage.files import check_space, exists
@@ -27,10 +27,10 @@ class Progress(Protocol):
     """What is told while a set is prepared."""
 
     def begin(self, what: str, total: int | None) -> None:
-        """An act of so many pictures begins."""
+        """An act of so many images begins."""
         ...
 
-    def advance(self, pictures: int) -> None:
+    def advance(self, images: int) -> None:
         """So many more are done."""
         ...
 
@@ -69,7 +69,7 @@ def index_source(
     """
     filesystem, root = open_uri(uri)
     if not exists(filesystem, root):
-        raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the pictures")
+        raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the images")
     other_layouts.refuse_file(filesystem, root)
     asked = Asked(
         uri=uri,
@@ -96,7 +96,7 @@ def _archives(asked: Asked) -> Source | None:
     if not (named := found.keys() - {"devkit"}):
         return None
     check_no_split(asked.split, found[min(named)], min(named))
-    asked.progress.begin("finding pictures", None)
+    asked.progress.begin("finding images", None)
     return archives.index_archives(asked.filesystem, asked.uri, found, asked.progress.advance)
 
 
@@ -111,7 +111,7 @@ def _folders(asked: Asked) -> Source | None:
     splits = _find_folders(asked.filesystem, asked.root, asked.split)
     if not splits:
         return None
-    asked.progress.begin("finding pictures", None)
+    asked.progress.begin("finding images", None)
     return folders.index_folders(asked.filesystem, asked.uri, splits, asked.progress.advance)
 
 
@@ -136,11 +136,11 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
 
 
 def _spool(globs: dict[str, str], asked: Asked) -> Source:
-    """Writes the pictures of Parquet shards out as plain bytes and indexes those."""
+    """Writes the images of Parquet shards out as plain bytes and indexes those."""
     uri, target, progress = asked.uri, asked.target, asked.progress
     opened, notes = _open(globs, asked.label_column)
     if not opened:
-        raise ValueError(f"{uri} holds no labelled pictures; give the train and validation shards")
+        raise ValueError(f"{uri} holds no labeled images; give the train and validation shards")
     for one in opened.values():
         for line in spool.check_paths(one):
             progress.say(line)
@@ -181,13 +181,13 @@ def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Sp
     for split, glob in globs.items():
         try:
             one = open_split(glob, label_column=label_column, allow_paths=True)
-        except UnlabelledError:
+        except UnlabeledError:
             if split != "test":
                 raise
             notes.append("the images of test, which have no labels")
             continue
         if split == "test" and one.label_range[0] < 0:
-            notes.append(f"the {one.num_images} pictures of test, which have no labels")
+            notes.append(f"the {one.num_images} images of test, which have no labels")
         else:
             opened[split] = one
     return opened, notes

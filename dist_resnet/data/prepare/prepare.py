@@ -6,7 +6,7 @@ shard. A job that starts over the same target with the same options goes on from
 it died is written again, to the same bytes, for a shard depends on nothing but the source and the options.
 
 What runs where is the caller's: `run(function, tasks)` yields what the generator `function` yields for each task, in
-any order. The driver holds the index, about 120 bytes a picture.
+any order. The driver holds the index, about 120 bytes an image.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from dist_resnet.data.prepare.damaged_classes import DamagedClass, find_damaged_
 from dist_resnet.data.prepare.index import Index, Source, check_index, read_index, write_index
 from dist_resnet.data.prepare.index_source import WORK, Progress, Run, index_source
 from dist_resnet.data.prepare.write_shard import ShardRecord, ShardTask, read_blocks, write_shard
-from dist_resnet.data.shards.manifest import FORMAT, PREPARING, check_sizes, read_manifest, write_manifest
+from dist_resnet.data.shards.manifest import FORMAT, PREPARING, check_sizes, read_manifest, renamed, write_manifest
 from dist_resnet.data.shards.spelling import said_of_alike
 from dist_resnet.data.shards.split_names import split_of
 from dist_resnet.storage.files import (
@@ -247,7 +247,7 @@ def _plan(
     filesystem: pafs.FileSystem, folder: str, options: Options, run: Run, progress: Progress
 ) -> tuple[_Plan, dict[str, Index]]:
     """The plan and the index of each split, as kept by an earlier start or made now."""
-    kept = read_json(filesystem, f"{folder}/{_PLAN}")
+    kept = renamed(read_json(filesystem, f"{folder}/{_PLAN}"))
     if kept is not None:
         plan = _Plan(**kept | {key: tuple(kept[key]) for key in ("class_names", "notes")})
         uri = options.target if plan.kind == "parquet" else options.source
@@ -305,7 +305,7 @@ def _empty_classes(source: Source) -> Iterator[str]:
     for split, index in source.splits.items():
         empty = len(source.class_names) - len(np.unique(index.label))
         if empty:
-            yield f"{empty} of {len(source.class_names)} classes have no {split} picture"
+            yield f"{empty} of {len(source.class_names)} classes have no {split} image"
 
 
 def _measure(source: Source, options: Options, progress: Progress) -> dict[str, Any]:
@@ -316,8 +316,8 @@ def _measure(source: Source, options: Options, progress: Progress) -> dict[str, 
     progress.begin("measuring a sample", len(sample))
     before = after = 0
     differences = []
-    for rows, pictures in read_blocks(sample):
-        for encoded in pictures:
+    for rows, images in read_blocks(sample):
+        for encoded in images:
             try:
                 ingested = ingest(encoded, options.shrink)
             except DamagedError:
@@ -327,11 +327,11 @@ def _measure(source: Source, options: Options, progress: Progress) -> dict[str, 
                 differences.append(difference(encoded, ingested.encoded, options.shrink.shorter_side))
         progress.advance(len(rows))
     return {
-        "pictures": len(sample),
+        "images": len(sample),
         "shrunk": len(differences),
         "bytes_before": before,
         "bytes_after": after,
-        # Of 255 levels, over the centre that an evaluation crops.
+        # Of 255 levels, over the center that an evaluation crops.
         "mean_difference": round(float(np.mean(differences or [0])), 3),
         "largest_difference": round(float(np.max(differences or [0])), 3),
     }
@@ -378,20 +378,21 @@ def _finished(filesystem: pafs.FileSystem, folder: str) -> dict[str, ShardRecord
     sizes = {one.path: one.size for one in entries}
     paths = [path for path in sizes if path.startswith(f"{folder}/{WORK}/") and path.endswith(".parquet.json")]
     with ThreadPoolExecutor(_READERS) as pool:
-        records = [ShardRecord(**values) for values in pool.map(lambda path: read_json(filesystem, path), paths)]
+        stored = pool.map(lambda path: renamed(read_json(filesystem, path)), paths)
+        records = [ShardRecord(**values) for values in stored]
     return {record.file: record for record in records if sizes.get(f"{folder}/{record.file}") == record.bytes}
 
 
 def _check_undamaged(damaged: list[dict[str, Any]], place: str) -> None:
     for one in damaged:
         raise ValueError(
-            f"{one['picture']} of class {one['class']} is damaged ({one['reason']}) and was left out of {place} by "
+            f"{one['image']} of class {one['class']} is damaged ({one['reason']}) and was left out of {place} by "
             "--on-damaged skip; go on with that, or prepare into another --target"
         )
 
 
 def _tasks(folder: str, options: Options, plan: _Plan, split: str, index: Index) -> Iterator[ShardTask]:
-    """A split's shards: the shuffled pictures, cut where the bytes reach each shard's share."""
+    """A split's shards: the shuffled images, cut where the bytes reach each shard's share."""
     order = _order(len(index), options.seed, split)
     total = plan.shards[split]
     sums = np.cumsum(index.size[order])
@@ -416,7 +417,7 @@ def _order(length: int, seed: int, split: str) -> np.ndarray:
 
 
 def _manifest(options: Options, plan: _Plan, records: dict[str, list[ShardRecord]]) -> dict[str, Any]:
-    """What the set says of itself. Raises ValueError where damaged pictures leave a split or class with none."""
+    """What the set says of itself. Raises ValueError where damaged images leave a split or class with none."""
     splits = {split: _split_entry(of_split) for split, of_split in records.items()}
     empty = [one for split, entry in splits.items() for one in _damaged_classes(split, entry)]
     if empty and options.on_damaged_class == "refuse":
@@ -455,11 +456,11 @@ def _said_of_repeats(
 
 
 def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass]:
-    """The classes of a split that damaged pictures leave with none. Raises ValueError where that is the whole split."""
-    if not entry["pictures"]:
+    """The classes of a split that damaged images leave with none. Raises ValueError where that is the whole split."""
+    if not entry["images"]:
         one = entry["damaged"][0]
         raise ValueError(
-            f"every {split} image is damaged, one of them {one['picture']} ({one['reason']}); repair the source and "
+            f"every {split} image is damaged, one of them {one['image']} ({one['reason']}); repair the source and "
             "prepare it into another --target"
         )
     found: dict[int, DamagedClass] = {}
@@ -467,7 +468,7 @@ def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass
         if not entry["class_counts"][one["label"]]:
             found.setdefault(
                 one["label"],
-                DamagedClass(split=split, name=one["class"], picture=one["picture"], reason=one["reason"]),
+                DamagedClass(split=split, name=one["class"], image=one["image"], reason=one["reason"]),
             )
     yield from found.values()
 
@@ -475,12 +476,12 @@ def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass
 def _split_entry(records: list[ShardRecord]) -> dict[str, Any]:
     counts = np.sum([record.class_counts for record in records], axis=0)
     damaged = [one for record in records for one in record.damaged]
-    keys = ("file", "pictures", "bytes", "sha256", "footer_sha256", "class_counts")
+    keys = ("file", "images", "bytes", "sha256", "footer_sha256", "class_counts")
     return {
-        "pictures": sum(record.pictures for record in records),
+        "images": sum(record.images for record in records),
         "bytes": sum(record.bytes for record in records),
-        "picture_bytes": sum(record.picture_bytes for record in records),
-        "source_picture_bytes": sum(record.source_bytes for record in records),
+        "image_bytes": sum(record.image_bytes for record in records),
+        "source_image_bytes": sum(record.source_bytes for record in records),
         "shrunk": sum(record.shrunk for record in records),
         "class_counts": counts.tolist(),
         "shards": [{key: getattr(record, key) for key in keys} for record in records],

@@ -1,7 +1,7 @@
 """Parquet shards as downloaded, written out as plain bytes for as long as a set is being prepared.
 
-A picture within compressed Parquet pages has no byte range of its own, and a global shuffle wants single pictures. So
-the encoded pictures of each source shard are first put one after the other into a file under the target's
+An image within compressed Parquet pages has no byte range of its own, and a global shuffle wants single images. So
+the encoded images of each source shard are first put one after the other into a file under the target's
 `preparing/`, with an index beside it that is written last and so says that the file is whole.
 """
 
@@ -157,7 +157,7 @@ def remove_others(filesystem: pafs.FileSystem, folder: str, wanted: set[str]) ->
 
 
 def spool_shard(task: SpoolTask) -> Iterator[int]:
-    """Spools one shard, yielding numbers of pictures as they are done.
+    """Spools one shard, yielding numbers of images as they are done.
 
     Raises ValueError for a shard that cannot be read, for labels beyond the classes and for images without bytes. Holds
     one row group of the shard in memory.

@@ -1,8 +1,8 @@
-"""Writes one shard of a prepared set: its pictures read by range, decoded once, and laid out for reading by range.
+"""Writes one shard of a prepared set: its images read by range, decoded once, and laid out for reading by range.
 
-Memory: the encoded pictures of one block of the index being decoded, of the next one being read, and of one row group
-being written in two copies; each is at most `ROWS_PER_GROUP` pictures and, but for a single larger picture, 64 MiB.
-So at most 256 MiB, about 50 MiB for ImageNet's pictures, besides one decoded picture (`headers.MOST_MEGAPIXELS`). An
+Memory: the encoded images of one block of the index being decoded, of the next one being read, and of one row group
+being written in two copies; each is at most `ROWS_PER_GROUP` images and, but for a single larger image, 64 MiB.
+So at most 256 MiB, about 50 MiB for ImageNet's images, besides one decoded image (`headers.MOST_MEGAPIXELS`). An
 object store's client may hold as much as a whole shard more where the link is slower than the decoding.
 """
 
@@ -38,7 +38,7 @@ class ShardTask:
     """One shard to be written."""
 
     index: Index
-    """The pictures that go in, in their order."""
+    """The images that go in, in their order."""
     class_names: tuple[str, ...]
     target: str
     """An address on the target's file system."""
@@ -55,7 +55,7 @@ class ShardRecord:
     """What was written, and left out."""
 
     file: str
-    pictures: int
+    images: int
     bytes: int
     """Size of the file."""
     sha256: str
@@ -64,31 +64,31 @@ class ShardRecord:
     """Of the footer, which tells a shard from another without reading it all."""
     class_counts: list[int]
     damaged: list[dict[str, Any]] = field(default_factory=list)
-    """`picture`, `class`, `label` and `reason` of each that was left out."""
+    """`image`, `class`, `label` and `reason` of each that was left out."""
     converted: list[dict[str, str]] = field(default_factory=list)
-    """`picture` and `reason` of each that became a PNG."""
+    """`image` and `reason` of each that became a PNG."""
     shrunk: int = 0
     source_bytes: int = 0
-    """Encoded bytes of the pictures as they came, without the damaged ones."""
-    picture_bytes: int = 0
-    """Encoded bytes of the pictures in the shard."""
+    """Encoded bytes of the images as they came, without the damaged ones."""
+    image_bytes: int = 0
+    """Encoded bytes of the images in the shard."""
     hashes: str = ""
-    """What `repeats` packs of all pictures of the task; empty in records of earlier versions."""
+    """What `repeats` packs of all images of the task; empty in records of earlier versions."""
 
 
 def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
-    """Writes a shard, yielding numbers of pictures as they are done and at last its record.
+    """Writes a shard, yielding numbers of images as they are done and at last its record.
 
-    Raises ValueError for a damaged picture where the task says to stop, OSError where the source has changed or
+    Raises ValueError for a damaged image where the task says to stop, OSError where the source has changed or
     something cannot be read or written.
     """
     filesystem, _ = open_uri(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
     hashes: list[int] = []
-    found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "picture_bytes": 0}
+    found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "image_bytes": 0}
     with whole_file(filesystem, task.path) as stream, ShardWriter(stream, task.class_names) as writer:
-        for rows, pictures in read_blocks(task.index):
-            for row, encoded in zip(rows, pictures, strict=True):
+        for rows, images in read_blocks(task.index):
+            for row, encoded in zip(rows, images, strict=True):
                 label = int(task.index.label[row])
                 try:
                     ingested = ingest(encoded, task.shrink)
@@ -98,17 +98,17 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
                     continue
                 hashes.append(repeats.hash_of(encoded))
                 if ingested.converted:
-                    found["converted"].append({"picture": task.index.describe(row), "reason": ingested.converted})
+                    found["converted"].append({"image": task.index.describe(row), "reason": ingested.converted})
                 found["shrunk"] += ingested.shrunk
                 found["source_bytes"] += len(encoded)
-                found["picture_bytes"] += len(ingested.encoded)
+                found["image_bytes"] += len(ingested.encoded)
                 counts[label] += 1
                 writer.add(ingested.encoded, task.index.name[row].as_py(), label)
             yield len(rows)
         footer = writer.finish()
     record = ShardRecord(
         file=task.path.rpartition("/")[2],
-        pictures=int(counts.sum()),
+        images=int(counts.sum()),
         bytes=writer.size,
         sha256=writer.sha256,
         footer_sha256=hashlib.sha256(footer).hexdigest(),
@@ -121,18 +121,18 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
 
 
 def _take_damaged(task: ShardTask, row: int, reason: str, damaged: list[dict[str, Any]]) -> None:
-    picture, label = task.index.describe(row), int(task.index.label[row])
+    image, label = task.index.describe(row), int(task.index.label[row])
     class_name = task.class_names[label]
     if task.stop_on_damaged:
         raise ValueError(
-            f"{picture} of class {class_name} is damaged ({reason}); repair or remove it, or leave such pictures out "
+            f"{image} of class {class_name} is damaged ({reason}); repair or remove it, or leave such images out "
             "with --on-damaged skip"
         )
-    damaged.append({"picture": picture, "class": class_name, "label": label, "reason": reason})
+    damaged.append({"image": image, "class": class_name, "label": label, "reason": reason})
 
 
 class ShardWriter:
-    """Collects pictures into row groups of a shard and knows where each came to lie."""
+    """Collects images into row groups of a shard and knows where each came to lie."""
 
     def __init__(self, stream: Any, class_names: Sequence[str]) -> None:
         """`stream`: a binary file to write to."""
@@ -155,7 +155,7 @@ class ShardWriter:
         self._parquet.close()
 
     def add(self, encoded: bytes, name: str, label: int) -> None:
-        """Appends a picture."""
+        """Appends an image."""
         self._waiting.append((encoded, name, label))
         self._waiting_bytes += len(encoded)
         if len(self._waiting) == ROWS_PER_GROUP or self._waiting_bytes >= _BLOCK_BYTES:
@@ -192,16 +192,16 @@ class ShardWriter:
         self._places.append(np.array([start + offsets, [len(one) for one in encoded], labels], np.int64))
 
 
-def _locate(block: bytes, pictures: Sequence[bytes]) -> np.ndarray:
-    """Where the pictures lie in what Parquet made of them: int64 [N]."""
-    offsets, end = np.empty(len(pictures), np.int64), 0
-    for number, picture in enumerate(pictures):
+def _locate(block: bytes, images: Sequence[bytes]) -> np.ndarray:
+    """Where the images lie in what Parquet made of them: int64 [N]."""
+    offsets, end = np.empty(len(images), np.int64), 0
+    for number, image in enumerate(images):
         # Each value has its length before it; between pages there is a header more.
         place = end + 4
-        if block[place : place + len(picture)] != picture:
-            place = block.find(len(picture).to_bytes(4, "little") + picture, end) + 4
-        assert place >= 4, "Parquet did not write the picture plain"
-        offsets[number], end = place, place + len(picture)
+        if block[place : place + len(image)] != image:
+            place = block.find(len(image).to_bytes(4, "little") + image, end) + 4
+        assert place >= 4, "Parquet did not write the image plain"
+        offsets[number], end = place, place + len(image)
     return offsets
 
 
@@ -256,20 +256,20 @@ class _Sink:
 
 
 def read_blocks(index: Index) -> Iterator[tuple[list[int], list[bytes]]]:
-    """The pictures of an index, block by block: (rows, encoded); the next block is read meanwhile."""
+    """The images of an index, block by block: (rows, encoded); the next block is read meanwhile."""
     filesystem, _ = open_uri(index.uri)
     blocks = _blocks(index.size)
     with _Reader(filesystem, index) as reader, ThreadPoolExecutor(1) as ahead:
         reading = ahead.submit(reader.read, blocks[0])
         for number, block in enumerate(blocks):
-            pictures = reading.result()
+            images = reading.result()
             if number + 1 < len(blocks):
                 reading = ahead.submit(reader.read, blocks[number + 1])
-            yield block, pictures
+            yield block, images
 
 
 def _blocks(sizes: np.ndarray) -> list[list[int]]:
-    """Rows cut into blocks of at most `ROWS_PER_GROUP` pictures and `_BLOCK_BYTES` bytes, or one larger picture."""
+    """Rows cut into blocks of at most `ROWS_PER_GROUP` images and `_BLOCK_BYTES` bytes, or one larger image."""
     blocks: list[list[int]] = [[]]
     held = 0
     for row, size in enumerate(sizes.tolist()):
@@ -282,7 +282,7 @@ def _blocks(sizes: np.ndarray) -> list[list[int]]:
 
 
 class _Reader:
-    """Reads pictures by their byte ranges, in the order of their places."""
+    """Reads images by their byte ranges, in the order of their places."""
 
     def __init__(self, filesystem: pafs.FileSystem, index: Index) -> None:
         self._filesystem, self._index = filesystem, index
@@ -298,16 +298,16 @@ class _Reader:
             file.close()
 
     def read(self, rows: list[int]) -> list[bytes]:
-        """The pictures of the given rows, in their order."""
+        """The images of the given rows, in their order."""
         container, offset = self._index.container[rows], self._index.offset[rows]
         by_place = np.lexsort((offset, container))
         jobs = [(self._index.containers[container[one]], rows[one]) for one in by_place]
         opened = [None if container.path.endswith("/") else self._open(container) for container, _ in jobs]
         read = map if is_local(self._filesystem) else self._pool.map
-        pictures: list[bytes] = [b""] * len(rows)
-        for place, picture in zip(by_place, read(self._read_one, jobs, opened), strict=True):
-            pictures[place] = picture
-        return pictures
+        images: list[bytes] = [b""] * len(rows)
+        for place, image in zip(by_place, read(self._read_one, jobs, opened), strict=True):
+            images[place] = image
+        return images
 
     def _open(self, container: Container) -> Any:
         if container.path not in self._files:
@@ -322,12 +322,12 @@ class _Reader:
         size = int(self._index.size[row])
         if opened is None:
             with self._filesystem.open_input_file(container.path + self._index.name[row].as_py()) as file:
-                picture = file.read()
+                image = file.read()
         else:
-            picture = opened.read_at(size, int(self._index.offset[row]))
-        if len(picture) != size:
+            image = opened.read_at(size, int(self._index.offset[row]))
+        if len(image) != size:
             raise OSError(
-                f"{self._index.describe(row)} has {len(picture)} bytes and had {size} when the job began; restore the "
+                f"{self._index.describe(row)} has {len(image)} bytes and had {size} when the job began; restore the "
                 "source, or prepare it anew into another --target"
             )
-        return picture
+        return image

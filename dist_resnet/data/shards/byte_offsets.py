@@ -1,8 +1,8 @@
-"""Where the encoded pictures of a prepared shard lie in its file, so that each can be read by a byte range.
+"""Where the encoded images of a prepared shard lie in its file, so that each can be read by a byte range.
 
-A prepared shard holds its pictures plain: neither compressed nor dictionary-encoded, so each lies in the file as it
-is. The places are in the footer under the key `dist_resnet.pictures`: base64 of the zlib-compressed little-endian
-int64 array [3, N] of each picture's byte offset in the file, number of bytes, and label.
+A prepared shard holds its images plain: neither compressed nor dictionary-encoded, so each lies in the file as it
+is. The places are in the footer under the key `dist_resnet.images`: base64 of the zlib-compressed little-endian
+int64 array [3, N] of each image's byte offset in the file, number of bytes, and label.
 """
 
 import base64
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-KEY = b"dist_resnet.pictures"
+KEY = b"dist_resnet.images"
+_EARLIER_KEY = b"dist_resnet.pictures"
 
 
 def encode(places: np.ndarray) -> bytes:
@@ -28,10 +29,11 @@ def decode(metadata: Mapping[bytes, bytes] | None) -> np.ndarray | None:
     >>> decode({KEY: encode(np.array([[4, 40], [30, 20], [7, 1]]))}).tolist()
     [[4, 40], [30, 20], [7, 1]]
     """
-    if not metadata or KEY not in metadata:
+    value = (metadata or {}).get(KEY) or (metadata or {}).get(_EARLIER_KEY)
+    if value is None:
         return None
     try:
-        values = np.frombuffer(zlib.decompress(base64.b64decode(metadata[KEY], validate=True)), "<i8")
+        values = np.frombuffer(zlib.decompress(base64.b64decode(value, validate=True)), "<i8")
         return values.reshape(3, -1).astype(np.int64)
     except (binascii.Error, zlib.error, ValueError) as error:
         raise ValueError(f"the footer's {KEY.decode()} cannot be read ({error})") from error

@@ -47,7 +47,7 @@ NO_COLUMNS = Columns("", None, None, "", False, None)
 """Those of a shard without a row, in which nothing has to be found."""
 
 
-class UnlabelledError(ValueError):
+class UnlabeledError(ValueError):
     """A shard or some of its rows have no label."""
 
 
@@ -62,7 +62,7 @@ class LabelError(ValueError):
 def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None) -> Columns:
     """The columns of images and labels by their names and types; `label_column` chooses among several.
 
-    Raises UnlabelledError if no column is named as labels are, ValueError if one is of a type that holds none, or if
+    Raises UnlabeledError if no column is named as labels are, ValueError if one is of a type that holds none, or if
     there are several to choose from; both name the shard.
     """
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
@@ -211,7 +211,7 @@ def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str
         raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one by {_CHOOSE}")
     if not found:
         way_out = hive.conversion(shard.rpartition("/")[0])
-        raise UnlabelledError(
+        raise UnlabeledError(
             f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; "
             + (way_out or f"if one of them holds the labels, choose it by {_CHOOSE}")
         )

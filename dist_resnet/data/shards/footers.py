@@ -20,7 +20,7 @@ from dist_resnet.data.shards.columns import (
     NO_COLUMNS,
     Columns,
     LabelError,
-    UnlabelledError,
+    UnlabeledError,
     class_of_texts,
     encoded_images,
     find_columns,
@@ -124,7 +124,7 @@ def _read_labels(
         numbers = label_numbers(column)
         return (int(numbers.min()), int(numbers.max())), ()
     except LabelError as error:
-        raise UnlabelledError(
+        raise UnlabeledError(
             f"{shard} row {error.row} {error.reason} in its column {columns.label}; give shards in which every image "
             "has a label"
         ) from error

@@ -21,19 +21,27 @@ MANIFEST = "manifest.json"
 PREPARING = "preparing.json"
 _CHUNK_BYTES = 16 << 20
 
+# Names in sets that earlier versions prepared.
+_RENAMED = {
+    "pictures": "images",
+    "picture": "image",
+    "picture_bytes": "image_bytes",
+    "source_picture_bytes": "source_image_bytes",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A shard as it was found: path, size, pictures, and sha256 of its footer."""
+    """A shard as it was found: path, size, images, and sha256 of its footer."""
 
     path: str
     bytes: int
-    pictures: int
+    images: int
     footer_sha256: str
 
 
 def write_manifest(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, a line for each shard, damaged picture and so on."""
+    """Writes the manifest, a line for each shard, damaged image and so on."""
     lines = [f'  "{key}": {json.dumps(value)}' for key, value in manifest.items() if key != "splits"]
     splits = ",\n".join(f'    "{name}": {_split_text(split)}' for name, split in manifest["splits"].items())
     text = "{\n" + ",\n".join([*lines, f'  "splits": {{\n{splits}\n  }}']) + "\n}\n"
@@ -49,15 +57,26 @@ def _split_text(split: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n    }"
 
 
+def renamed(content: Any) -> Any:
+    """What preparing wrote as JSON, under the names of today.
+
+    >>> renamed({"shards": [{"pictures": 7, "bytes": 9}]})
+    {'shards': [{'images': 7, 'bytes': 9}]}
+    """
+    if isinstance(content, dict):
+        return {_RENAMED.get(key, key): renamed(value) for key, value in content.items()}
+    return [renamed(one) for one in content] if isinstance(content, list) else content
+
+
 def read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
     """The manifest of a folder, or None where it has none. Raises ValueError for a damaged one or another format."""
-    manifest = read_json(filesystem, f"{folder}/{MANIFEST}")
+    manifest = renamed(read_json(filesystem, f"{folder}/{MANIFEST}"))
     if manifest is None:
         return None
     try:
         known = manifest["format"]
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        whole = all({"file", "pictures", "bytes", "sha256", "footer_sha256"} <= shard.keys() for shard in shards)
+        whole = all({"file", "images", "bytes", "sha256", "footer_sha256"} <= shard.keys() for shard in shards)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/{MANIFEST} is not that of a prepared set ({error!r}); restore it") from error
     if known != FORMAT or not whole:
@@ -93,7 +112,7 @@ def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Fou
     for name, shard in found.items():
         if name not in known:
             raise ValueError(f"{shard.path} is not in {folder}/{MANIFEST}; remove it, or keep it in another folder")
-        here = {"pictures": shard.pictures, "bytes": shard.bytes, "footer_sha256": shard.footer_sha256}
+        here = {"images": shard.images, "bytes": shard.bytes, "footer_sha256": shard.footer_sha256}
         for key, value in here.items():
             if known[name][key] != value:
                 raise ValueError(
@@ -135,7 +154,7 @@ def verify(
 ) -> tuple[dict[str, Any], list[str]]:
     """Reads every byte of a prepared set: (its manifest, a line for each shard that is not as it was written).
 
-    `advance` is called with the pictures of each shard that was read. Raises FileNotFoundError where there is no
+    `advance` is called with the images of each shard that was read. Raises FileNotFoundError where there is no
     manifest, ValueError where it cannot be read or the preparation has not ended.
     """
     _check_ended(filesystem, folder)
@@ -148,7 +167,7 @@ def verify(
         results = pool.map(lambda shard: _verify_shard(filesystem, folder, shard), shards)
         for shard, complaint in zip(shards, results, strict=True):
             complaints += [complaint] if complaint else []
-            advance(shard["pictures"])
+            advance(shard["images"])
     return manifest, complaints
 
 

@@ -1,7 +1,7 @@
 """Parquet shards of encoded images and labels as one indexed split, on local storage, S3 or GCS.
 
 A split is described by plain values (`Split`), so it can be pickled to workers; files are opened where row groups
-are read, each by one range of bytes. Pictures are numbered 0 .. num_images - 1 through the shards in listing order.
+are read, each by one range of bytes. Images are numbered 0 .. num_images - 1 through the shards in listing order.
 """
 
 import dataclasses
@@ -54,9 +54,9 @@ class Split:
     group_number: np.ndarray
     """int64 [R]: its number within that shard."""
     group_rows: np.ndarray
-    """int64 [R]: its pictures."""
+    """int64 [R]: its images."""
     group_first: np.ndarray
-    """int64 [R]: the index of its first picture."""
+    """int64 [R]: the index of its first image."""
     class_names: tuple[str, ...] | None
     """Names of the files' labels, in their order: from the schema's `huggingface` metadata, where they may hold
     duplicates; sorted, if the labels are text."""
@@ -76,7 +76,7 @@ class Split:
 
     @property
     def num_images(self) -> int:
-        """Pictures in the split."""
+        """Images in the split."""
         return int(self.group_rows.sum())
 
     @property
@@ -85,14 +85,14 @@ class Split:
         return len(self.group_rows)
 
     def locate(self, index: int) -> tuple[str, int]:
-        """The shard that picture `index` lies in, and its row there. Raises IndexError outside the split."""
+        """The shard that image `index` lies in, and its row there. Raises IndexError outside the split."""
         if not 0 <= index < self.num_images:
-            raise IndexError(f"picture {index} is outside of 0 .. {self.num_images - 1}")
+            raise IndexError(f"image {index} is outside of 0 .. {self.num_images - 1}")
         shard = int(self.group_shard[np.searchsorted(self.group_first, index, side="right") - 1])
         return self.shards[shard], index - self.first_index(shard)
 
     def first_index(self, shard: int) -> int:
-        """The index of the first picture of a shard."""
+        """The index of the first image of a shard."""
         return int(self.group_first[np.searchsorted(self.group_shard, shard)])
 
     def mapped(self, label_map: np.ndarray | None) -> "Split":
@@ -158,9 +158,9 @@ class RowGroup:
     """One row group in memory."""
 
     first_index: int
-    """Index in the split of its first picture."""
+    """Index in the split of its first image."""
     images: list[np.ndarray]
-    """Encoded pictures, each uint8 [num_bytes]: views of the column that was read."""
+    """Encoded images, each uint8 [num_bytes]: views of the column that was read."""
     labels: np.ndarray
     """int64 [rows]: the model's classes."""
 
@@ -169,7 +169,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
 
     `label_column` chooses the labels if there are several columns of them. `allow_paths` says that images may be given
-    by their paths alone. Raises FileNotFoundError if nothing matches; UnlabelledError, naming file and row, if a label
+    by their paths alone. Raises FileNotFoundError if nothing matches; UnlabeledError, naming file and row, if a label
     is missing; ValueError if an image has no bytes, a shard cannot be read or has other columns or class names, a
     prepared set is not as its manifest says, or the split holds no image.
     """
@@ -185,7 +185,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     # One without a row says nothing, whatever its columns are: Spark writes such for empty partitions.
     filled = [(shard, head) for shard, head in zip(shards, heads, strict=True) if sum(head.rows)]
     if not filled:
-        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no picture; give other shards")
+        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no image; give other shards")
     shards, heads = map(list, zip(*filled, strict=True))
     _check_alike(shards, heads)
     places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
@@ -248,7 +248,7 @@ class ShardReader:
     def read(self, number: int) -> RowGroup:
         """Row group `number` of the split. Raises ValueError, naming the file, where it cannot be read.
 
-        The pictures of shards that say in their footer where each lies are views of the file itself; others are
+        The images of shards that say in their footer where each lies are views of the file itself; others are
         copied out of Parquet's pages.
         """
         split = self.split
@@ -276,7 +276,7 @@ class ShardReader:
         return classes
 
     def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Pictures and labels of the rows whose places in the file these are: int64 [3, rows]."""
+        """Images and labels of the rows whose places in the file these are: int64 [3, rows]."""
         starts, lengths, labels = rows
         begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
         content = self._read(shard, begin, end - begin)
@@ -286,7 +286,7 @@ class ShardReader:
         return [content[low:high] for low, high in bounds], labels.copy()
 
     def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Pictures and labels of a row group, as Parquet has encoded them."""
+        """Images and labels of a row group, as Parquet has encoded them."""
         split = self.split
         metadata = metadata_of(split.footers[shard])
         columns = columns_of(split.footers[shard], split.label_column)
@@ -348,7 +348,7 @@ def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], 
         Found(
             path=shard,
             bytes=head.size,
-            pictures=sum(head.rows),
+            images=sum(head.rows),
             footer_sha256=hashlib.sha256(head.footer).hexdigest(),
         )
         for shard, head in zip(shards, heads, strict=True)

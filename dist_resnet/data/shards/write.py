@@ -1,4 +1,4 @@
-"""Writes pictures as Parquet shards in the Hugging Face layout, and reads CIFAR-10 and CIFAR-100 as published.
+"""Writes images as Parquet shards in the Hugging Face layout, and reads CIFAR-10 and CIFAR-100 as published.
 
 Published are a python format (pickles, which torchvision keeps as `cifar-10-batches-py` and `cifar-100-python`) and a
 binary format (`cifar-10-batches-bin`, `cifar-100-binary`).
@@ -69,13 +69,13 @@ def encode_table(
     *,
     image_column: str = "image",
 ) -> pa.Table:
-    """A table of encoded pictures in the Hugging Face layout; `labels`: int64 [N]."""
+    """A table of encoded images in the Hugging Face layout; `labels`: int64 [N]."""
     label = {"names": list(class_names), "_type": "ClassLabel"}
     features = {"info": {"features": {image_column: {"_type": "Image"}, "label": label}}}
-    picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema({image_column: picture, "label": pa.int64()}, {"huggingface": json.dumps(features)})
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema({image_column: image, "label": pa.int64()}, {"huggingface": json.dumps(features)})
     column = pa.StructArray.from_arrays(
-        [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], fields=list(picture)
+        [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], fields=list(image)
     )
     return pa.table([column, pa.array(labels, pa.int64())], schema=schema)
 
@@ -83,7 +83,7 @@ def encode_table(
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows_per_group: int) -> None:
     """Writes a table as one shard, whole or not at all.
 
-    The picture bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading them
+    The image bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading them
     would cost twice as much.
     """
     with whole_file(filesystem, path) as stream:
@@ -93,7 +93,7 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows
 def convert_cifar(source: Path, target: str) -> dict[str, int]:
     """Writes a published CIFAR folder as `train-` and `test-` shards of lossless PNGs under `target`, a path or URI.
 
-    `source` is the folder with the batches, or the one that holds it. Returns the pictures of each split. Raises
+    `source` is the folder with the batches, or the one that holds it. Returns the images of each split. Raises
     FileNotFoundError where no known form is found, ValueError for a damaged file.
     """
     form, folder = _find(Path(source))
@@ -164,9 +164,9 @@ def _read(form: _Format, file: Path, num_classes: int) -> tuple[np.ndarray, np.n
 
 
 def _pngs(pixels: np.ndarray) -> Iterator[bytes]:
-    for picture in pixels:
+    for image in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=1)
         yield buffer.getvalue()
 
 
@@ -184,7 +184,7 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The few names that arrays need. Raises UnpicklingError for any other."""
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which pictures do not need")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which images do not need")
         return self._allowed[module, name]
 
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from dist_resnet.data.prepare import prepare as preparation
-from dist_resnet.launch.progress import PictureProgress
+from dist_resnet.launch.progress import ImageProgress
 from dist_resnet.recipe import Execution
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 
@@ -29,7 +29,7 @@ def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, A
     options = dataclasses.replace(
         options, source=absolute_uri(options.source).rstrip("/"), target=absolute_uri(options.target).rstrip("/")
     )
-    progress = PictureProgress()
+    progress = ImageProgress()
     try:
         return preparation.prepare(options, run=_Tasks(workers), progress=progress)
     finally:

@@ -29,21 +29,21 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_VALUES = 1.0
 
-STEP, WORLD_SIZE, DAMAGED = "step", "world_size", "damaged_pictures"
+STEP, WORLD_SIZE, DAMAGED = "step", "world_size", "damaged_images"
 WORKER_GAUGES = {
     STEP: "Optimizer steps done.",
     WORLD_SIZE: "Workers that train together.",
     "loss": "Training loss of the newest step.",
-    "top1_error": "Share of the newest step's pictures that were taken for another class.",
+    "top1_error": "Share of the newest step's images that were taken for another class.",
     "validation_top1_error": "Top-1 error of the newest evaluation.",
     "validation_top5_error": "Top-5 error of the newest evaluation.",
-    "images_per_second": "Pictures that all workers together trained on in the newest step, over its seconds.",
+    "images_per_second": "Images that all workers together trained on in the newest step, over its seconds.",
     "learning_rate": "Learning rate of the newest step.",
-    DAMAGED: "Training pictures of the whole run that could not be decoded; 0 till these workers meet one.",
+    DAMAGED: "Training images of the whole run that could not be decoded; 0 till these workers meet one.",
 }
 WORKER_COUNTERS = {
-    "step_seconds": "Seconds of all steps, those of waiting for pictures among them.",
-    "data_wait_seconds": "Seconds that steps waited for pictures.",
+    "step_seconds": "Seconds of all steps, those of waiting for images among them.",
+    "data_wait_seconds": "Seconds that steps waited for images.",
     "checkpoint_stall_seconds": "Seconds that training stood still for a copy of its state.",
 }
 RUN_GAUGES = {
@@ -63,7 +63,7 @@ _KEYS = {
     "val/top5_error": "validation_top5_error",
     "throughput/images_per_second": "images_per_second",
     "schedule/learning_rate": "learning_rate",
-    "data/damaged_pictures": DAMAGED,
+    "data/damaged_images": DAMAGED,
     "time/step_seconds": "step_seconds",
     "time/data_seconds": "data_wait_seconds",
     "time/checkpoint_seconds": "checkpoint_stall_seconds",

@@ -308,8 +308,8 @@ def _peak_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int]
     needs = []
     for plan in plans:
         cost = measure_step(plan.recipe, execution, device, num_steps=1)
-        pictures = (plan.train.num_images + plan.validation.num_images) * 3 * plan.recipe.augment.size**2
-        needs.append(cost.memory_bytes + pictures + _CONTEXT_BYTES)
+        images = (plan.train.num_images + plan.validation.num_images) * 3 * plan.recipe.augment.size**2
+        needs.append(cost.memory_bytes + images + _CONTEXT_BYTES)
     return needs, torch.cuda.get_device_properties(device).total_memory
 
 

@@ -1,4 +1,4 @@
-"""Odd pictures on their way in; oracle: Pillow's and NumPy's pixels, and DALI's own decoder on what enters the set."""
+"""Odd images on their way in; oracle: Pillow's and NumPy's pixels, and DALI's own decoder on what enters the set."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jobs.inside import run_inside
 from nvidia.dali import fn, pipeline_def
-from oracle.pictures import jpeg, smooth
-from oracle.sources import prepare_here, prepared_rows, small_pictures, write_folders
+from oracle.images import jpeg, smooth
+from oracle.sources import prepare_here, prepared_rows, small_images, write_folders
 from PIL import Image
 
 from dist_resnet.data.image import headers
@@ -21,7 +21,7 @@ PIXELS = smooth(60, 80, 1)
 
 
 def dali(encoded: bytes) -> np.ndarray:
-    """What DALI's decoder on the CPU makes of a picture: uint8 [H, W, 3]."""
+    """What DALI's decoder on the CPU makes of an image: uint8 [H, W, 3]."""
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def pipeline():
@@ -43,7 +43,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, color: int, raw: bytes) -> bytes:
-    """A PNG of any bit depth and colour type, written by hand."""
+    """A PNG of any bit depth and color type, written by hand."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
@@ -66,7 +66,7 @@ def test_a_cmyk_jpeg_is_kept_and_read_as_pillow_reads_it() -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_cmyk_jpeg_without_adobes_marker_becomes_a_png_of_pillows_colours(progressive: bool) -> None:
+def test_a_cmyk_jpeg_without_adobes_marker_becomes_a_png_of_pillows_colors(progressive: bool) -> None:
     encoded = jpeg(PIXELS, mode="CMYK", progressive=progressive)
     marker = encoded.index(b"\xff\xee\x00\x0eAdobe")
     bare = encoded[:marker] + encoded[marker + 16 :]
@@ -132,7 +132,7 @@ def test_an_alpha_channel_goes_with_no_pixel_changed_where_it_hides_none(options
     np.testing.assert_array_equal(dali(made.encoded), pillow(encoded))
 
 
-def test_a_greyscale_jpeg_is_kept() -> None:
+def test_a_grayscale_jpeg_is_kept() -> None:
     assert_kept(jpeg(PIXELS, mode="L"))
 
 
@@ -169,7 +169,7 @@ def test_what_the_decoder_reads_otherwise_or_not_at_all_becomes_a_png_of_the_sam
     np.testing.assert_array_equal(dali(made.encoded), pillow(encoded))
 
 
-def test_the_first_frame_of_a_moving_picture_counts() -> None:
+def test_the_first_frame_of_a_animated_image_counts() -> None:
     frames = [Image.fromarray(smooth(30, 40, n)).quantize(64) for n in range(3)]
     for kind, reason in (("GIF", "GIF"), ("WEBP", "animated WEBP")):
         buffer = io.BytesIO()
@@ -201,12 +201,12 @@ def test_values_of_neither_8_nor_16_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_001, 10_000), (40_000, 40_000)])
-def test_a_picture_of_more_than_a_hundred_megapixels_is_refused_unread(width: int, height: int) -> None:
+def test_an_image_of_more_than_a_hundred_megapixels_is_refused_unread(width: int, height: int) -> None:
     with pytest.raises(DamagedError, match="more than 100 megapixels"):
         ingest(png(width, height, 8, 2, b""))
 
 
-def test_the_largest_picture_allowed_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_image_allowed_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "MOST_MEGAPIXELS", 60 * 80 / 1e6)
     ingest(jpeg(PIXELS))
     with pytest.raises(DamagedError, match="81 x 60 is more than"):
@@ -217,7 +217,7 @@ def test_the_largest_picture_allowed_is_read(monkeypatch: pytest.MonkeyPatch) ->
     ("encoded", "reason"),
     [
         (b"", "no bytes"),
-        (b"<html>not found</html>", "no picture: 22 bytes that begin with 3c68746d6c3e6e6f"),
+        (b"<html>not found</html>", "no image: 22 bytes that begin with 3c68746d6c3e6e6f"),
         (jpeg(PIXELS)[:-100], "truncated"),
         (jpeg(PIXELS)[:300], "."),
         (b"\xff\xd8\xff\xe0" + bytes(500), "."),
@@ -225,20 +225,20 @@ def test_the_largest_picture_allowed_is_read(monkeypatch: pytest.MonkeyPatch) ->
         (png(50, 40, 8, 2, b"\0" * 100), "."),
     ],
 )
-def test_bytes_that_are_no_whole_picture_are_refused_with_the_reason(encoded: bytes, reason: str) -> None:
+def test_bytes_that_are_no_whole_image_are_refused_with_the_reason(encoded: bytes, reason: str) -> None:
     with pytest.raises(DamagedError, match=reason) as caught:
         ingest(encoded)
     assert str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_picture_that_one_window_would_not_show_is_refused() -> None:
+def test_a_truncated_image_that_one_window_would_not_show_is_refused() -> None:
     whole = jpeg(smooth(400, 400, 2), quality=95)
     with pytest.raises(DamagedError, match="truncated"):
         ingest(whole[: len(whole) * 9 // 10])
 
 
-def test_shrinking_brings_the_shorter_side_down_and_leaves_small_pictures_alone() -> None:
+def test_shrinking_brings_the_shorter_side_down_and_leaves_small_images_alone() -> None:
     shrink = Shrink(shorter_side=100, quality=80)
     large, small = jpeg(smooth(300, 450, 3), quality=95), jpeg(smooth(90, 400, 4))
     made = ingest(large, shrink)
@@ -249,33 +249,33 @@ def test_shrinking_brings_the_shorter_side_down_and_leaves_small_pictures_alone(
     assert tall.size == (100, 150)
 
 
-def test_a_picture_that_would_grow_is_not_shrunk() -> None:
+def test_an_image_that_would_grow_is_not_shrunk() -> None:
     encoded = jpeg(smooth(110, 110, 3), quality=20)
     assert ingest(encoded, Shrink(shorter_side=100, quality=100)) == Ingested(encoded=encoded)
 
 
-def test_a_picture_that_would_be_too_long_for_a_jpeg_is_not_shrunk() -> None:
+def test_an_image_that_would_be_too_long_for_a_jpeg_is_not_shrunk() -> None:
     encoded = jpeg(np.zeros((300, 80_000, 3), np.uint8), format="PNG")
     assert ingest(encoded, Shrink(shorter_side=256)) == Ingested(encoded=encoded)
     longest = jpeg(np.zeros((300, 76_757, 3), np.uint8), format="PNG", compress_level=0)
     assert Image.open(io.BytesIO(ingest(longest, Shrink(shorter_side=256)).encoded)).size == (65_499, 256)
 
 
-def test_a_picture_that_cannot_be_encoded_again_counts_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_encoded_again_counts_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_JPEG_SIDE", 100_000)  # longer than libjpeg has it
     encoded = jpeg(np.zeros((300, 80_000, 3), np.uint8), format="PNG")
     with pytest.raises(DamagedError, match=r"80000 x 300 in RGB that cannot be encoded again \(broken data stream"):
         ingest(encoded, Shrink(shorter_side=256))
 
 
-def test_shrunk_colours_are_those_that_training_sees() -> None:
+def test_shrunk_colors_are_those_that_training_sees() -> None:
     encoded = jpeg(smooth(300, 450, 3), mode="CMYK", quality=98)
     made = ingest(encoded, Shrink(shorter_side=200, quality=95))
     expected = Image.open(io.BytesIO(encoded)).convert("RGB").resize((300, 200), Image.Resampling.LANCZOS)
     assert np.abs(pillow(made.encoded).astype(int) - np.asarray(expected)).mean() < 2
 
 
-def test_the_difference_is_none_for_the_same_picture_and_known_for_a_shift_in_brightness() -> None:
+def test_the_difference_is_none_for_the_same_image_and_known_for_a_shift_in_brightness() -> None:
     first, second = (np.full((64, 64, 3), level, np.uint8) for level in (100, 110))
     assert difference(jpeg(first, format="PNG"), jpeg(first, format="PNG"), 256) == 0
     assert difference(jpeg(first, format="PNG"), jpeg(second, format="PNG"), 256) == 10
@@ -300,19 +300,19 @@ def test_a_quality_of_zero_is_refused_by_the_job() -> None:
     assert "quality must lie in 1 .. 100, got 0" in done.stderr
 
 
-def test_the_manifest_lists_odd_and_huge_pictures(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    pictures["train"]["n01440764"] += [
+def test_the_manifest_lists_odd_and_huge_images(tmp_path: Path) -> None:
+    images = small_images()
+    images["train"]["n01440764"] += [
         ("png.JPEG", jpeg(PIXELS, format="PNG")),
         ("gif.JPEG", jpeg(PIXELS, format="GIF")),
         ("deep.png", sixteen_bits(1)[0]),
         ("huge.png", png(20_000, 20_000, 8, 2, b"")),
     ]
-    manifest = prepare_here(write_folders(tmp_path / "source", pictures), tmp_path / "target")
+    manifest = prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")
     train = manifest["splits"]["train"]
-    converted = {one["picture"]: one["reason"] for one in train["converted"]}
+    converted = {one["image"]: one["reason"] for one in train["converted"]}
     assert converted == {"train/n01440764/gif.JPEG": "GIF", "train/n01440764/deep.png": "16-bit PNG"}
-    assert [one["picture"] for one in train["damaged"]] == ["train/n01440764/huge.png"]
+    assert [one["image"] for one in train["damaged"]] == ["train/n01440764/huge.png"]
     assert train["damaged"][0]["reason"] == "more than 100 megapixels"
     rows = {name: one for name, one, _ in prepared_rows(tmp_path / "target", "train")}
     assert rows["png.JPEG"] == jpeg(PIXELS, format="PNG")

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from PIL import Image
 
 from dist_resnet.data.image.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from data.image.test_ingest import chunk, dali, png, sixteen_bits
-from oracle.pictures import jpeg, smooth, write_rows
-from oracle.pixels import decode_centre
+from oracle.images import jpeg, smooth, write_rows
+from oracle.pixels import decode_center
 from PIL import Image, ImageOps, features
 
 from dist_resnet.data.image.headers import oddity
@@ -25,7 +25,7 @@ from dist_resnet.data.input.dali import DaliDecoder
 from dist_resnet.data.shards.split import ShardReader, open_split
 
 PIXELS = smooth(60, 80, 1)
-GREY = PIXELS[..., 0]
+GRAY = PIXELS[..., 0]
 ALPHA = smooth(60, 80, 2)[..., 0].copy()
 ALPHA[:20], ALPHA[20:25] = 0, 255
 
@@ -61,8 +61,8 @@ def _rgba(kind: str, **options: object) -> Callable[[], tuple[bytes, np.ndarray]
     )
 
 
-def _grey_alpha() -> tuple[bytes, np.ndarray]:
-    return save(Image.fromarray(np.dstack([GREY, ALPHA])), "PNG"), on_white(GREY, ALPHA)
+def _gray_alpha() -> tuple[bytes, np.ndarray]:
+    return save(Image.fromarray(np.dstack([GRAY, ALPHA])), "PNG"), on_white(GRAY, ALPHA)
 
 
 def _palette(kind: str, transparency: int | bytes) -> tuple[bytes, np.ndarray]:
@@ -74,9 +74,9 @@ def _palette(kind: str, transparency: int | bytes) -> tuple[bytes, np.ndarray]:
     return save(image, kind, transparency=transparency), on_white(np.asarray(image.convert("RGB")), shares[entries])
 
 
-def _grey_of(bits: int) -> tuple[bytes, np.ndarray]:
-    """A grey PNG of 1, 2, 4, 8 or 16 bits whose value at (5, 5) is transparent."""
-    values = (GREY.astype(np.int64) << 8 | GREY[::-1]) if bits == 16 else GREY.astype(np.int64) >> (8 - bits)
+def _gray_of(bits: int) -> tuple[bytes, np.ndarray]:
+    """A gray PNG of 1, 2, 4, 8 or 16 bits whose value at (5, 5) is transparent."""
+    values = (GRAY.astype(np.int64) << 8 | GRAY[::-1]) if bits == 16 else GRAY.astype(np.int64) >> (8 - bits)
     most = (1 << bits) - 1
     shown = values >> 8 if bits == 16 else values * 255 // most
     if bits == 16:
@@ -105,14 +105,14 @@ def _gif() -> tuple[bytes, np.ndarray]:
 
 TRANSPARENT = {
     "RGBA PNG": _rgba("PNG"),
-    "grey and alpha PNG": _grey_alpha,
+    "gray and alpha PNG": _gray_alpha,
     "16-bit RGBA PNG": lambda: (
         png(80, 60, 16, 6, rows(np.dstack([PIXELS, ALPHA]).astype(">u2") * 257)),
         on_white(PIXELS, ALPHA),
     ),
     "palette PNG, one entry": lambda: _palette("PNG", 3),
     "palette PNG, shares": lambda: _palette("PNG", bytes(range(0, 256, 16))),
-    **{f"{bits}-bit grey PNG": lambda bits=bits: _grey_of(bits) for bits in (1, 2, 4, 8, 16)},
+    **{f"{bits}-bit gray PNG": lambda bits=bits: _gray_of(bits) for bits in (1, 2, 4, 8, 16)},
     **{f"{bits}-bit RGB PNG": lambda bits=bits: _color_of(bits) for bits in (8, 16)},
     "lossless WebP": _rgba("WEBP", lossless=True, exact=True),
     "TIFF": _rgba("TIFF"),
@@ -226,7 +226,7 @@ def test_damaged_metadata_turns_nothing(exif: bytes) -> None:
         (b'{"error": 404}', "JSON"),
         (jpeg(PIXELS)[:-100], "truncated"),
         (png(20_000, 20_000, 8, 2, b""), "more than 100 megapixels"),
-        (save(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point values"),
+        (save(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "floating-point values"),
     ],
 )
 def test_what_is_no_image_is_named(encoded: bytes, reason: str) -> None:
@@ -249,7 +249,7 @@ def test_shards_that_were_not_prepared_are_read_by_the_same_rule(
         ((request, pixels),) = DaliDecoder(max_batch=64, num_threads=1, device=torch.device("cpu")).decode(requests)
     assert sorted(request.damaged) == [len(images) - 2, len(images) - 1]
     for ours, encoded in zip(pixels.numpy(), images[:-2], strict=False):
-        assert np.abs(ours.astype(int) - decode_centre(encoded, 32, 32)).max() <= 1
+        assert np.abs(ours.astype(int) - decode_center(encoded, 32, 32)).max() <= 1
     said = [record.getMessage() for record in caplog.records if "converted each time" in record.getMessage()]
     assert len(said) == len(set(said)) > 2
 

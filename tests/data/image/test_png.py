@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from data.image.test_ingest import chunk, dali
-from oracle.pictures import smooth, write_rows
+from oracle.images import smooth, write_rows
 from PIL import Image
 
 from dist_resnet.data.image import png

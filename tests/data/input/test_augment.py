@@ -1,4 +1,4 @@
-"""Crops, flips and colours; oracles: plain Python integers (oracle/windows.py), torchvision, closed formulas."""
+"""Crops, flips and colors; oracles: plain Python integers (oracle/windows.py), torchvision, closed formulas."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def many(augment: Augment, height: int, width: int, num: int = 20000) -> np.ndar
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([SCALE, INCEPTION]), SIDES, SIDES, st.integers(0, 2**40))
-def test_windows_lie_within_the_picture(augment: Augment, height: int, width: int, index: int) -> None:
+def test_windows_lie_within_the_image(augment: Augment, height: int, width: int, index: int) -> None:
     ((top, left, h, w),) = Augmentation(augment, 1, 2).windows(*np.array([[index], [height], [width]])).tolist()
     assert top >= 0
     assert left >= 0
@@ -45,7 +45,7 @@ def test_windows_equal_those_made_one_by_one(seed: int, epoch: int, index: int, 
     assert scale_draws.flips(images[0])[0] == (oracle.uniform(seed, epoch, index, 1, 0) < 0.5)
 
 
-def test_a_picture_has_its_windows_whatever_its_neighbours() -> None:
+def test_an_image_has_its_windows_whatever_its_neighbors() -> None:
     indices, heights, widths = np.arange(50), np.arange(300, 350), np.arange(500, 450, -1)
     together = Augmentation(INCEPTION, 1, 2).windows(indices, heights, widths)
     order = np.random.default_rng(0).permutation(50)
@@ -55,8 +55,8 @@ def test_a_picture_has_its_windows_whatever_its_neighbours() -> None:
 
 def test_inception_windows_are_distributed_as_those_of_torchvision() -> None:
     torch.manual_seed(0)
-    picture = torch.empty(3, 375, 500)
-    theirs = np.array([RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(20000)])
+    image = torch.empty(3, 375, 500)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(20000)])
     ours = many(INCEPTION, 375, 500)
     for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
         # The deviation of a quantile of 20000 draws is about 1 % of the range; two samples, three deviations.
@@ -66,7 +66,7 @@ def test_inception_windows_are_distributed_as_those_of_torchvision() -> None:
     np.testing.assert_allclose(np.corrcoef(ours.T), np.corrcoef(theirs.T), atol=0.04)
 
 
-def test_a_long_picture_falls_back_to_the_centre_as_in_torchvision() -> None:
+def test_a_long_image_falls_back_to_the_center_as_in_torchvision() -> None:
     for height, width in ((40, 4000), (4000, 40)):
         ours = many(Augment(kind="inception", size=224, area=(1.0, 1.0)), height, width, 10)
         top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
@@ -95,21 +95,21 @@ def test_pad_windows_have_81_places_of_equal_chance() -> None:
     assert ((counts - 500) ** 2 / 500).sum() < 80 + 4 * 12.6
 
 
-def test_a_picture_too_small_to_pad_is_refused() -> None:
-    with pytest.raises(ValueError, match="a picture of 20 x 30 with 4 pixels of padding holds no crop of 32"):
+def test_an_image_too_small_to_pad_is_refused() -> None:
+    with pytest.raises(ValueError, match="an image of 20 x 30 with 4 pixels of padding holds no crop of 32"):
         Augmentation(PAD, 0, 0).windows(*np.array([[0], [30], [20]]))
 
 
-def test_half_of_the_pictures_are_mirrored_unless_flip_is_off() -> None:
+def test_half_of_the_images_are_mirrored_unless_flip_is_off() -> None:
     assert Augmentation(SCALE, 0, 0).flips(np.arange(40000)).mean() == pytest.approx(0.5, abs=0.01)
     assert not Augmentation(Augment(flip=False), 0, 0).flips(np.arange(100)).any()
 
 
-def test_epochs_seeds_and_pictures_draw_independently() -> None:
-    pictures = np.arange(4000)
-    reference = Augmentation(SCALE, 1, 1).flips(pictures)
-    others = [Augmentation(SCALE, *key).flips(pictures) for key in ((1, 2), (2, 1))]
-    for other in (*others, Augmentation(SCALE, 1, 1).flips(pictures + 1)):
+def test_epochs_seeds_and_images_draw_independently() -> None:
+    images = np.arange(4000)
+    reference = Augmentation(SCALE, 1, 1).flips(images)
+    others = [Augmentation(SCALE, *key).flips(images) for key in ((1, 2), (2, 1))]
+    for other in (*others, Augmentation(SCALE, 1, 1).flips(images + 1)):
         assert np.mean(reference == other) == pytest.approx(0.5, abs=0.04)
 
 
@@ -139,7 +139,7 @@ def test_lighting_alone_draws_the_lighting_of_full_color_and_nothing_else() -> N
 
 @settings(deadline=None)
 @given(SIDES, SIDES, st.integers(8, 320), st.integers(0, 100))
-def test_evaluation_windows_are_centred_squares(height: int, width: int, crop: int, more: int) -> None:
+def test_evaluation_windows_are_centered_squares(height: int, width: int, crop: int, more: int) -> None:
     ((top, left, h, w),) = evaluation_windows(np.array([height]), np.array([width]), crop, crop + more).tolist()
     short = min(height, width)
     assert h == w == max(1, int(crop * short / (crop + more) + 0.5))

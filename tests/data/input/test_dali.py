@@ -1,7 +1,7 @@
 """Decoded pixels; oracle: the same windows through PIL (tests/oracle/pixels.py).
 
-Both decode with libjpeg-turbo, and torch's uint8 filter has PIL's weights; but a partly decoded JPEG has its colour
-interpolated at the window's border without the pixels outside of it. On photographs the difference is at most 2 grey
+Both decode with libjpeg-turbo, and torch's uint8 filter has PIL's weights; but a partly decoded JPEG has its color
+interpolated at the window's border without the pixels outside of it. On photographs the difference is at most 2 gray
 levels away from the border and 24 there; the mean is far below a level.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, read_row_group, real, smooth
-from oracle.pixels import decode_centre, decode_window
+from oracle.images import jpeg, read_row_group, real, smooth
+from oracle.pixels import decode_center, decode_window
 from PIL import Image
 
-from dist_resnet.data.image.headers import picture_size
+from dist_resnet.data.image.headers import image_size
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.dali import DaliDecoder
@@ -76,7 +76,7 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
         {"format": "WEBP"},
     ],
 )
-def test_every_kind_of_picture_equals_pil(options: dict) -> None:
+def test_every_kind_of_image_equals_pil(options: dict) -> None:
     encoded = jpeg(smooth(90, 120, 1), **options)
     windows = [[0, 0, 90, 120], [10, 20, 61, 33], [85, 100, 5, 20]]
     (ours,) = decode(request([encoded] * 3, windows, 48, [False, True, False]))
@@ -84,7 +84,7 @@ def test_every_kind_of_picture_equals_pil(options: dict) -> None:
         assert_close(pixels, decode_window(encoded, np.array(window), 48, flip=flip))
 
 
-def test_a_rotated_picture_is_decoded_as_stored() -> None:
+def test_a_rotated_image_is_decoded_as_stored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     encoded = jpeg(smooth(60, 100, 1), exif=exif)
@@ -92,7 +92,7 @@ def test_a_rotated_picture_is_decoded_as_stored() -> None:
     assert_close(ours[0], decode_window(encoded, np.array([30, 70, 30, 30]), 30))
 
 
-def test_a_lossless_picture_at_its_own_size_is_exact() -> None:
+def test_a_lossless_image_at_its_own_size_is_exact() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     (ours,) = decode(request([jpeg(pixels, format="PNG")] * 2, [[0, 0, 32, 32]] * 2, 32, [False, True]))
     np.testing.assert_array_equal(ours[0], pixels)
@@ -100,10 +100,10 @@ def test_a_lossless_picture_at_its_own_size_is_exact() -> None:
 
 
 @pytest.mark.parametrize("kind", ["scale", "inception"])
-def test_real_pictures_equal_pil(kind: str) -> None:
+def test_real_images_equal_pil(kind: str) -> None:
     split = real("imagenet-sample/*.parquet")
     images = [image.tobytes() for image in read_row_group(split, 0).images[:64]]
-    heights, widths = np.array([picture_size(np.frombuffer(image, np.uint8)) for image in images]).T
+    heights, widths = np.array([image_size(np.frombuffer(image, np.uint8)) for image in images]).T
     recipe = Augment(kind=kind, size=224)  # pyrefly: ignore
     draws = Augmentation(recipe, 1, 2)
     windows, flips = draws.windows(np.arange(64), heights, widths), draws.flips(np.arange(64))
@@ -112,7 +112,7 @@ def test_real_pictures_equal_pil(kind: str) -> None:
         assert_close(pixels, decode_window(image, window, 224, flip=bool(flip)))
 
 
-def test_the_evaluation_crop_of_real_pictures_is_near_that_of_torchvision() -> None:
+def test_the_evaluation_crop_of_real_images_is_near_that_of_torchvision() -> None:
     """Resize, then CenterCrop: ours differs by the rounding to source pixels and the filter at the border."""
     from torchvision.transforms import CenterCrop, Compose, Resize
 
@@ -120,9 +120,9 @@ def test_the_evaluation_crop_of_real_pictures_is_near_that_of_torchvision() -> N
     theirs = Compose([Resize(256), CenterCrop(224)])
     differences = []
     for image in read_row_group(split, 1).images[:20]:
-        ours = decode_centre(image, 224, 256)
-        picture = Image.open(io.BytesIO(image.tobytes())).convert("RGB")
-        differences.append(np.abs(ours.astype(int) - np.asarray(theirs(picture)).astype(int)).mean())
+        ours = decode_center(image, 224, 256)
+        opened = Image.open(io.BytesIO(image.tobytes())).convert("RGB")
+        differences.append(np.abs(ours.astype(int) - np.asarray(theirs(opened)).astype(int)).mean())
     assert np.median(differences) < 6
     assert max(differences) < 20
 
@@ -175,13 +175,13 @@ def cut(image: bytes) -> bytes:
     return image[: len(image) // 2]
 
 
-def no_picture(image: bytes) -> bytes:
+def no_image(image: bytes) -> bytes:
     return b"GIF89a" + image[6:]
 
 
-@pytest.mark.parametrize("damage", [cut, no_picture])
+@pytest.mark.parametrize("damage", [cut, no_image])
 @pytest.mark.parametrize("places", [[0], [4], [9], [11], [1, 2, 10]])
-def test_damaged_pictures_are_replaced_and_named_and_the_others_are_as_ever(damage, places: list[int]) -> None:
+def test_damaged_images_are_replaced_and_named_and_the_others_are_as_ever(damage, places: list[int]) -> None:
     images = [jpeg(smooth(64, 64, n)) for n in range(12)]
     expected = np.concatenate(decode(*batches_of(images)))
     damaged = [damage(image) if place in places else image for place, image in enumerate(images)]
@@ -194,7 +194,7 @@ def test_damaged_pictures_are_replaced_and_named_and_the_others_are_as_ever(dama
     assert sorted(named) == places
     whole = [place for place in range(12) if place not in places]
     np.testing.assert_array_equal(np.concatenate(found)[whole], expected[whole])
-    assert np.ptp(np.concatenate(found)[places]) == 0  # of one colour
+    assert np.ptp(np.concatenate(found)[places]) == 0  # of one color
 
 
 def batches_of(images: list[bytes]) -> list[Request]:

@@ -1,4 +1,4 @@
-"""Normalisation and colour; oracle: torchvision's Normalize, and fb.resnet.torch's rules one picture at a time."""
+"""Normalization and color; oracle: torchvision's Normalize, and fb.resnet.torch's rules one image at a time."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dataset", sorted(DATASETS))
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_normalisation_equals_that_of_torchvision(dataset: str, channels_last: bool) -> None:
+def test_normalization_equals_that_of_torchvision(dataset: str, channels_last: bool) -> None:
     ours = Normalizer(DATASETS[dataset], CPU, channels_last=channels_last)(PIXELS)
     theirs = normalize(PIXELS.permute(0, 3, 1, 2) / 255, list(DATASETS[dataset].mean), list(DATASETS[dataset].std))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -25,7 +25,7 @@ def test_normalisation_equals_that_of_torchvision(dataset: str, channels_last: b
     assert ours.is_contiguous(memory_format=memory)
 
 
-def one_picture(values: np.ndarray, order: np.ndarray, strengths: np.ndarray, lighting: np.ndarray) -> np.ndarray:
+def one_image(values: np.ndarray, order: np.ndarray, strengths: np.ndarray, lighting: np.ndarray) -> np.ndarray:
     """datasets/transforms.lua of facebook/fb.resnet.torch: Grayscale, Brightness, Contrast, Saturation, Lighting."""
     for kind in order:
         gray = (values * [0.299, 0.587, 0.114]).sum(axis=2, keepdims=True) * np.ones(3)
@@ -36,27 +36,27 @@ def one_picture(values: np.ndarray, order: np.ndarray, strengths: np.ndarray, li
     return values + shift
 
 
-def test_colours_change_as_in_fb_resnet_torch() -> None:
+def test_colors_change_as_in_fb_resnet_torch() -> None:
     factors = Augmentation(Augment(color="full"), 0, 0).color_factors(np.arange(6))
     assert factors is not None
     ours = jitter(PIXELS / 255, factors).numpy()
-    for picture in range(6):
-        theirs = one_picture(
-            PIXELS[picture].numpy() / 255, factors.order[picture], factors.strengths[picture], factors.lighting[picture]
+    for image in range(6):
+        theirs = one_image(
+            PIXELS[image].numpy() / 255, factors.order[image], factors.strengths[image], factors.lighting[image]
         )
-        np.testing.assert_allclose(ours[picture], theirs, atol=1e-5)
+        np.testing.assert_allclose(ours[image], theirs, atol=1e-5)
 
 
 def test_lighting_alone_shifts_every_pixel_of_an_image_alike_as_in_fb_resnet_torch() -> None:
     factors = Augmentation(Augment(color="lighting"), 0, 0).color_factors(np.arange(6))
     assert factors is not None
     ours = jitter(PIXELS / 255, factors).numpy()
-    for picture in range(6):
-        theirs = one_picture(PIXELS[picture].numpy() / 255, np.array([], int), np.array([]), factors.lighting[picture])
-        np.testing.assert_allclose(ours[picture], theirs, atol=1e-6)
+    for image in range(6):
+        theirs = one_image(PIXELS[image].numpy() / 255, np.array([], int), np.array([]), factors.lighting[image])
+        np.testing.assert_allclose(ours[image], theirs, atol=1e-6)
 
 
-def test_neutral_factors_leave_the_picture_as_it_is() -> None:
+def test_neutral_factors_leave_the_image_as_it_is() -> None:
     ones, zeros = np.ones((6, 3), np.float32), np.zeros((6, 3), np.float32)
     factors = ColorFactors(np.tile(np.arange(3), (6, 1)), ones, zeros)
     torch.testing.assert_close(jitter(PIXELS / 255, factors), PIXELS / 255)

@@ -28,21 +28,21 @@ def epoch_of(order: IndexedOrder | FullOrder, streams: int) -> np.ndarray:
 
 @settings(deadline=None, max_examples=150)
 @given(SHAPES, BATCHES, st.integers(0, 2**70), st.integers(0, 100))
-def test_an_epoch_holds_no_picture_twice_and_drops_less_than_a_global_batch(
+def test_an_epoch_holds_no_image_twice_and_drops_less_than_a_global_batch(
     rows: list[int], batches: tuple[int, int], seed: int, epoch: int
 ) -> None:
     streams, ghost_batch = batches
     if sum(rows) < streams * ghost_batch:
-        with pytest.raises(ValueError, match=f"{sum(rows)} training pictures do not fill one global batch"):
+        with pytest.raises(ValueError, match=f"{sum(rows)} training images do not fill one global batch"):
             windowed(rows, streams, ghost_batch, seed, epoch)
         return
     order = windowed(rows, streams, ghost_batch, seed, epoch)
-    pictures = epoch_of(order, streams)
+    images = epoch_of(order, streams)
     assert order.steps_per_epoch == sum(rows) // (streams * ghost_batch)
-    assert pictures.shape == (order.steps_per_epoch, streams, ghost_batch)
-    assert len(np.unique(pictures)) == pictures.size
-    assert pictures.min() >= 0
-    assert pictures.max() < sum(rows)
+    assert images.shape == (order.steps_per_epoch, streams, ghost_batch)
+    assert len(np.unique(images)) == images.size
+    assert images.min() >= 0
+    assert images.max() < sum(rows)
 
 
 @settings(deadline=None, max_examples=60)
@@ -57,18 +57,18 @@ def test_a_ghost_batch_is_known_without_those_before_it(rows: list[int], data: s
 def test_each_stream_reads_few_row_groups_of_its_own() -> None:
     rows = [10] * 400
     order = windowed(rows, 4, 10)
-    pictures = epoch_of(order, 4)
-    groups = [set((pictures[:, stream] // 10).ravel().tolist()) for stream in range(4)]
+    images = epoch_of(order, 4)
+    groups = [set((images[:, stream] // 10).ravel().tolist()) for stream in range(4)]
     # Only a row group at the border of two streams is read by both.
     assert sum(len(group) for group in groups) <= 400 + 4
-    within = pictures[:8, 0] // 10  # 80 pictures: one window
+    within = images[:8, 0] // 10  # 80 images: one window
     assert len(np.unique(within)) <= 2 * WINDOW_ROW_GROUPS
 
 
 def test_a_window_shuffles_its_row_groups_together() -> None:
-    pictures = epoch_of(windowed([100] * 64, 2, 32), 2)
-    # 32 pictures out of 8 row groups of 100 come from nearly all of them.
-    assert np.mean([len(np.unique(batch // 100)) for batch in pictures.reshape(-1, 32)]) > 6
+    images = epoch_of(windowed([100] * 64, 2, 32), 2)
+    # 32 images out of 8 row groups of 100 come from nearly all of them.
+    assert np.mean([len(np.unique(batch // 100)) for batch in images.reshape(-1, 32)]) > 6
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -79,7 +79,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 
 @pytest.mark.parametrize("rows", [[100], [37, 63], [10] * 10])
-def test_every_picture_is_dropped_by_some_epoch_and_used_by_others(rows: list[int]) -> None:
+def test_every_image_is_dropped_by_some_epoch_and_used_by_others(rows: list[int]) -> None:
     used = np.zeros(100)
     for epoch in range(200):
         used[epoch_of(windowed(rows, 3, 8, epoch=epoch), 3).ravel()] += 1
@@ -91,20 +91,20 @@ def test_every_picture_is_dropped_by_some_epoch_and_used_by_others(rows: list[in
 def test_two_large_row_groups_mix_over_the_streams() -> None:
     together = np.zeros((2, 4))
     for epoch in range(40):
-        pictures = epoch_of(windowed([500, 500], 4, 25, epoch=epoch), 4)
+        images = epoch_of(windowed([500, 500], 4, 25, epoch=epoch), 4)
         for stream in range(4):
-            together[0, stream] += (pictures[:, stream] < 250).sum()
-            together[1, stream] += (pictures[:, stream] >= 250).sum()
-    # Each stream sees the first quarter of the pictures as often as chance would have it: 1 in 4.
+            together[0, stream] += (images[:, stream] < 250).sum()
+            together[1, stream] += (images[:, stream] >= 250).sum()
+    # Each stream sees the first quarter of the images as often as chance would have it: 1 in 4.
     share = together[0] / together.sum(axis=0)
     assert np.all(np.abs(share - 0.25) < 0.12)
 
 
 def test_the_full_order_is_a_permutation() -> None:
-    pictures = epoch_of(full(300), 4)
-    assert pictures.shape == (9, 4, 8)
-    assert len(np.unique(pictures)) == 288
-    with pytest.raises(ValueError, match="31 training pictures do not fill one global batch of 32"):
+    images = epoch_of(full(300), 4)
+    assert images.shape == (9, 4, 8)
+    assert len(np.unique(images)) == 288
+    with pytest.raises(ValueError, match="31 training images do not fill one global batch of 32"):
         full(31)
 
 

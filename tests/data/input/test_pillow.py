@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from oracle.pixels import decode_window
 
 from dist_resnet.data.input import decoders
@@ -58,7 +58,7 @@ def test_windows_are_cut_resized_and_mirrored_as_pil_does():
         assert np.abs(pixels[number].astype(int) - expected).max() <= 1
 
 
-def test_whole_pictures_are_those_of_dali_bit_for_bit():
+def test_whole_images_are_those_of_dali_bit_for_bit():
     images = [jpeg(smooth(32, 32, seed=number)) for number in range(8)]
     request = _request(images, [(0, 0, 32, 32)] * 8, 32)
     ((_, ours),) = _decoded(PillowDecoder(num_threads=1), request)

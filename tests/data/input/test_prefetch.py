@@ -46,11 +46,11 @@ def test_no_more_is_made_ahead_than_asked_for() -> None:
 def test_an_exception_comes_in_its_place_and_ends_the_items() -> None:
     def failing() -> Generator[int]:
         yield 1
-        raise ValueError("a damaged picture")
+        raise ValueError("a damaged image")
 
     items = Prefetched(failing(), 2)
     assert next(items) == 1
-    with pytest.raises(ValueError, match="a damaged picture"):
+    with pytest.raises(ValueError, match="a damaged image"):
         next(items)
     with pytest.raises(StopIteration):
         next(items)

@@ -1,4 +1,4 @@
-"""ImageNet's archives; oracle: the pictures that tarfile put in, byte for byte at the places found."""
+"""ImageNet's archives; oracle: the images that tarfile put in, byte for byte at the places found."""
 
 import gzip
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
-from oracle.sources import SYNSETS, expected_rows, small_pictures, tar, write_archives, write_devkit
+from oracle.sources import SYNSETS, expected_rows, small_images, tar, write_archives, write_devkit
 
 from dist_resnet.data.prepare.archives import find_archives, index_archives
 from dist_resnet.data.prepare.index import Index
@@ -34,14 +34,14 @@ def rows(found: Index) -> list[tuple[str, bytes, int]]:
     return sorted(read)
 
 
-def test_pictures_are_byte_ranges_of_the_archives_under_the_sorted_synsets(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    found = index(write_archives(tmp_path, pictures))
-    assert rows(found["train"]) == expected_rows(pictures, "train")
+def test_images_are_byte_ranges_of_the_archives_under_the_sorted_synsets(tmp_path: Path) -> None:
+    images = small_images()
+    found = index(write_archives(tmp_path, images))
+    assert rows(found["train"]) == expected_rows(images, "train")
     # The devkit numbers the classes the other way round.
-    assert rows(found["validation"]) == expected_rows(pictures, "validation")
+    assert rows(found["validation"]) == expected_rows(images, "validation")
     names = [found["train"].describe(row) for row in range(len(found["train"]))]
-    assert f"ILSVRC2012_img_train.tar/n01440764.tar/{pictures['train']['n01440764'][0][0]}" in names
+    assert f"ILSVRC2012_img_train.tar/n01440764.tar/{images['train']['n01440764'][0][0]}" in names
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -72,7 +72,7 @@ def cuts(content: bytes) -> list[int]:
 @pytest.mark.parametrize("number", range(7))
 @pytest.mark.parametrize("archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
 def test_an_archive_cut_short_is_named(tmp_path: Path, archive: str, number: int) -> None:
-    file = write_archives(tmp_path, small_pictures()) / archive
+    file = write_archives(tmp_path, small_images()) / archive
     content = file.read_bytes()
     file.write_bytes(content[: cuts(content)[number]])
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_an_archive_cut_short_is_named(tmp_path: Path, archive: str, number: int
 
 @pytest.mark.parametrize("number", range(7))
 def test_an_inner_archive_cut_short_is_named(tmp_path: Path, number: int) -> None:
-    files = small_pictures()["train"]["n01440764"]
+    files = small_images()["train"]["n01440764"]
     whole = tar(files)
     inner = whole[: cuts(whole)[number]]
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", inner), ("n01443537.tar", whole)]))
@@ -99,7 +99,7 @@ def test_an_empty_archive_and_a_file_of_something_else_are_named(tmp_path: Path)
             index(tmp_path)
 
 
-def test_a_training_archive_of_pictures_or_with_a_class_twice_is_refused(tmp_path: Path) -> None:
+def test_a_training_archive_of_images_or_with_a_class_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ILSVRC2012_img_train.tar"
     file.write_bytes(tar([("n01440764_1.JPEG", b"x")]))
     with pytest.raises(ValueError, match=r"holds n01440764_1.JPEG; it should hold a tar of each class"):
@@ -111,28 +111,28 @@ def test_a_training_archive_of_pictures_or_with_a_class_twice_is_refused(tmp_pat
 
 
 def test_a_ground_truth_beyond_the_class_list_is_refused(tmp_path: Path) -> None:
-    write_archives(tmp_path, small_pictures(), truth=[1, 2, 3, 4, 5, 1, 2, 3, 4, 7])
+    write_archives(tmp_path, small_images(), truth=[1, 2, 3, 4, 5, 1, 2, 3, 4, 7])
     with pytest.raises(ValueError, match=r"ground truth has label 7, outside of the class list of 5"):
         index(tmp_path)
 
 
-def test_a_ground_truth_of_another_number_of_pictures_is_refused(tmp_path: Path) -> None:
-    write_archives(tmp_path, small_pictures(), truth=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"img_val.tar holds 10 pictures, the devkit tells the classes of 3"):
+def test_a_ground_truth_of_another_number_of_images_is_refused(tmp_path: Path) -> None:
+    write_archives(tmp_path, small_images(), truth=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"img_val.tar holds 10 images, the devkit tells the classes of 3"):
         index(tmp_path)
 
 
 def test_a_validation_class_that_the_training_archive_has_not_is_named(tmp_path: Path) -> None:
-    write_archives(tmp_path, small_pictures())
+    write_archives(tmp_path, small_images())
     write_devkit(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", {"n01440764": 1, "n99999999": 2}, [1] * 9 + [2])
     with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000010.JPEG of .* is of class n99999999 by the devkit"):
         index(tmp_path)
 
 
-def test_validation_pictures_without_a_number_are_refused(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    pictures["validation"]["n01440764"][0] = ("first.JPEG", b"x")
-    write_archives(tmp_path, pictures)
+def test_validation_images_without_a_number_are_refused(tmp_path: Path) -> None:
+    images = small_images()
+    images["validation"]["n01440764"][0] = ("first.JPEG", b"x")
+    write_archives(tmp_path, images)
     with pytest.raises(ValueError, match=r"holds first.JPEG; its names should end in a number, 1 to 10"):
         index(tmp_path)
 
@@ -143,13 +143,13 @@ def test_validation_pictures_without_a_number_are_refused(tmp_path: Path) -> Non
     ids=["empty", "text", "compressed text", "another archive"],
 )
 def test_a_devkit_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
-    write_archives(tmp_path, small_pictures())
+    write_archives(tmp_path, small_images())
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"devkit_t12.tar.gz cannot be read as ImageNet's devkit \(.*\); download"):
         index(tmp_path)
 
 
-def test_the_index_of_a_thousand_pictures_is_exact(tmp_path: Path) -> None:
+def test_the_index_of_a_thousand_images_is_exact(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     files = [(f"{n}.JPEG", rng.bytes(int(rng.integers(0, 2000)))) for n in range(1000)]
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", tar(files))]))
@@ -159,24 +159,24 @@ def test_the_index_of_a_thousand_pictures_is_exact(tmp_path: Path) -> None:
 
 def test_hidden_members_are_skipped_and_others_taken_by_their_first_bytes(tmp_path: Path) -> None:
     """As a Mac packs a folder."""
-    pictures = small_pictures()
-    encoded = pictures["train"]["n01440764"][0][1]
+    images = small_images()
+    encoded = images["train"]["n01440764"][0][1]
     odd = [("._1.JPEG", b"x"), ("__MACOSX/a.JPEG", b"x"), ("deep/.DS_Store", b"x"), ("Thumbs.db", b"x")]
     files = [
-        *pictures["train"]["n01440764"],
+        *images["train"]["n01440764"],
         *odd,
         ("no-ending", encoded),
         ("list.txt", b"eight"),
         ("a.heic", b"\0" * 9),
     ]
     outer = [("n01440764.tar", tar(files)), ("._n01440764.tar", b"x"), ("__MACOSX/._n01440764.tar", b"x")]
-    write_archives(tmp_path, pictures)
+    write_archives(tmp_path, images)
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar(outer))
     (tmp_path / "._ILSVRC2012_img_train.tar").write_bytes(b"x")
     (tmp_path / "ILSVRC2012_img_val.tar").unlink()
     source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
     assert source.class_names == ("n01440764",)
-    wanted = [(name, one, 0) for name, one in [*pictures["train"]["n01440764"], ("no-ending", encoded)]]
+    wanted = [(name, one, 0) for name, one in [*images["train"]["n01440764"], ("no-ending", encoded)]]
     assert rows(source.splits["train"]) == sorted(wanted)
     assert source.notes == (
         "6 hidden and tools' files and folders: ._* (2), __MACOSX (2), .DS_Store (1), Thumbs.db (1)",
@@ -201,7 +201,7 @@ def test_links_in_an_archive_have_no_bytes_and_are_counted(tmp_path: Path) -> No
 
 
 def test_two_archives_of_one_kind_are_refused(tmp_path: Path) -> None:
-    write_archives(tmp_path, small_pictures())
+    write_archives(tmp_path, small_images())
     (tmp_path / "ILSVRC2010_img_train.tar").write_bytes(b"x")
     with pytest.raises(
         ValueError, match=r"ILSVRC2010_img_train.tar and .*ILSVRC2012_img_train.tar are the same archive"

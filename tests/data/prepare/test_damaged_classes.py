@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from oracle.sources import (
     SYNSETS,
-    Pictures,
+    Images,
     Silent,
     in_turn,
     prepare_here,
     prepared_rows,
-    small_pictures,
+    small_images,
     write_archives,
     write_downloaded,
     write_folders,
@@ -23,13 +23,13 @@ from dist_resnet.data.shards.split import open_split
 WRITERS = [write_folders, write_archives, write_downloaded]
 
 
-def broken(split: str, *classes: str) -> Pictures:
+def broken(split: str, *classes: str) -> Images:
     """In each of the classes one page in place of an image, and all others cut short."""
-    pictures = small_pictures()
+    images = small_images()
     for name in classes:
-        files = pictures[split][name]
-        pictures[split][name] = [(file, one[:-60]) for file, one in files[:-1]] + [(files[-1][0], b"<html>")]
-    return pictures
+        files = images[split][name]
+        images[split][name] = [(file, one[:-60]) for file, one in files[:-1]] + [(files[-1][0], b"<html>")]
+    return images
 
 
 def never(function, tasks):
@@ -43,7 +43,7 @@ def never(function, tasks):
 def test_it_is_refused_before_any_shard_is_written(tmp_path: Path, write, split: str) -> None:
     source = write(tmp_path / "source", broken(split, SYNSETS[2], SYNSETS[4]))
     complaint = (
-        rf"every {split} picture of class n02012849 is damaged, one of them .*\(image file is truncated .*\) \(and of "
+        rf"every {split} image of class n02012849 is damaged, one of them .*\(image file is truncated .*\) \(and of "
         r"1 other classes\); repair the source, or have a set without them with --on-damaged-class keep"
     )
     with pytest.raises(ValueError, match=complaint):
@@ -62,7 +62,7 @@ def test_the_set_may_be_kept_without_it(tmp_path: Path, write) -> None:
     assert train["class_counts"] == [8, 8, 0, 8, 8]
     assert len(train["damaged"]) == 8
     assert manifest["left_out"][-1] == "every train image of class n02012849, damaged"
-    assert progress.said[0].startswith("every train picture of class n02012849 is damaged")
+    assert progress.said[0].startswith("every train image of class n02012849 is damaged")
     assert {label for _, _, label in prepared_rows(tmp_path / "target", "train")} == {0, 1, 3, 4}
     assert open_split(f"{tmp_path}/target/train-*.parquet").class_names == SYNSETS
     assert prepare(options, run=never, progress=progress) == manifest
@@ -70,7 +70,7 @@ def test_the_set_may_be_kept_without_it(tmp_path: Path, write) -> None:
 
 def test_a_preparation_that_only_finds_it_at_the_end_keeps_its_shards(tmp_path: Path) -> None:
     """As one does whose source is damaged meanwhile, or that an earlier version began."""
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "undisturbed")
 
     def stopped(function, tasks):

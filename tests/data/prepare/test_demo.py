@@ -1,4 +1,4 @@
-"""The generated pictures; oracle: their promises, and a nearest-centroid classifier."""
+"""The generated images; oracle: their promises, and a nearest-centroid classifier."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle.pictures import read_row_group
+from oracle.images import read_row_group
 from PIL import Image
 
 from dist_resnet.data.prepare.demo import write_demo
@@ -18,22 +18,22 @@ ARGUMENTS = {"size": 32, "train_images": 100, "validation_images": 40, "seed": 5
 
 def pixels_of(split: Split) -> tuple[np.ndarray, np.ndarray]:
     groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
-    pictures = [np.asarray(Image.open(io.BytesIO(image.tobytes()))) for group in groups for image in group.images]
-    return np.stack(pictures).astype(float), np.concatenate([group.labels for group in groups])
+    images = [np.asarray(Image.open(io.BytesIO(image.tobytes()))) for group in groups for image in group.images]
+    return np.stack(images).astype(float), np.concatenate([group.labels for group in groups])
 
 
 def test_the_splits_are_balanced_and_of_the_asked_size(tmp_path: Path) -> None:
     train, validation = (open_split(uri) for uri in write_demo(str(tmp_path), **ARGUMENTS))
     for split, count in ((train, 100), (validation, 40)):
-        pictures, labels = pixels_of(split)
-        assert pictures.shape == (count, 32, 32, 3)
+        images, labels = pixels_of(split)
+        assert images.shape == (count, 32, 32, 3)
         assert np.bincount(labels).tolist() == [count // 10] * 10
         assert split.group_rows.max() == 32
         assert split.class_names is not None
         assert len(split.class_names) == 10
 
 
-def test_the_same_arguments_give_the_same_pictures_anywhere(tmp_path: Path) -> None:
+def test_the_same_arguments_give_the_same_images_anywhere(tmp_path: Path) -> None:
     digests = [
         [open_split(uri).digest for uri in write_demo(target, **{**ARGUMENTS, "seed": seed})]
         for target, seed in ((str(tmp_path / "a"), 5), ((tmp_path / "b").as_uri(), 5), (str(tmp_path / "c"), 6))
@@ -62,10 +62,10 @@ def test_other_arguments_get_a_folder_of_their_own(tmp_path: Path) -> None:
     assert open_split(second).label_range == (0, 3)
 
 
-def test_unseen_pictures_are_recognised_by_their_mean_colours(tmp_path: Path) -> None:
+def test_unseen_images_are_recognized_by_their_mean_colors(tmp_path: Path) -> None:
     train, validation = (open_split(uri) for uri in write_demo(str(tmp_path), **ARGUMENTS))
-    pictures, labels = pixels_of(train)
-    centroids = np.stack([pictures[labels == label].mean(axis=(0, 1, 2)) for label in range(10)])
+    images, labels = pixels_of(train)
+    centroids = np.stack([images[labels == label].mean(axis=(0, 1, 2)) for label in range(10)])
     unseen, truth = pixels_of(validation)
     distance = np.linalg.norm(unseen.mean(axis=(1, 2))[:, None] - centroids, axis=2)
     assert np.mean(distance.argmin(axis=1) == truth) > 0.7

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
-from oracle.pictures import jpeg, smooth
-from oracle.sources import SYNSETS, expected_rows, prepare_here, prepared_rows, small_pictures, write_folders
+from oracle.images import jpeg, smooth
+from oracle.sources import SYNSETS, expected_rows, prepare_here, prepared_rows, small_images, write_folders
 
 CLASSES = ("cat", "dog")
 
@@ -130,8 +130,8 @@ def test_links_back_end_and_give_no_image_twice(tmp_path: Path) -> None:
 
 def test_links_to_files_and_to_other_folders_are_followed(tmp_path: Path) -> None:
     """As people make a subset of classes: by links to the whole set's folders and files."""
-    pictures = small_pictures()
-    whole = write_folders(tmp_path / "whole", pictures)
+    images = small_images()
+    whole = write_folders(tmp_path / "whole", images)
     subset = tmp_path / "subset"
     for split in ("train", "val"):
         (subset / split).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_links_to_files_and_to_other_folders_are_followed(tmp_path: Path) -> Non
     manifest = prepare_here(subset, tmp_path / "target")
     assert manifest["left_out"] == []
     rows = prepared_rows(tmp_path / "target", "train")
-    wanted = [row for row in expected_rows(pictures, "train") if row[2] < 3]
+    wanted = [row for row in expected_rows(images, "train") if row[2] < 3]
     assert sorted(one for _, one, _ in rows) == sorted(one for _, one, _ in wanted)
     assert {name.split("/")[0] for name, _, label in rows if label == 2} == {"deep"}
 
@@ -217,7 +217,7 @@ def test_files_are_taken_by_their_first_bytes_and_the_others_counted_by_kind(tmp
     manifest = prepare_here(source, tmp_path / "target")
     assert counts(manifest)["train"] == [10, 3]
     assert manifest["left_out"] == ["5 files that are no images: text (.txt) (2), HEIC (1), XML (1), empty (1)"]
-    assert [(one["picture"], one["reason"]) for one in manifest["splits"]["train"]["converted"]] == [
+    assert [(one["image"], one["reason"]) for one in manifest["splits"]["train"]["converted"]] == [
         ("train/cat/f.avif", "AVIF")
     ]
     assert manifest["splits"]["train"]["damaged"] == []
@@ -227,7 +227,7 @@ def test_a_file_of_an_image_ending_that_is_none_is_a_damaged_image(tmp_path: Pat
     source = make(tmp_path / "source")
     (source / "train" / "cat" / "page.jpg").write_bytes(b"<html>not found</html>")
     manifest = prepare_here(source, tmp_path / "target")
-    assert [one["picture"] for one in manifest["splits"]["train"]["damaged"]] == ["train/cat/page.jpg"]
+    assert [one["image"] for one in manifest["splits"]["train"]["damaged"]] == ["train/cat/page.jpg"]
     assert manifest["left_out"] == []
 
 
@@ -307,7 +307,7 @@ def test_a_test_folder_of_classes_is_the_test_split(tmp_path: Path) -> None:
     shutil.rmtree(source / "Test" / "dog")
     manifest = prepare_here(source, tmp_path / "target")
     assert counts(manifest) == {"train": [3, 3], "validation": [3, 3], "test": [3, 0]}
-    assert manifest["left_out"] == ["1 of 2 classes have no test picture"]
+    assert manifest["left_out"] == ["1 of 2 classes have no test image"]
 
 
 def test_a_test_folder_without_classes_is_left_out_with_a_word(tmp_path: Path) -> None:
@@ -389,6 +389,6 @@ def test_class_sets_that_differ_are_found_before_anything_is_decoded(tmp_path: P
     with pytest.raises(ValueError, match=r"val/Dog is no class of .*train, which has 2"):
         prepare_here(source, tmp_path / "target")
     shutil.rmtree(source / "val" / "Dog")
-    with pytest.raises(ValueError, match=r"class dog has no validation picture"):
+    with pytest.raises(ValueError, match=r"class dog has no validation image"):
         prepare_here(source, tmp_path / "target")
     assert not list((tmp_path / "target").iterdir())

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from oracle.sources import (
     SYNSETS,
-    Pictures,
+    Images,
     expected_rows,
     prepare_here,
     prepared_rows,
-    small_pictures,
+    small_images,
     tar,
     write_folders,
 )
@@ -35,14 +35,14 @@ def bash(command: str) -> None:
     subprocess.run(["bash", "-c", command], check=True)
 
 
-def write_kaggle(root: Path, pictures: Pictures, images: str) -> Path:
+def write_kaggle(root: Path, images: Images, folder: str) -> Path:
     """As the archive of Kaggle's challenge unpacks."""
-    write_folders(root / images, {"train": pictures["train"]})
-    (root / images / "val").mkdir()
+    write_folders(root / folder, {"train": images["train"]})
+    (root / folder / "val").mkdir()
     lines = ["ImageId,PredictionString"]
-    for synset, files in pictures["validation"].items():
+    for synset, files in images["validation"].items():
         for name, encoded in files:
-            (root / images / "val" / name).write_bytes(encoded)
+            (root / folder / "val" / name).write_bytes(encoded)
             lines.append(f"{name.removesuffix('.JPEG')},{synset} 85 1 499 272 {synset} 1 1 9 9 ")
     (root / "LOC_val_solution.csv").write_text("\r\n".join(lines) + "\r\n")
     (root / "LOC_synset_mapping.txt").write_text("n01440764 tench\n")
@@ -51,8 +51,8 @@ def write_kaggle(root: Path, pictures: Pictures, images: str) -> Path:
 
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
 def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path: Path, given: str) -> None:
-    pictures = small_pictures()
-    root = write_kaggle(tmp_path / "a set", pictures, "ILSVRC/Data/CLS-LOC")
+    images = small_images()
+    root = write_kaggle(tmp_path / "a set", images, "ILSVRC/Data/CLS-LOC")
     line = refusal(root / given, tmp_path / "target")
     assert "val holds 10 images in no class folders, as Kaggle has ImageNet; LOC_val_solution.csv tells" in line
     found = re.search(r" by: (.*); then give --source '?([^']*)'?$", line)
@@ -60,11 +60,11 @@ def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path:
     bash(found[1])
     prepare_here(found[2], tmp_path / "target")
     for split in ("train", "validation"):
-        assert sorted(prepared_rows(tmp_path / "target", split)) == expected_rows(pictures, split)
+        assert sorted(prepared_rows(tmp_path / "target", split)) == expected_rows(images, split)
 
 
 def test_on_an_object_store_the_addresses_are_what_can_be_given(tmp_path: Path, s3: str) -> None:
-    root = write_kaggle(tmp_path / "source", small_pictures(per_class=1), "ILSVRC/Data/CLS-LOC")
+    root = write_kaggle(tmp_path / "source", small_images(per_class=1), "ILSVRC/Data/CLS-LOC")
     filesystem, bucket = pafs.FileSystem.from_uri(s3)
     pafs.copy_files(str(root), f"{bucket}/{tmp_path.name}", destination_filesystem=filesystem)
     line = refusal(f"{s3}/{tmp_path.name}", tmp_path / "target")
@@ -74,22 +74,22 @@ def test_on_an_object_store_the_addresses_are_what_can_be_given(tmp_path: Path, 
 
 def test_kaggles_root_with_class_folders_tells_which_folder_to_give(tmp_path: Path) -> None:
     root = tmp_path / "source"
-    write_folders(root / "ILSVRC" / "Data" / "CLS-LOC", small_pictures())
+    write_folders(root / "ILSVRC" / "Data" / "CLS-LOC", small_images())
     for split in (None, "train"):
         line = refusal(root, tmp_path / "target", split=split)
         assert line.endswith(f"give its folder of images, --source {root}/ILSVRC/Data/CLS-LOC")
 
 
 def test_a_flat_validation_folder_beside_kaggles_list_is_refused(tmp_path: Path) -> None:
-    root = write_kaggle(tmp_path / "source", small_pictures(), ".")
+    root = write_kaggle(tmp_path / "source", small_images(), ".")
     assert "LOC_val_solution.csv tells" in refusal(root, tmp_path / "target")
 
 
-def write_webdataset(root: Path, pictures: Pictures, *, ending: str, names: dict[str, str]) -> Path:
+def write_webdataset(root: Path, images: Images, *, ending: str, names: dict[str, str]) -> Path:
     root.mkdir(parents=True)
     for split, name in names.items():
         files = []
-        for synset, ones in pictures[split].items():
+        for synset, ones in images[split].items():
             for file, encoded in ones:
                 key = file.removesuffix(".JPEG")
                 told = synset if ending == "cls" else json.dumps({"width": 3, "label": synset})
@@ -116,8 +116,8 @@ def write_webdataset(root: Path, pictures: Pictures, *, ending: str, names: dict
 def test_webdatasets_archives_are_refused_with_the_command_that_unpacks_them(
     tmp_path: Path, ending: str, names: dict[str, str]
 ) -> None:
-    pictures = small_pictures()
-    root = write_webdataset(tmp_path / "source", pictures, ending=ending, names=names)
+    images = small_images()
+    root = write_webdataset(tmp_path / "source", images, ending=ending, names=names)
     line = refusal(root, tmp_path / "target")
     assert f"of WebDataset's layout (files .jpg, .{ending} of one name), which is not read" in line
     found = re.search(r" by: (.*); do so for each split, then give --source (\S+)$", line)
@@ -128,7 +128,7 @@ def test_webdatasets_archives_are_refused_with_the_command_that_unpacks_them(
         (name.removesuffix(".jpg") + ".JPEG", one, label)
         for name, one, label in prepared_rows(tmp_path / "target", "train")
     )
-    assert unpacked == expected_rows(pictures, "train")
+    assert unpacked == expected_rows(images, "train")
 
 
 def test_a_webdataset_that_tells_no_class_is_refused_too(tmp_path: Path) -> None:
@@ -141,12 +141,12 @@ def test_a_webdataset_that_tells_no_class_is_refused_too(tmp_path: Path) -> None
 def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
     source = tmp_path / "inner"
     source.mkdir()
-    for synset, files in small_pictures()["train"].items():
+    for synset, files in small_images()["train"].items():
         (source / f"{synset}.tar").write_bytes(tar(files))
     line = refusal(source, tmp_path / "target", split="train")
     assert "holds n01440764.tar and 4 more, the inner archives of ImageNet's" in line
     bash(line.partition(" by: ")[2])
-    assert prepare_here(source, tmp_path / "a", split="train")["splits"]["train"]["pictures"] == 40
+    assert prepare_here(source, tmp_path / "a", split="train")["splits"]["train"]["images"] == 40
     packed = tmp_path / "packed"
     packed.mkdir()
     buffer = io.BytesIO()
@@ -165,9 +165,9 @@ def test_a_source_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_beside_split_folders_does_no_harm(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    source = write_folders(tmp_path / "source", pictures)
-    (source / "train.tar").write_bytes(tar(pictures["train"][SYNSETS[0]]))
+    images = small_images()
+    source = write_folders(tmp_path / "source", images)
+    (source / "train.tar").write_bytes(tar(images["train"][SYNSETS[0]]))
     assert prepare_here(source, tmp_path / "target")["left_out"] == ["train.tar beside the split folders"]
 
 
@@ -184,7 +184,7 @@ def test_an_archive_beside_split_folders_does_no_harm(tmp_path: Path) -> None:
 def test_images_whose_classes_a_table_tells_are_refused_with_what_moves_them(
     tmp_path: Path, below: str, table: str, line: str, heading: str | None
 ) -> None:
-    source = write_folders(tmp_path / "a set", small_pictures())
+    source = write_folders(tmp_path / "a set", small_images())
     val = source / "val"
     lines = [] if heading is None else [heading]
     (val / below).mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def test_images_whose_classes_a_table_tells_are_refused_with_what_moves_them(
 
 
 def test_a_text_beside_flat_images_that_is_no_table_of_them_says_nothing(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     for file in (source / "val").glob("n*/*"):
         file.rename(source / "val" / file.name.replace("ILSVRC2012_val_", ""))
     for folder in (source / "val").glob("n*/"):
@@ -212,7 +212,7 @@ def test_a_text_beside_flat_images_that_is_no_table_of_them_says_nothing(tmp_pat
 
 
 def test_a_split_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     (source / "train").rename(source / "elsewhere")
     (source / "train").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match="train is of the split train by its name and a link to nothing; mend it"):

@@ -14,12 +14,12 @@ import pyarrow.fs as pafs
 import pytest
 from oracle.sources import (
     Silent,
-    damaged_pictures,
+    damaged_images,
     expected_rows,
     in_turn,
     prepare_here,
     prepared_rows,
-    small_pictures,
+    small_images,
     write_archives,
     write_downloaded,
     write_folders,
@@ -37,7 +37,7 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def test_a_job_that_was_stopped_leaves_finished_shards_as_they_are(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "undisturbed")
 
     def stopped(function, tasks):
@@ -68,7 +68,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_job_that_dies_after_every_third_file_comes_to_the_same_end(tmp_path: Path, write, monkeypatch) -> None:
-    source = write(tmp_path / "source", small_pictures(per_class=4))
+    source = write(tmp_path / "source", small_images(per_class=4))
     prepare_here(source, tmp_path / "undisturbed")
     written = []
 
@@ -93,7 +93,7 @@ def test_a_job_that_dies_after_every_third_file_comes_to_the_same_end(tmp_path: 
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_job_that_was_killed_in_its_clean_up_finishes_that_alone(tmp_path: Path, write, monkeypatch) -> None:
-    source = write(tmp_path / "source", small_pictures())
+    source = write(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "undisturbed")
     work = tmp_path / "target" / "preparing"
 
@@ -115,7 +115,7 @@ def test_a_job_that_was_killed_in_its_clean_up_finishes_that_alone(tmp_path: Pat
 
 
 def test_a_clean_up_of_another_set_of_options_is_not_finished(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "target")
     claim = tmp_path / "target" / "preparing.json"
     claim.write_text(json.dumps(json.loads((tmp_path / "target" / "manifest.json").read_text())["options"]))
@@ -125,7 +125,7 @@ def test_a_clean_up_of_another_set_of_options_is_not_finished(tmp_path: Path) ->
 
 
 def test_a_finished_set_that_lost_or_changed_a_shard_is_told(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "target")
     shard = min((tmp_path / "target").glob("train-*.parquet"))
     content = shard.read_bytes()
@@ -138,18 +138,18 @@ def test_a_finished_set_that_lost_or_changed_a_shard_is_told(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=rf"target/{shard.name} is missing by the manifest.json beside it; restore"):
         prepare_here(source, tmp_path / "target")
     shard.write_bytes(content)
-    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["pictures"] == 40
+    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["images"] == 40
 
 
-def test_a_finished_set_without_damaged_pictures_stops_a_job_that_is_to_stop(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", damaged_pictures())
+def test_a_finished_set_without_damaged_images_stops_a_job_that_is_to_stop(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "source", damaged_images())
     prepare_here(source, tmp_path / "target")
     with pytest.raises(ValueError, match=r"cut.JPEG of class n01443537 is damaged .* was left out of .*target by"):
         prepare_here(source, tmp_path / "target", on_damaged="error")
 
 
 def test_two_jobs_do_not_prepare_one_target_at_once(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     seen = []
 
     def second(function, tasks):
@@ -158,9 +158,9 @@ def test_two_jobs_do_not_prepare_one_target_at_once(tmp_path: Path) -> None:
             prepare_here(source, tmp_path / "target")
         yield from in_turn(function, tasks)
 
-    assert prepare_here(source, tmp_path / "target", run=second)["splits"]["train"]["pictures"] == 40
+    assert prepare_here(source, tmp_path / "target", run=second)["splits"]["train"]["images"] == 40
     assert seen
-    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["pictures"] == 40
+    assert prepare_here(source, tmp_path / "target")["splits"]["train"]["images"] == 40
 
 
 def test_a_second_job_where_nothing_can_be_locked_takes_nothing_from_the_first(tmp_path: Path, monkeypatch) -> None:
@@ -168,7 +168,7 @@ def test_a_second_job_where_nothing_can_be_locked_takes_nothing_from_the_first(t
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     target = tmp_path / "target"
 
     def second(function, tasks):
@@ -206,7 +206,7 @@ def test_what_another_machine_writes_is_left_whatever_the_clocks_say(
     def unsupported(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     target = tmp_path / "target"
     theirs = target / "train-00000-of-00004.parquet.0123-4567.partial"
     with pytest.raises(KeyboardInterrupt):
@@ -225,7 +225,7 @@ def test_what_another_machine_writes_is_left_whatever_the_clocks_say(
 
 
 def test_what_a_killed_job_of_this_machine_was_writing_is_removed_at_once(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     target = tmp_path / "target"
     program = (
         "import os, sys\n"
@@ -253,7 +253,7 @@ def stop(function, tasks):
 
 
 def test_a_finished_set_is_left_as_it_is(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     manifest = prepare_here(source, tmp_path / "target")
     before = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "target").iterdir()}
     assert prepare_here(source, tmp_path / "target") == manifest
@@ -263,7 +263,7 @@ def test_a_finished_set_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_job_with_other_options_does_not_go_on(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
 
     def stopped(function, tasks):
         raise KeyboardInterrupt
@@ -279,7 +279,7 @@ def test_a_job_with_other_options_does_not_go_on(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_was_lost_is_written_again(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "undisturbed")
 
     def all_but_one(function, tasks):
@@ -296,7 +296,7 @@ def test_a_shard_that_was_lost_is_written_again(tmp_path: Path) -> None:
 
 
 def test_a_prepared_set_can_be_prepared_anew(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    prepare_here(write_folders(tmp_path / "source", pictures), tmp_path / "a")
+    images = small_images()
+    prepare_here(write_folders(tmp_path / "source", images), tmp_path / "a")
     prepare_here(tmp_path / "a", tmp_path / "b", seed=5)
-    assert sorted(prepared_rows(tmp_path / "b", "train")) == expected_rows(pictures, "train")
+    assert sorted(prepared_rows(tmp_path / "b", "train")) == expected_rows(images, "train")

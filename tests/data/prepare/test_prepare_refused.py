@@ -10,13 +10,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from oracle.sources import (
     SYNSETS,
     in_turn,
     prepare_here,
     prepared_rows,
-    small_pictures,
+    small_images,
     write_archives,
     write_downloaded,
     write_folders,
@@ -38,56 +38,56 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    pictures["train"][SYNSETS[3]] = []
-    with pytest.raises(ValueError, match=r"class n03126707 has no train picture; complete the source"):
-        prepare_here(write_folders(tmp_path / "folders", pictures), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"class n03126707 has no train picture; complete the source"):
-        prepare_here(write_archives(tmp_path / "archives", pictures), tmp_path / "b")
-    pictures = small_pictures()
-    del pictures["validation"][SYNSETS[0]], pictures["validation"][SYNSETS[1]]
-    with pytest.raises(ValueError, match=r"class n01440764 and 1 more has no validation picture"):
-        prepare_here(write_folders(tmp_path / "partial", pictures), tmp_path / "c")
+    images = small_images()
+    images["train"][SYNSETS[3]] = []
+    with pytest.raises(ValueError, match=r"class n03126707 has no train image; complete the source"):
+        prepare_here(write_folders(tmp_path / "folders", images), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"class n03126707 has no train image; complete the source"):
+        prepare_here(write_archives(tmp_path / "archives", images), tmp_path / "b")
+    images = small_images()
+    del images["validation"][SYNSETS[0]], images["validation"][SYNSETS[1]]
+    with pytest.raises(ValueError, match=r"class n01440764 and 1 more has no validation image"):
+        prepare_here(write_folders(tmp_path / "partial", images), tmp_path / "c")
 
 
-def test_classes_of_parquet_without_a_picture_are_told(tmp_path: Path) -> None:
+def test_classes_of_parquet_without_an_image_are_told(tmp_path: Path) -> None:
     write_parquet(tmp_path / "source" / "train-0.parquet", [("a", jpeg(smooth(9, 9, 1)), 1)], ["x", "y", "z"])
     manifest = prepare_here(tmp_path / "source", tmp_path / "target")
-    assert manifest["left_out"] == ["2 of 3 classes have no train picture"]
+    assert manifest["left_out"] == ["2 of 3 classes have no train image"]
 
 
-def test_two_pictures_of_one_name_in_a_class_are_named(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    name, encoded = pictures["train"][SYNSETS[0]][0]
-    pictures["train"][SYNSETS[0]].append((name, encoded + b"\0"))
+def test_two_images_of_one_name_in_a_class_are_named(tmp_path: Path) -> None:
+    images = small_images()
+    name, encoded = images["train"][SYNSETS[0]][0]
+    images["train"][SYNSETS[0]].append((name, encoded + b"\0"))
     with pytest.raises(
         ValueError,
-        match=rf"two pictures of class n01440764 are named {name}, in ILSVRC2012_img_train.tar/n01440764.tar and",
+        match=rf"two images of class n01440764 are named {name}, in ILSVRC2012_img_train.tar/n01440764.tar and",
     ):
-        prepare_here(write_archives(tmp_path / "archives", pictures), tmp_path / "a")
+        prepare_here(write_archives(tmp_path / "archives", images), tmp_path / "a")
 
 
 def test_one_name_in_two_classes_is_no_mistake(tmp_path: Path) -> None:
-    pictures = small_pictures()
+    images = small_images()
     for synset in SYNSETS:
-        pictures["train"][synset][0] = ("1.JPEG", pictures["train"][synset][0][1])
-    assert prepare_here(write_folders(tmp_path / "source", pictures), tmp_path / "target")["splits"]
+        images["train"][synset][0] = ("1.JPEG", images["train"][synset][0][1])
+    assert prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")["splits"]
 
 
 @pytest.mark.parametrize(("label", "reason"), [(-1, "stands for none"), (3, "is outside of the class list, 0 .. 2")])
 def test_labels_beyond_the_class_list_are_named_with_file_and_row(tmp_path: Path, label: int, reason: str) -> None:
-    picture = jpeg(smooth(9, 9, 1))
-    rows = [("a", picture, 0), ("b", picture, 2), ("c", picture, label)]
+    image = jpeg(smooth(9, 9, 1))
+    rows = [("a", image, 0), ("b", image, 2), ("c", image, label)]
     write_parquet(tmp_path / "source" / "train-00000-of-00001.parquet", rows, ["x", "y", "z"])
     with pytest.raises(ValueError, match=rf"label {label} in .*train-00000-of-00001.parquet row 2 {reason}"):
         prepare_here(tmp_path / "source", tmp_path / "target")
 
 
 def test_a_validation_class_that_training_has_not_is_named(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    pictures["validation"]["n09999999"] = pictures["validation"].pop(SYNSETS[0])
+    images = small_images()
+    images["validation"]["n09999999"] = images["validation"].pop(SYNSETS[0])
     with pytest.raises(ValueError, match=r"val/n09999999 is no class of .*train, which has 5"):
-        prepare_here(write_folders(tmp_path / "source", pictures), tmp_path / "target")
+        prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")
 
 
 def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
     (tmp_path / "odd" / "readme.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"odd is of no known kind; needed are folders train and val"):
         prepare_here(tmp_path / "odd", tmp_path / "target")
-    write_folders(tmp_path / "source", small_pictures())
+    write_folders(tmp_path / "source", small_images())
     with pytest.raises(ValueError, match=r"of no known kind; .* \(or class folders and --split\)"):
         prepare_here(tmp_path / "source" / "train", tmp_path / "target")
     (tmp_path / "flat" / "train").mkdir(parents=True)
@@ -107,18 +107,18 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
 
 
 def test_a_download_that_is_not_complete_is_refused(tmp_path: Path) -> None:
-    source = write_downloaded(tmp_path / "source", small_pictures())
+    source = write_downloaded(tmp_path / "source", small_images())
     (source / "data" / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(ValueError, match=r"train has 2 of 3 shards; the first that is missing is number 00001"):
         prepare_here(source, tmp_path / "target")
 
 
 def test_shards_of_no_split_by_their_names_need_one(tmp_path: Path) -> None:
-    pictures = small_pictures()
-    write_parquet(tmp_path / "source" / "part-0.parquet", [("a", pictures["train"][SYNSETS[0]][0][1], 0)], ["x"])
+    images = small_images()
+    write_parquet(tmp_path / "source" / "part-0.parquet", [("a", images["train"][SYNSETS[0]][0][1], 0)], ["x"])
     with pytest.raises(ValueError, match=r"part-0.parquet is of no split by its name"):
         prepare_here(tmp_path / "source", tmp_path / "a")
-    assert prepare_here(tmp_path / "source", tmp_path / "b", split="train")["splits"]["train"]["pictures"] == 1
+    assert prepare_here(tmp_path / "source", tmp_path / "b", split="train")["splits"]["train"]["images"] == 1
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_hidden_shards_are_none_of_the_split_that_is_given(tmp_path: Path) -> No
     one = jpeg(smooth(9, 9, 1))
     write_parquet(tmp_path / "source" / "part-0.parquet", [("one", one, 0)], ["x"])
     (tmp_path / "source" / "._part-0.parquet").write_bytes(b"a Mac's")
-    assert prepare_here(tmp_path / "source", tmp_path / "target", split="train")["splits"]["train"]["pictures"] == 1
+    assert prepare_here(tmp_path / "source", tmp_path / "target", split="train")["splits"]["train"]["images"] == 1
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,20 @@ def test_hidden_shards_are_none_of_the_split_that_is_given(tmp_path: Path) -> No
     ],
 )
 def test_a_source_whose_names_say_the_split_takes_no_other(tmp_path: Path, write, named: str) -> None:
-    source = write(tmp_path / "source", small_pictures())
+    source = write(tmp_path / "source", small_images())
     with pytest.raises(ValueError, match=rf"{named} is of the split \w+ by its name; leave out --split train, or give"):
         prepare_here(source, tmp_path / "target", split="train")
-    assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["pictures"] == 10
+    assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["images"] == 10
 
 
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
-    folders = write_folders(tmp_path / "folders", small_pictures())
+    folders = write_folders(tmp_path / "folders", small_images())
     (folders / "validation").mkdir()
     with pytest.raises(
         ValueError, match=r"folders/val and .*folders/validation are both of the split validation; keep"
     ):
         prepare_here(folders, tmp_path / "target")
-    downloaded = write_downloaded(tmp_path / "downloaded", small_pictures())
+    downloaded = write_downloaded(tmp_path / "downloaded", small_images())
     shutil.copy(downloaded / "data" / "test-00000-of-00001.parquet", downloaded / "data" / "val-0.parquet")
     with pytest.raises(
         ValueError, match=r"data holds val-0.parquet and validation-00000-of-00003.parquet, .* keep one"
@@ -201,31 +201,31 @@ def test_source_shards_that_were_mended_added_or_removed_are_unpacked_again(tmp_
 
 
 def test_unpacked_shards_that_are_no_longer_wanted_are_removed(tmp_path: Path) -> None:
-    picture = jpeg(smooth(9, 9, 1))
+    image = jpeg(smooth(9, 9, 1))
     source, work = tmp_path / "source", tmp_path / "target" / "preparing"
     for labels in ([0, 7], [1, 7]):
         for number, label in enumerate(labels):
-            write_parquet(source / f"train-{number}.parquet", [(str(number), picture, label)], ["x", "y"])
+            write_parquet(source / f"train-{number}.parquet", [(str(number), image, label)], ["x", "y"])
         with pytest.raises(ValueError, match="label 7"):
             prepare_here(source, tmp_path / "target")
         first, index = sorted(work.iterdir())
         assert index.name == f"{first.name}.index"
 
 
-def test_pictures_of_parquet_without_names_get_one_of_their_shard(tmp_path: Path) -> None:
-    pictures = [jpeg(smooth(9, 9, seed)) for seed in range(3)]
-    write_parquet(tmp_path / "source" / "train-0.parquet", [(None, one, 0) for one in pictures[:2]], ["x"])
-    write_parquet(tmp_path / "source" / "train-1.parquet", [(None, pictures[2], 0)], ["x"])
+def test_images_of_parquet_without_names_get_one_of_their_shard(tmp_path: Path) -> None:
+    images = [jpeg(smooth(9, 9, seed)) for seed in range(3)]
+    write_parquet(tmp_path / "source" / "train-0.parquet", [(None, one, 0) for one in images[:2]], ["x"])
+    write_parquet(tmp_path / "source" / "train-1.parquet", [(None, images[2], 0)], ["x"])
     prepare_here(tmp_path / "source", tmp_path / "target")
     assert sorted(prepared_rows(tmp_path / "target", "train")) == [
-        ("train-0.parquet row 0", pictures[0], 0),
-        ("train-0.parquet row 1", pictures[1], 0),
-        ("train-1.parquet row 0", pictures[2], 0),
+        ("train-0.parquet row 0", images[0], 0),
+        ("train-0.parquet row 1", images[1], 0),
+        ("train-1.parquet row 0", images[2], 0),
     ]
 
 
 def test_a_source_shard_with_a_torn_page_is_named(tmp_path: Path) -> None:
-    source = write_downloaded(tmp_path / "source", small_pictures())
+    source = write_downloaded(tmp_path / "source", small_images())
     shard = source / "data" / "train-00001-of-00003.parquet"
     content = shard.read_bytes()
     shard.write_bytes(content[:4] + b"\xff" * 64 + content[68:])
@@ -239,12 +239,12 @@ def test_a_source_shard_with_a_torn_page_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
-    picture = jpeg(smooth(9, 9, 1))
-    write_parquet(tmp_path / "a" / "train-0.parquet", [("a", picture, 0), ("b", None, 0)], ["x"])
+    image = jpeg(smooth(9, 9, 1))
+    write_parquet(tmp_path / "a" / "train-0.parquet", [("a", image, 0), ("b", None, 0)], ["x"])
     with pytest.raises(ValueError, match=r"train-0.parquet row 1 has no image bytes, only the path b, which does not"):
         prepare_here(tmp_path / "a", tmp_path / "target-a")
-    write_parquet(tmp_path / "b" / "train-0.parquet", [("a", picture, 0)], ["x"])
-    write_parquet(tmp_path / "b" / "validation-0.parquet", [("a", picture, 0)], ["y"])
+    write_parquet(tmp_path / "b" / "train-0.parquet", [("a", image, 0)], ["x"])
+    write_parquet(tmp_path / "b" / "validation-0.parquet", [("a", image, 0)], ["y"])
     with pytest.raises(
         ValueError, match=r"class 'y' of the validation images .* is none of the model's 1 classes, 'x'"
     ):
@@ -252,7 +252,7 @@ def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path
 
 
 def test_a_target_with_other_shards_is_refused(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     write_parquet(tmp_path / "target" / "mine.parquet", [("a", b"x", 0)], ["x"])
     with pytest.raises(ValueError, match=r"target already holds mine.parquet of another origin"):
         prepare_here(source, tmp_path / "target")
@@ -261,7 +261,7 @@ def test_a_target_with_other_shards_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     victim = next((source / "train" / SYNSETS[0]).iterdir())
 
     def changed(function, tasks):
@@ -277,7 +277,7 @@ def test_a_source_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "free")
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     monkeypatch.setattr("dist_resnet.storage.files.shutil.disk_usage", lambda path: usage(10_000))
     with pytest.raises(OSError, match=r"has room for 10\.\d kB and the set needs about 55\.\d kB; free space"):
         prepare_here(source, tmp_path / "target")
@@ -285,7 +285,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
 
 
 def test_a_disk_that_fills_up_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "undisturbed")
     written = []
 
@@ -323,7 +323,7 @@ def test_impossible_options_are_refused(changes: dict, complaint: str) -> None:
 
 def test_a_limit_of_the_kernel_on_writing_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     """The kernel's own refusal in the middle of a shard, at the size that a file may have."""
-    source = write_folders(tmp_path / "source", small_pictures(per_class=40))
+    source = write_folders(tmp_path / "source", small_images(per_class=40))
     program = (
         "import resource, sys\n"
         "from oracle.sources import prepare_here\n"
@@ -343,4 +343,4 @@ def test_a_limit_of_the_kernel_on_writing_leaves_nothing_that_looks_finished(tmp
     assert "target is full (" in ended.stderr.splitlines()[-1], ended.stderr
     assert {one.name for one in (tmp_path / "target").iterdir()} == {"preparing.json", "preparing"}
     manifest = prepare_here(source, tmp_path / "target", shard_megabytes=0.1)
-    assert manifest["splits"]["train"]["pictures"] == 200
+    assert manifest["splits"]["train"]["images"] == 200

@@ -1,4 +1,4 @@
-"""Sets prepared from and to object stores; oracle: the pictures that the test wrote, on real servers on loopback."""
+"""Sets prepared from and to object stores; oracle: the images that the test wrote, on real servers on loopback."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 from oracle.sources import (
     prepare_here,
-    small_pictures,
+    small_images,
     write_archives,
     write_downloaded,
     write_folders,
@@ -25,7 +25,7 @@ def test_a_set_is_prepared_from_s3_to_s3(tmp_path: Path, s3: str) -> None:
     local = tmp_path / "source"
     for write in WRITERS:
         shutil.rmtree(local, ignore_errors=True)
-        write(local, small_pictures(per_class=2, validation=1))
+        write(local, small_images(per_class=2, validation=1))
         prepare_here(local, tmp_path / write.__name__)
         prefix = f"{tmp_path.name}/{write.__name__}"
         for file in local.rglob("*"):
@@ -43,7 +43,7 @@ def test_a_set_is_prepared_from_s3_to_s3(tmp_path: Path, s3: str) -> None:
 
 def test_a_set_is_prepared_on_azures_store(tmp_path: Path, az: str) -> None:
     local, source = tmp_path / "source", child_uri(az, f"{tmp_path.name}/a source")
-    write_folders(local, small_pictures(per_class=2, validation=1))
+    write_folders(local, small_images(per_class=2, validation=1))
     filesystem, folder = open_uri(source)
     for file in local.rglob("*"):
         if file.is_file():
@@ -59,7 +59,7 @@ def test_a_set_is_prepared_on_azures_store(tmp_path: Path, az: str) -> None:
 
 def test_class_folders_on_googles_store_need_no_objects_that_stand_for_them(tmp_path: Path, gs: str) -> None:
     local = tmp_path / "source"
-    write_folders(local, small_pictures(per_class=2, validation=1))
+    write_folders(local, small_images(per_class=2, validation=1))
     filesystem, bucket = pafs.FileSystem.from_uri(gs)
     for file in local.rglob("*"):
         if file.is_file():
@@ -67,4 +67,4 @@ def test_class_folders_on_googles_store_need_no_objects_that_stand_for_them(tmp_
                 stream.write(file.read_bytes())
     mine = prepare_here(f"{gs}/{tmp_path.name}", tmp_path / "mine")
     assert mine["splits"] == prepare_here(local, tmp_path / "theirs")["splits"]
-    assert mine["splits"]["train"]["pictures"] == 10
+    assert mine["splits"]["train"]["images"] == 10

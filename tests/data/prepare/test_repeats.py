@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from oracle.sources import (
     SYNSETS,
-    damaged_pictures,
+    damaged_images,
     prepare_here,
-    small_pictures,
+    small_images,
     write_archives,
     write_downloaded,
     write_folders,
@@ -22,20 +22,20 @@ CAT, DOG = SYNSETS[:2]
 
 @pytest.mark.parametrize("write", [write_folders, write_downloaded, write_archives])
 def test_images_of_train_in_validation_are_counted_and_one_is_named(tmp_path: Path, write) -> None:
-    pictures = small_pictures()
-    assert prepare_here(write(tmp_path / "clean", pictures), tmp_path / "a")["repeated"] == []
+    images = small_images()
+    assert prepare_here(write(tmp_path / "clean", images), tmp_path / "a")["repeated"] == []
     for number in range(2):
-        name, _ = pictures["validation"][DOG][number]
-        pictures["validation"][DOG][number] = (name, pictures["train"][CAT][number + 3][1])
-    (line,) = prepare_here(write(tmp_path / "leaking", pictures), tmp_path / "b")["repeated"]
+        name, _ = images["validation"][DOG][number]
+        images["validation"][DOG][number] = (name, images["train"][CAT][number + 3][1])
+    (line,) = prepare_here(write(tmp_path / "leaking", images), tmp_path / "b")["repeated"]
     assert line.startswith("2 of 10 validation images are in train too, byte for byte, such as ")
-    assert any(name in line for name, _ in pictures["validation"][DOG])
-    assert any(name in line for name, _ in pictures["train"][CAT][3:5])
+    assert any(name in line for name, _ in images["validation"][DOG])
+    assert any(name in line for name, _ in images["train"][CAT][3:5])
     assert line.endswith("errors on these tell nothing of others")
 
 
 def test_an_image_in_two_classes_is_counted_and_named(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", small_pictures())
+    source = write_folders(tmp_path / "source", small_images())
     first = min((source / "train" / CAT).iterdir())
     shutil.copy(first, source / "train" / DOG / "copy.jpg")
     (line,) = prepare_here(source, tmp_path / "target")["repeated"]
@@ -45,10 +45,10 @@ def test_an_image_in_two_classes_is_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_damaged_images_are_like_no_other(tmp_path: Path) -> None:
-    pictures = damaged_pictures()
-    pictures["validation"][CAT].append(pictures["train"][DOG][3])
-    pictures["validation"][DOG].append(("page.JPEG", b"<html>not found</html>"))
-    manifest = prepare_here(write_folders(tmp_path / "source", pictures), tmp_path / "target")
+    images = damaged_images()
+    images["validation"][CAT].append(images["train"][DOG][3])
+    images["validation"][DOG].append(("page.JPEG", b"<html>not found</html>"))
+    manifest = prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")
     assert len(manifest["splits"]["validation"]["damaged"]) == 3
     assert manifest["repeated"] == []
 

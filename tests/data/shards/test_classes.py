@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, read_row_group, smooth
+from oracle.images import jpeg, read_row_group, smooth
 from oracle.sources import prepare_here, write_parquet
 
 from dist_resnet.data.shards import classes

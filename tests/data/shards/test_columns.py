@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, read_row_group, smooth
+from oracle.images import jpeg, read_row_group, smooth
 from oracle.sources import prepare_here, prepared_rows
 
 from dist_resnet.data.input.streams import check_some_whole
-from dist_resnet.data.shards.columns import UnlabelledError
+from dist_resnet.data.shards.columns import UnlabeledError
 from dist_resnet.data.shards.split import Split, open_split
 
 PAGE = Path(__file__).parents[3] / "docs" / "data-format.md"
@@ -27,7 +27,7 @@ WORDS = [NAMES[label] for label in LABELS]
 ROWS = sorted(zip(IMAGES, LABELS, strict=True))
 
 
-def pictures(kind: pa.DataType = BYTES, path: pa.DataType = TEXT, **options: bool) -> pa.StructArray:
+def images(kind: pa.DataType = BYTES, path: pa.DataType = TEXT, **options: bool) -> pa.StructArray:
     """The images as `datasets` has them, a struct of bytes and path, of these types."""
     fields = [pa.field("bytes", kind, **options), pa.field("path", path)]
     return pa.StructArray.from_arrays([pa.array(IMAGES, kind), pa.array([None] * len(IMAGES), path)], fields=fields)
@@ -47,8 +47,8 @@ def features(image: str = "image", label: str | None = "label") -> dict[bytes, b
 
 def of_two_types() -> list[pa.Table]:
     whole = [
-        pa.table({"image": pictures(), "label": numbers(pa.int8())}),
-        pa.table({"image": pictures(pa.large_binary()), "label": numbers(pa.uint32())}),
+        pa.table({"image": images(), "label": numbers(pa.int8())}),
+        pa.table({"image": images(pa.large_binary()), "label": numbers(pa.uint32())}),
         pa.table({"image": pa.array(IMAGES), "label": numbers(pa.float32())}),
     ]
     return [table.slice(3 * number, 3) for number, table in enumerate(whole)]
@@ -69,7 +69,7 @@ def form(*tables: pa.Table, names: list[str] | None = None, ask: str | None = No
     return list(tables), names, ask
 
 
-IMAGE = {"image": pictures()}
+IMAGE = {"image": images()}
 LABEL = {"label": numbers()}
 LAYOUT = pa.table(IMAGE | LABEL)
 FURTHER = pa.StructArray.from_arrays(
@@ -84,14 +84,14 @@ FORMS: dict[str, list[Form]] = {
         form(LAYOUT.replace_schema_metadata(features()), names=NAMES),
     ],
     "`img` in the place of `image`": [
-        form(pa.table({"img": pictures()} | LABEL)),
-        form(pa.table({"img": pictures()} | LABEL).replace_schema_metadata(features("img")), names=NAMES),
+        form(pa.table({"img": images()} | LABEL)),
+        form(pa.table({"img": images()} | LABEL).replace_schema_metadata(features("img")), names=NAMES),
     ],
     "images under another name": [
-        form(pa.table({"photo": pictures()} | LABEL)),
+        form(pa.table({"photo": images()} | LABEL)),
         form(pa.table({"jpg": pa.array(IMAGES)} | LABEL)),
         form(
-            pa.table({"mask": pa.array([b"no"] * 9), "photo": pictures()} | LABEL).replace_schema_metadata(
+            pa.table({"mask": pa.array([b"no"] * 9), "photo": images()} | LABEL).replace_schema_metadata(
                 features("photo")
             ),
             names=NAMES,
@@ -110,15 +110,15 @@ FORMS: dict[str, list[Form]] = {
         )
     ],
     "no field `path`": [form(pa.table({"image": pa.StructArray.from_arrays([pa.array(IMAGES)], ["bytes"])} | LABEL))],
-    "`path` of type null": [form(pa.table({"image": pictures(path=pa.null())} | LABEL))],
+    "`path` of type null": [form(pa.table({"image": images(path=pa.null())} | LABEL))],
     "further fields in the struct": [form(pa.table({"image": FURTHER} | LABEL))],
-    "`bytes: binary not null`": [form(pa.table({"image": pictures(nullable=False)} | LABEL))],
+    "`bytes: binary not null`": [form(pa.table({"image": images(nullable=False)} | LABEL))],
     "`bytes` or strings of the large types": [
-        form(pa.table({"image": pictures(pa.large_binary(), pa.large_string())} | LABEL)),
+        form(pa.table({"image": images(pa.large_binary(), pa.large_string())} | LABEL)),
         form(pa.table(IMAGE | {"label": pa.array(WORDS, pa.large_string())}), names=NAMES),
     ],
     "`bytes` or strings of the view types": [
-        form(pa.table({"image": pictures(pa.binary_view(), pa.string_view())} | LABEL)),
+        form(pa.table({"image": images(pa.binary_view(), pa.string_view())} | LABEL)),
         form(pa.table(IMAGE | {"label": pa.array(WORDS, pa.string_view())}), names=NAMES),
     ],
     "`image: binary`": [
@@ -164,7 +164,7 @@ FORMS: dict[str, list[Form]] = {
     ],
     "`fine_label` and `coarse_label`": [
         form(
-            pa.table({"img": pictures(), "fine_label": numbers(), "coarse_label": [0] * 9}).replace_schema_metadata(
+            pa.table({"img": images(), "fine_label": numbers(), "coarse_label": [0] * 9}).replace_schema_metadata(
                 features("img", "fine_label")
             ),
             names=NAMES,
@@ -256,20 +256,20 @@ def test_a_label_column_of_another_name_is_said(tmp_path: Path, caplog):
 
 REFUSED: dict[str, tuple[dict[str, pa.Array], str]] = {
     "two label columns": (
-        {"img": pictures(), "fine_label": numbers(), "coarse_label": numbers()},
+        {"img": images(), "fine_label": numbers(), "coarse_label": numbers()},
         r"several columns of labels, fine_label, coarse_label; choose one by --data.label-column",
     ),
-    "no label column": ({"image": pictures(), "age": numbers()}, r"no column that is named .* age: int64; .*choose it"),
+    "no label column": ({"image": images(), "age": numbers()}, r"no column that is named .* age: int64; .*choose it"),
     "a list of labels": (
-        {"image": pictures(), "labels": pa.array([[label] for label in LABELS])},
+        {"image": images(), "labels": pa.array([[label] for label in LABELS])},
         r"the column labels of type list<.*int64>, which holds no labels",
     ),
     "a struct of labels": (
-        {"image": pictures(), "label": pa.array([{"a": label} for label in LABELS])},
+        {"image": images(), "label": pa.array([{"a": label} for label in LABELS])},
         r"the column label of type struct<a: int64>, which holds no labels",
     ),
     "dates for labels": (
-        {"image": pictures(), "label": numbers().cast(pa.timestamp("s"))},
+        {"image": images(), "label": numbers().cast(pa.timestamp("s"))},
         r"the column label of type timestamp\[.*\], which holds no labels",
     ),
     "no images": ({"text": pa.array(WORDS), "label": numbers()}, r"no column of images, .* text: string"),
@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[dict[str, pa.Array], str]] = {
         r"the column image of type struct<bytes: string>, which holds no encoded images",
     ),
     "two image columns": (
-        {"left": pictures(), "right": pa.array(IMAGES), "label": numbers()},
+        {"left": images(), "right": pa.array(IMAGES), "label": numbers()},
         r"several columns that may hold the images, left, right; rename the right one to image",
     ),
 }
@@ -311,7 +311,7 @@ def test_a_label_column_that_is_not_there_is_refused_with_those_that_are(tmp_pat
     [
         (
             IMAGE | LABEL,
-            {"img": pictures()} | LABEL,
+            {"img": images()} | LABEL,
             r"train-1.parquet has the column img, .*train-0.parquet has image",
         ),
         (IMAGE | LABEL, IMAGE | {"labels": numbers()}, r"train-1.parquet has the column labels, .* has label"),
@@ -347,7 +347,7 @@ def test_a_missing_label_is_named_by_file_and_row(tmp_path: Path, labels: pa.Arr
     row = 6 if said else 0
     complaint = rf"train-1.parquet row {row} {said or 'has no label'}.* in its column label; give shards in which every"
     for allow_paths in (False, True):
-        with pytest.raises(UnlabelledError, match=complaint):
+        with pytest.raises(UnlabeledError, match=complaint):
             open_split(str(tmp_path / "train-1.parquet"), allow_paths=allow_paths)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from oracle.sources import expected_rows, prepare_here, small_pictures, write_folders
+from oracle.sources import expected_rows, prepare_here, small_images, write_folders
 
 from dist_resnet.data.shards import byte_offsets
 from dist_resnet.data.shards.manifest import read_manifest, verify
@@ -21,7 +21,7 @@ LOCAL = pafs.LocalFileSystem()
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set of four or more training shards."""
     folder = tmp_path_factory.mktemp("prepared")
-    prepare_here(write_folders(folder / "source", small_pictures()), folder / "target")
+    prepare_here(write_folders(folder / "source", small_images()), folder / "target")
     return folder / "target"
 
 
@@ -44,7 +44,7 @@ def train_shards(target: Path) -> list[Path]:
 
 
 def test_a_set_as_it_was_written_opens_and_passes_the_check(target: Path) -> None:
-    assert open_split(f"{target}/train-*.parquet").num_images == len(expected_rows(small_pictures(), "train"))
+    assert open_split(f"{target}/train-*.parquet").num_images == len(expected_rows(small_images(), "train"))
     assert check(target) == []
 
 
@@ -71,7 +71,7 @@ def test_a_missing_shard_of_the_split_is_named(target: Path) -> None:
 
 
 def test_a_shard_of_another_set_under_the_same_name_is_named(target: Path, tmp_path: Path) -> None:
-    prepare_here(write_folders(tmp_path / "source", small_pictures()), tmp_path / "other", seed=1)
+    prepare_here(write_folders(tmp_path / "source", small_images()), tmp_path / "other", seed=1)
     name = train_shards(target)[0].name
     shutil.copy(tmp_path / "other" / name, target / name)
     with pytest.raises(ValueError, match=rf"{name} is not the shard that manifest.json tells of: \w+ .* instead of"):
@@ -120,7 +120,7 @@ def test_a_set_under_preparation_is_not_opened(target: Path) -> None:
             act()
 
 
-def test_a_flipped_bit_in_a_picture_is_found_by_the_check(target: Path) -> None:
+def test_a_flipped_bit_in_an_image_is_found_by_the_check(target: Path) -> None:
     shard = train_shards(target)[2]
     content = bytearray(shard.read_bytes())
     located = byte_offsets.decode(pq.read_metadata(shard).metadata)
@@ -137,6 +137,23 @@ def test_a_shard_cut_short_is_found_by_the_check(target: Path) -> None:
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-7])
     assert check(target) == [f"{shard.name} has {size - 7} bytes instead of {size}"]
+
+
+def test_a_set_that_an_earlier_version_prepared_is_read_and_checked(target: Path) -> None:
+    """Its manifest and the footers of its shards call images pictures."""
+    path = target / "manifest.json"
+    today = path.read_text()
+    earlier = today.replace('"images"', '"pictures"').replace("image_bytes", "picture_bytes")
+    assert earlier.count("picture") > 10
+    path.write_text(earlier)
+    assert read_manifest(LOCAL, str(target)) == json.loads(today)
+    assert check(target) == []
+    assert open_split(f"{target}/train-*.parquet").num_images == 40
+    footer = pq.read_metadata(train_shards(target)[0]).metadata
+    located = byte_offsets.decode(footer)
+    assert located is not None
+    renamed = {b"dist_resnet.pictures": footer[byte_offsets.KEY]}
+    assert np.array_equal(byte_offsets.decode(renamed), located)
 
 
 def test_a_folder_without_a_manifest_cannot_be_checked(tmp_path: Path) -> None:
@@ -158,5 +175,5 @@ def test_places_that_cannot_be_read_are_refused() -> None:
     assert byte_offsets.decode(None) is byte_offsets.decode({}) is None
     good = byte_offsets.encode(np.arange(6).reshape(3, 2))
     for value in (b"???", good[:-8], good[8:]):
-        with pytest.raises(ValueError, match=r"the footer's dist_resnet.pictures cannot be read"):
+        with pytest.raises(ValueError, match=r"the footer's dist_resnet.images cannot be read"):
             byte_offsets.decode({byte_offsets.KEY: value})

@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from oracle.pictures import jpeg, smooth
+from oracle.images import jpeg, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows
 
 from dist_resnet.data.prepare.prepare import Options, prepare

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import jpeg, read_row_group, real, smooth, write_rows, write_split
+from oracle.images import jpeg, read_row_group, real, smooth, write_rows, write_split
 
 from dist_resnet.data.shards import byte_offsets
 from dist_resnet.data.shards.split import open_split
@@ -19,13 +19,13 @@ LAYOUT = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string(
 
 
 def table(labels: list[int], **columns: pa.Array) -> pa.Table:
-    images = [{"bytes": f"picture {n}".encode(), "path": None} for n in range(len(labels))]
+    images = [{"bytes": f"image {n}".encode(), "path": None} for n in range(len(labels))]
     return pa.table(
         {"image": pa.array(images, LAYOUT.field("image").type), "label": pa.array(labels, pa.int64())} | columns
     )
 
 
-def test_a_split_counts_its_pictures_in_listing_order(tmp_path: Path) -> None:
+def test_a_split_counts_its_images_in_listing_order(tmp_path: Path) -> None:
     split = write_split(tmp_path, [25, 10, 7])
     assert split.num_images == 42
     assert split.group_rows.tolist() == [10, 10, 5, 10, 7]
@@ -137,7 +137,7 @@ def test_any_encoding_of_a_shard_is_read(tmp_path: Path, options: dict) -> None:
     split = open_split(str(tmp_path))
     assert split.label_range == (1, 3)
     group = read_row_group(split, 1)
-    assert [image.tobytes() for image in group.images] == [b"picture %d" % n for n in range(7, 14)]
+    assert [image.tobytes() for image in group.images] == [b"image %d" % n for n in range(7, 14)]
     assert group.first_index == 7
     assert group.labels.tolist() == [1, 2, 3, 1, 2, 3, 1]
 
@@ -211,9 +211,9 @@ def test_class_names_may_be_numbered_in_one_shard_and_listed_in_another_or_lack_
     assert open_split(str(tmp_path / "bare")).class_names is None
 
 
-def test_shards_without_a_picture_are_refused(tmp_path: Path) -> None:
+def test_shards_without_an_image_are_refused(tmp_path: Path) -> None:
     pq.write_table(table([]), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="hold no picture"):
+    with pytest.raises(ValueError, match="hold no image"):
         open_split(str(tmp_path))
 
 
@@ -235,7 +235,7 @@ def test_a_row_without_bytes_that_no_statistics_told_of_is_an_image_of_no_bytes(
 
 
 def write_with_places(path: Path, images: list[bytes], labels: list[int], rows_per_group: int) -> None:
-    """A shard that says in its footer where each picture lies, found by searching the file."""
+    """A shard that says in its footer where each image lies, found by searching the file."""
     columns = pa.table({"image": [{"bytes": image, "path": ""} for image in images], "label": labels}, schema=LAYOUT)
     options = {"row_group_size": rows_per_group, "compression": "none", "use_dictionary": False}
     pq.write_table(columns, path, **options)
@@ -250,7 +250,7 @@ def write_with_places(path: Path, images: list[bytes], labels: list[int], rows_p
     assert path.read_bytes()[: found[-1][0]] == content[: found[-1][0]]
 
 
-def test_shards_that_tell_the_pictures_places_are_read_as_those_that_do_not(tmp_path: Path) -> None:
+def test_shards_that_tell_the_images_places_are_read_as_those_that_do_not(tmp_path: Path) -> None:
     images = [jpeg(smooth(20 + n, 30, n)) for n in range(23)]
     labels = [n % 4 for n in range(23)]
     for name in ("a", "b"):
@@ -282,7 +282,7 @@ def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 10
 
 
-def test_the_real_pictures_are_read() -> None:
+def test_the_real_images_are_read() -> None:
     split = real("imagenet-sample/*.parquet")
     groups = [read_row_group(split, number) for number in range(split.num_row_groups)]
     assert sum(len(group.images) for group in groups) == split.num_images == 500

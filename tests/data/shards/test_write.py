@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from oracle.pictures import read_row_group
+from oracle.images import read_row_group
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -91,7 +91,7 @@ def test_any_pickle_protocol_is_read(tmp_path: Path, protocol: int) -> None:
     assert_holds(tmp_path / "target", "train", range(1), 100)
 
 
-def test_the_pictures_are_those_that_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_are_those_that_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_python(tmp_path, 10)
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setitem(CIFAR10.meta, "md5", None)
@@ -99,8 +99,8 @@ def test_the_pictures_are_those_that_torchvision_reads(tmp_path: Path, monkeypat
     convert_cifar(tmp_path, str(tmp_path / "target"))
     group = read_row_group(open_split(str(tmp_path / "target" / "test-*.parquet")), 0)
     assert group.labels.tolist() == theirs.targets
-    for image, (picture, _) in zip(group.images, theirs, strict=True):
-        assert Image.open(io.BytesIO(image.tobytes())).tobytes() == picture.tobytes()
+    for image, (their, _) in zip(group.images, theirs, strict=True):
+        assert Image.open(io.BytesIO(image.tobytes())).tobytes() == their.tobytes()
 
 
 def test_two_conversions_are_the_same_files(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_two_conversions_are_the_same_files(tmp_path: Path) -> None:
     assert sums[0] == sums[1]
 
 
-def test_row_groups_hold_a_thousand_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_hold_a_thousand_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.COUNT", 450)
     write_binary(tmp_path / "source", 10)
     convert_cifar(tmp_path / "source", str(tmp_path / "target"))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from oracle.sources import damaged_pictures, prepare_here, small_pictures, write_downloaded, write_folders
+from oracle.sources import damaged_images, prepare_here, small_images, write_downloaded, write_folders
 
 from dist_resnet.data.prepare.prepare import Options
 from dist_resnet.launch.ray import prepare as ray_prepare
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 @pytest.mark.parametrize("write", [write_folders, write_downloaded])
 @pytest.mark.parametrize("workers", [None, 1])
 def test_tasks_make_the_same_set_as_one_process(tmp_path: Path, write, workers: int | None) -> None:
-    source = write(tmp_path / "source", small_pictures())
+    source = write(tmp_path / "source", small_images())
     prepare_here(source, tmp_path / "here")
     options = Options(source=str(source), target=str(tmp_path / "there"), shard_megabytes=0.01)
     ray_prepare.prepare(options, workers=workers)
@@ -26,7 +26,7 @@ def test_tasks_make_the_same_set_as_one_process(tmp_path: Path, write, workers: 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_error_of_a_task_comes_out_as_it_was_raised(tmp_path: Path) -> None:
-    source = write_folders(tmp_path / "source", damaged_pictures())
+    source = write_folders(tmp_path / "source", damaged_images())
     options = Options(source=str(source), target=str(tmp_path / "target"), shard_megabytes=0.01, on_damaged="error")
     with pytest.raises(ValueError, match=r"^(train/.*cut|val/.*page).JPEG of class n\d+ is damaged") as caught:
         ray_prepare.prepare(options, workers=2)

@@ -97,5 +97,5 @@ def test_a_worker_keeps_its_newest_numbers_and_adds_up_its_seconds():
     for step in (11, 12):
         worker([Metrics(step=step, values={"train/loss": 1 / step, "time/data_seconds": 0.25})])
     worker([Metrics(step=12, values={"system/cpu_utilization_percentage": 50.0})])
-    told = {"step": 12, "world_size": 2, "damaged_pictures": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
+    told = {"step": 12, "world_size": 2, "damaged_images": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
     assert worker.values == told

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from oracle.pictures import jpeg, smooth, write_rows
+from oracle.images import jpeg, smooth, write_rows
 from ray.train import ControllerError
 
 from dist_resnet.launch import local

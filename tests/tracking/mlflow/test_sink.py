@@ -56,7 +56,7 @@ def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: s
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 2000))
     sink = _sink(store, directory)
-    sink.close("FINISHED", {"training_curve.png": b"picture"})
+    sink.close("FINISHED", {"training_curve.png": b"image"})
     client = MlflowClient(store)
     run = client.get_run(sink.run_id)
     assert _points(store, sink.run_id) == [(step, pytest.approx(1 / step)) for step in range(1, 2000)]
@@ -180,7 +180,7 @@ def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _
     while "does not answer" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.1)
     server.start()
-    sink.close("FINISHED", {"training_curve.png": b"picture"}, wait_seconds=120)
+    sink.close("FINISHED", {"training_curve.png": b"image"}, wait_seconds=120)
     assert [step for step, _ in _points(server.uri, sink.run_id)] == list(range(1, 9))
     assert MlflowClient(server.uri).get_run(sink.run_id).info.status == "FINISHED"
     assert sink.waiting_points == 0
@@ -216,7 +216,7 @@ def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str,
         threading.Thread(target=sick.serve_forever, daemon=True).start()
         port = 9 if ailment == "gone" else sick.server_address[1]
         sink = _sink(f"http://someone:secret@127.0.0.1:{port}", directory)
-        sink.close("FINISHED", {"training_curve.png": b"picture"}, tags={"result": "5.0"}, wait_seconds=4)
+        sink.close("FINISHED", {"training_curve.png": b"image"}, tags={"result": "5.0"}, wait_seconds=4)
         sick.shutdown()
     assert sink.run_id is None
     assert sink.waiting_points == 6

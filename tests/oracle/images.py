@@ -1,4 +1,4 @@
-"""Pictures and shards for the tests of the data floor."""
+"""Images and shards for the tests of the data floor."""
 
 import io
 from pathlib import Path
@@ -16,17 +16,17 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 
 def smooth(height: int, width: int, seed: int) -> np.ndarray:
-    """A picture of gentle gradients, uint8 [height, width, 3], as photographs are at the scale of a pixel."""
+    """An image of gentle gradients, uint8 [height, width, 3], as photographs are at the scale of a pixel."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def jpeg(pixels: np.ndarray, **options: object) -> bytes:
-    """Encodes a picture as JPEG; `mode` converts it before."""
-    picture = Image.fromarray(pixels).convert(str(options.pop("mode", "RGB")))
+    """Encodes an image as JPEG; `mode` converts it before."""
+    image = Image.fromarray(pixels).convert(str(options.pop("mode", "RGB")))
     buffer = io.BytesIO()
-    picture.save(buffer, str(options.pop("format", "JPEG")), **{"quality": 90, **options})
+    image.save(buffer, str(options.pop("format", "JPEG")), **{"quality": 90, **options})
     return buffer.getvalue()
 
 
@@ -47,13 +47,13 @@ def read_row_group(split: Split, number: int) -> RowGroup:
 
 
 def write_rows(file: Path, images: list[bytes], labels: list[int], rows_per_group: int = 10) -> None:
-    """Writes one shard of the given pictures."""
+    """Writes one shard of the given images."""
     table = encode_table(images, ["x.jpg"] * len(images), np.array(labels, np.int64), [f"class {n}" for n in range(10)])
     write_table(pafs.LocalFileSystem(), str(file), table, rows_per_group=rows_per_group)
 
 
 def recipe(**changes: object) -> Recipe:
-    """A recipe of small pictures: 4 ghost batches of 4."""
+    """A recipe of small images: 4 ghost batches of 4."""
     augment = changes.pop("augment", Augment(kind="inception", size=16))
     values: dict = {"global_batch": 16, "ghost_batch": 4, "seed": 3, **changes}
     return Recipe(
@@ -62,7 +62,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 def real(pattern: str) -> Split:
-    """A split of the real pictures beside the project root, or a skip where they are absent."""
+    """A split of the real images beside the project root, or a skip where they are absent."""
     if not list(REAL.glob(pattern)):
-        pytest.skip(f"the real pictures {pattern} are not in ../shared/data beside the project")
+        pytest.skip(f"the real images {pattern} are not in ../shared/data beside the project")
     return open_split(str(REAL / pattern))
