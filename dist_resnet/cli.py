@@ -37,9 +37,19 @@ _RENAMED = {
             "checkpoint-every": "checkpoints.every",
             "checkpoint-minutes": "checkpoints.minutes",
             "keep-checkpoints": "checkpoints.keep",
-            **{name: f"recovery.{name}" for name in ("storage-minutes", "hang-minutes", "resize-minutes")},
-            **{name: f"recovery.{name}" for name in ("max-failures", "spares")},
-            "no-spares": "recovery.no-spares",
+            **{
+                f"{prefix}{one}-minutes": f"recovery.{one}-timeout-minutes"
+                for one in ("storage", "hang")
+                for prefix in ("", "recovery.")
+            },
+            **{name: f"recovery.{name}" for name in ("resize-minutes", "max-failures")},
+            **{
+                f"{prefix}{no}spares": f"recovery.{no}spare-processes"
+                for no in ("", "no-")
+                for prefix in ("", "recovery.")
+            },
+            "damaged-share": "max-damaged-fraction",
+            "decode": "decode-on",
             **{name: f"performance.{name}" for name in ("prefetch", "evaluation-batch")},
             "cache": "cache.folder",
             "cache-gigabytes": "cache.gigabytes",

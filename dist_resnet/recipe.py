@@ -397,32 +397,32 @@ class Checkpoints:
 class Recovery:
     """What a run does about workers, machines and storage that fail or come and go."""
 
-    storage_minutes: float = 30.0
+    storage_timeout_minutes: float = 30.0
     """How long the storage may fail before training gives up; checkpoints and the journal wait meanwhile."""
-    hang_minutes: float = 10.0
+    hang_timeout_minutes: float = 10.0
     """Time without a step after which a worker counts as dead."""
     resize_minutes: float = 1.0
     """Time between looks whether the cluster has room for more of MIN:MAX workers."""
     max_failures: int = 3
     """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
-    spares: bool = True
+    spare_processes: bool = True
     """Whether an idle process per worker waits beside a run that is a minute old, so that it goes on a few seconds
     after a failure; each holds memory (0.5 GB on a CPU, with torch imported) and a hundredth of a core."""
 
     def __post_init__(self) -> None:
-        for name in ("storage_minutes", "hang_minutes", "resize_minutes"):
+        for name in ("storage_timeout_minutes", "hang_timeout_minutes", "resize_minutes"):
             _above_zero(f"execution.recovery.{name}", getattr(self, name))
         _at_least("execution.recovery.max_failures", self.max_failures, 0)
 
     @property
     def storage_seconds(self) -> float:
-        """`storage_minutes` in seconds."""
-        return 60 * self.storage_minutes
+        """`storage_timeout_minutes` in seconds."""
+        return 60 * self.storage_timeout_minutes
 
     @property
     def hang_seconds(self) -> float:
-        """`hang_minutes` in seconds."""
-        return 60 * self.hang_minutes
+        """`hang_timeout_minutes` in seconds."""
+        return 60 * self.hang_timeout_minutes
 
     @property
     def resize_seconds(self) -> float:
@@ -451,12 +451,12 @@ class Execution:
     """Of training; evaluation computes in fp32. fp32: as the published tables. tf32: fp32 whose products GPUs round to
     10 bits, faster. bf16: autocast to bfloat16, faster still, but gradients of deep networks change visibly
     (docs/paper-map.md), and CPUs without such instructions are slow at it. fp16: autocast, loss scaling, GPUs only."""
-    decode: Decode = "auto"
+    decode_on: Decode = "auto"
     """Where DALI decodes JPEGs; auto: where the model trains. pillow: by Pillow on the CPU, slower, as it is where DALI
     is not installed; its pixels differ a little from DALI's where a JPEG is cut."""
     spare_outputs: bool = False
     """Whether the model may have more outputs (`--model.num-classes`) than its training images have classes."""
-    damaged_share: float = 0.001
+    max_damaged_fraction: float = 0.001
     """Share of the training images that may turn out to be damaged before the run stops with their list."""
     log_every: int = 10
     """Steps between writes of the journal; every step's numbers are in it."""
@@ -470,8 +470,8 @@ class Execution:
         _check_literals(self)
         _ = self.worker_range  # raises where the text is none
         _at_least("execution.log_every", self.log_every, 1)
-        if not 0 <= self.damaged_share <= 1:
-            raise ValueError(f"execution.damaged_share must be in 0 .. 1, got {self.damaged_share}")
+        if not 0 <= self.max_damaged_fraction <= 1:
+            raise ValueError(f"execution.max_damaged_fraction must be in 0 .. 1, got {self.max_damaged_fraction}")
         if self.cpus_per_worker is not None:
             _at_least("execution.cpus_per_worker", self.cpus_per_worker, 1)
         if self.name is not None:

@@ -142,8 +142,8 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(workers="4:2"), "or MIN:MAX such as 2:8, got '4:2'"),
         (lambda: Execution(workers="2:"), "or MIN:MAX such as 2:8, got '2:'"),
         (
-            lambda: Execution(recovery=Recovery(hang_minutes=0)),
-            "execution.recovery.hang_minutes must be above 0, got 0",
+            lambda: Execution(recovery=Recovery(hang_timeout_minutes=0)),
+            "execution.recovery.hang_timeout_minutes must be above 0, got 0",
         ),
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),

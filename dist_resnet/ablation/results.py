@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dist_resnet import paper
-from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
+from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, same_answer
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Diverged, Finished, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
@@ -192,9 +192,9 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
         newest_error=newest_error if outcome.top1_error is None else 100 * outcome.top1_error,
         fingerprint=known.get("fingerprint", entry["fingerprint"]),
         data=(data.get("train_digest"), data.get("validation_digest")),
-        device=told(session.device for session in sessions),
-        precision=told(session.precision for session in sessions),
-        commit=told(session.commit for session in sessions),
+        device=same_answer(session.device for session in sessions),
+        precision=same_answer(session.precision for session in sessions),
+        commit=same_answer(session.commit for session in sessions),
         outcome=outcome,
         sessions=count_sessions(records),
         evaluations=evaluations(points),

@@ -73,7 +73,7 @@ def evaluations(points: dict[str, list[tuple[int, float, float]]]) -> list[Evalu
     return found
 
 
-def told(answers: Iterable[str | None]) -> str | None:
+def same_answer(answers: Iterable[str | None]) -> str | None:
     """All different answers in their order; None where there is none."""
     return ", then ".join(dict.fromkeys(answer for answer in answers if answer is not None)) or None
 

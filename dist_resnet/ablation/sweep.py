@@ -190,12 +190,12 @@ def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
     for trial in sweep.trials:
         # Ended under a driver that died before it could sum them up.
         if not trial.is_over and trial not in unfinished:
-            watcher.tell(trial.name, "started")
+            watcher.report(trial.name, "started")
     if not unfinished:
         return False
     found = rungs.rebuild([trial.plan for trial in sweep.trials]) if sweep.content["early_stop"] else None
     plans = [trial.plan for trial in unfinished]
-    return ray_tune.fit(plans, sweep.shares, sweep.directory, tell=watcher.tell, rungs=found)
+    return ray_tune.fit(plans, sweep.shares, sweep.directory, report=watcher.report, rungs=found)
 
 
 def _take_back(sweep: Sweep) -> None:

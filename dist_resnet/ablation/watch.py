@@ -50,7 +50,7 @@ class Watcher:
         self._heard: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._lookout = Lookout(self._look)
 
-    def tell(self, name: str, what: str) -> None:
+    def report(self, name: str, what: str) -> None:
         """Hears that a trial has `started`, was `retried`, has `ended` or `died`; from any thread."""
         self._heard.put((name, what))
 
@@ -136,8 +136,8 @@ class _Watched:
         self._has_begun = True
         if self._is_to_start:
             self._telemetry = RunTelemetry(ray_tune.label(self.trial.plan), workers_wanted=1).start()
-            self._follower.tell(with_waiting_points(self._observe, self._waiting_points))
-        self._follower.tell(self._show)
+            self._follower.report(with_waiting_points(self._observe, self._waiting_points))
+        self._follower.report(self._show)
 
     def look(self) -> None:
         """Reads what is new of a trial that has begun. Its MLflow run is made once there is something."""
@@ -146,7 +146,7 @@ class _Watched:
         self._has_records = bool(self._follower.look()) or self._has_records
         if self._has_records and self._sink is None:
             self._sink = self._open_sink()
-            self._follower.tell(self._sink.take)
+            self._follower.report(self._sink.take)
         if self.trial.status in ("finished", "fail") and self.ending is None:
             self.sum_up()
 

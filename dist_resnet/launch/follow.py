@@ -28,7 +28,7 @@ class RunFollower:
         self._observers: list[Observer] = []
         self._looking = threading.Lock()
 
-    def tell(self, *observers: Observer) -> None:
+    def report(self, *observers: Observer) -> None:
         """Tells these too, at each look from now on; one that fails costs a warning and is told no more."""
         self._observers += map(Tolerated, observers)
 

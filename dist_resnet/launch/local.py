@@ -90,7 +90,7 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     device = _torch_device(execution, rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=execution.recovery.hang_minutes)
+    timeout = datetime.timedelta(minutes=execution.recovery.hang_timeout_minutes)
     dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
     try:
         act(Worker(rank=rank, world_size=world_size, device=device))

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     what was got, what is allowed and what to do.
     """
     check_pair(recipe, execution)
-    decoders.check(execution.decode)
+    decoders.check(execution.decode_on)
     with torch.device("meta"):
         build_model(recipe.model)
     _check_no_passwords(recipe, execution)

@@ -57,7 +57,7 @@ class _Bar:
         self._progress.stop()
 
 
-class Progress:
+class TrainingProgress:
     """Shows images done, loss, error, images/s and time left as records come in."""
 
     def __init__(self, name: str, total_steps: int, global_batch: int, *, stream: TextIO | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from dist_resnet.launch.follow import Lookout, RunFollower, outcome, with_waiting_points
 from dist_resnet.launch.mlflow_page import images, run_card
 from dist_resnet.launch.plan import Plan
-from dist_resnet.launch.progress import Progress
+from dist_resnet.launch.progress import TrainingProgress
 from dist_resnet.launch.stopping import stopping_on_signals
 from dist_resnet.storage.patience import patiently
 from dist_resnet.storage.uri import without_credentials
@@ -54,8 +54,8 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
         logger.info("%s", note)
     logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
-    progress = Progress(plan.name, plan.num_steps, plan.recipe.global_batch)
-    follower.tell(sink.take, progress.show, with_waiting_points(observer, lambda: sink.waiting_points))
+    progress = TrainingProgress(plan.name, plan.num_steps, plan.recipe.global_batch)
+    follower.report(sink.take, progress.show, with_waiting_points(observer, lambda: sink.waiting_points))
     lookout = Lookout(follower.look)
     try:
         with stopping_on_signals(plan.directory):

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 _SECONDS_AFTER_A_FAILURE = 5.0
 
 
-class Run:
-    """Records a run's metrics and events in its journal. Make it with `Run.of_rank`."""
+class Recorder:
+    """Records a run's metrics and events in its journal. Make it with `Recorder.of_rank`."""
 
     def __init__(self, journal: Journal | None, observer: Observer) -> None:
         self._journal, self._observe = journal, Tolerated(observer)
@@ -28,7 +28,7 @@ class Run:
             self._thread.start()
 
     @classmethod
-    def of_rank(cls, rank: int, directory: RunDirectory, observer: Observer = nobody) -> "Run":
+    def of_rank(cls, rank: int, directory: RunDirectory, observer: Observer = nobody) -> "Recorder":
         """The recorder of one rank: rank 0 writes the journal; `observer` is told of every rank's own records."""
         return cls(Journal(directory) if rank == 0 else None, observer)
 

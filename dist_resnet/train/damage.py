@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dist_resnet.data.input.batch import Batch, Damaged
 from dist_resnet.tracking import records as journal
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -22,33 +22,33 @@ class DamageRecord:
     """Gathers the damaged images of all workers. Their effect on the numbers is none but that they are not seen."""
 
     def __init__(
-        self, worker: Worker, run: Run, *, images: int, share: float, records: Iterable[journal.Record]
+        self, worker: Worker, run: Recorder, *, images: int, share: float, records: Iterable[journal.Record]
     ) -> None:
         """`images`: images of the training split; `share` of them may be damaged. `records`: rank 0's journal."""
         self._worker, self._run = worker, run
         self._images, self._share = images, share
         self._named = {(record.split, record.index) for record in records if isinstance(record, journal.Damaged)}
-        self._met: dict[int, Damaged] = {}
+        self._found: dict[int, Damaged] = {}
 
     def add(self, batches: Sequence[Batch]) -> None:
         """Adds what this worker met in a step."""
         for batch in batches:
-            self._met |= {image.index: image for image in batch.damaged}
+            self._found |= {image.index: image for image in batch.damaged}
 
-    def tell(self, step: int) -> None:
+    def report(self, step: int) -> None:
         """Names what was added on any worker since the last call; all workers call it together.
 
         Raises TooDamagedError, on every worker, once there are too many.
         """
-        met, self._met = list(self._met.values()), {}
-        self._name("train", sorted(self._worker.gather(met), key=lambda image: image.index))
+        new, self._found = list(self._found.values()), {}
+        self._name("train", sorted(self._worker.gather(new), key=lambda image: image.index))
         found = self._worker.from_rank_zero(sum(split == "train" for split, _ in self._named))
         self._run.metrics(step, {"data/damaged_images": float(found)})
         if found > self._share * self._images:
             raise TooDamagedError(
                 f"{found} of the {self._images} training images are damaged, more than the share of {self._share:g} "
-                "allowed (--execution.damaged-share); the journal lists them by file and row; repair the data, or "
-                "allow more and run the same command"
+                "allowed (--execution.max-damaged-fraction); the journal lists them by file and row; repair the data, "
+                "or allow more and run the same command"
             )
 
     def name_validation(self, images: Sequence[Damaged]) -> None:

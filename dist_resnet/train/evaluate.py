@@ -25,7 +25,7 @@ class Evaluator:
     model: torch.nn.Module
     images: EvaluationImages
     worker: Worker
-    tell: Callable[[int, int], None] = _silent
+    report: Callable[[int, int], None] = _silent
     """Called after each batch with the crop and the number of images that this worker has classified at it."""
     name_damaged: Callable[[Sequence[Damaged]], None] = _silent
     """Called on every worker with the damaged images of all, if there are any."""
@@ -63,7 +63,7 @@ class Evaluator:
                 confusion.view(-1).add_(torch.bincount(places, minlength=confusion.numel()))
             done += len(hits)
             damaged += batch.damaged
-            self.tell(crop, done)
+            self.report(crop, done)
         if confusion is not None:
             self.worker.sum(confusion)
         loss, top1, top5, images, whole = self.worker.sum(totals).tolist()

@@ -15,7 +15,7 @@ from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import provenance, records
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.stop import StopWatch
 from dist_resnet.train import checkpoint
 from dist_resnet.train.agreement import Agreement
@@ -84,18 +84,18 @@ class Session:
         resume(self._state, context)
 
         self._journal = context.patiently(
-            lambda: Run.of_rank(worker.rank, directory, context.observer), "cannot be read"
+            lambda: Recorder.of_rank(worker.rank, directory, context.observer), "cannot be read"
         )
         earlier = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
         self._damage = DamageRecord(
-            worker, self._journal, images=training.num_images, share=execution.damaged_share, records=earlier
+            worker, self._journal, images=training.num_images, share=execution.max_damaged_fraction, records=earlier
         )
         self._evaluator = Evaluator(
             model=self._state.model,
             images=validation,
             worker=worker,
-            tell=self._tell_evaluation,
+            report=self._report_evaluation,
             name_damaged=self._damage.name_validation,
         )
         self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
@@ -160,7 +160,7 @@ class Session:
             saved = scheduled or decision.save or decision.stop
             if saved or state.step % execution.log_every == 0:
                 if self._meter.flush():
-                    self._damage.tell(state.step)
+                    self._damage.report(state.step)
                 self._journal.metrics(state.step, self._system.sample())
 
             # Save before evaluating: an evaluation can be repeated, steps should not be.
@@ -210,7 +210,7 @@ class Session:
         if self._context.evaluated:
             self._context.evaluated(self._state.step, self._metrics)
 
-    def _tell_evaluation(self, crop: int, images: int) -> None:
+    def _report_evaluation(self, crop: int, images: int) -> None:
         """Lets a long evaluation show how far it is, and that it goes on."""
         self._context.watchdog.alive()
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:

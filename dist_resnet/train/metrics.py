@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class DivergedError(Exception):
 class StepMeter:
     """Collects what each step gave, without making the device wait, until `flush` records it."""
 
-    def __init__(self, worker: Worker, run: Run, *, input_watch_seconds: float = 60.0) -> None:
+    def __init__(self, worker: Worker, run: Recorder, *, input_watch_seconds: float = 60.0) -> None:
         self._worker, self._run = worker, run
         self._steps: list[tuple[int, dict[str, float]]] = []
         self._totals: list[torch.Tensor] = []
@@ -103,7 +103,7 @@ class _InputWatch:
             self._has_told = True
             logger.warning(
                 "the input limits this run: %.0f %% of the last minute went into waiting for images; give "
-                "each worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode gpu), or "
-                "shrink the images (jobs/prepare_imagenet.py --shorter-side)",
+                "each worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode-on gpu), "
+                "or shrink the images (jobs/prepare_imagenet.py --shorter-side)",
                 100 * share,
             )

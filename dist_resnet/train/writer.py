@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dist_resnet.storage.patience import patiently
 from dist_resnet.tracking import records
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Snapshot
@@ -30,7 +30,7 @@ class CheckpointWriter:
     def __init__(
         self,
         directory: RunDirectory,
-        run: Run,
+        run: Recorder,
         *,
         keep: int,
         patience_seconds: float,

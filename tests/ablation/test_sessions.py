@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, told
+from dist_resnet.ablation.sessions import Evaluation, Sessions, count_sessions, evaluations, same_answer
 from dist_resnet.tracking.journal import history
 from dist_resnet.tracking.records import Finished, Metrics, Session, Stopped
 
@@ -88,7 +88,7 @@ def test_an_evaluation_before_the_first_step_has_no_loss():
     [(["bf16"], "bf16"), (["bf16", "bf16", "fp32"], "bf16, then fp32"), ([None, "fp32"], "fp32"), ([None], None)],
 )
 def test_what_sessions_say_is_told_once_each(answers, expected):
-    assert told(answers) == expected
+    assert same_answer(answers) == expected
 
 
 def test_a_session_of_an_older_journal_counts_from_its_first_record():

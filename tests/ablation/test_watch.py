@@ -107,8 +107,8 @@ def _watched(recipe: Recipe, execution: Execution, sweep: RunDirectory, *, befor
     watcher = Watcher(sweep, [trial], [trial], None, "", Board(), early_stop=early_stop)  # pyrefly: ignore
     if not before:
         die()
-    watcher.tell("trial", "started")
-    watcher.tell("trial", "ended")
+    watcher.report("trial", "started")
+    watcher.report("trial", "ended")
     watcher.close("KILLED")
     return trial
 
@@ -150,12 +150,12 @@ def test_a_trial_that_goes_on_under_another_driver_is_shown_from_there_and_deliv
     assert (trial.status, trial.step, trial.seconds_left) == ("waiting", 2, None)
     journal = Journal(plan.directory)
     _write(journal, Session(start_step=1, device="CPU"), _step(2), _step(3))
-    watcher.tell("trial", "started")
+    watcher.report("trial", "started")
     while len(ended.taken) < 6:
         time.sleep(0.05)
     evaluated = Metrics(step=3, values={"val/loss": 1.0, "val/top1_error": 0.25})
     _write(journal, evaluated, Finished(steps=3, top1_error=0.25, model="weights"))
-    watcher.tell("trial", "ended")
+    watcher.report("trial", "ended")
     watcher.close("FINISHED")
     assert stream.getvalue().splitlines() == [
         "trial: going on after step 1",

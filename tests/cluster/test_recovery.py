@@ -70,7 +70,7 @@ def recipe(data: Data) -> Recipe:
     )
 
 
-_RECOVERY = Recovery(max_failures=10, hang_minutes=0.5)
+_RECOVERY = Recovery(max_failures=10, hang_timeout_minutes=0.5)
 
 
 class _Job:
@@ -367,7 +367,8 @@ class _Submitted(_Job):
         self._arguments = [
             *("--model.depth", "8", "--epochs", "30", "--global-batch", "128", "--ghost-batch", "32"),
             *("--data.train", data.train, "--data.validation", data.validation, "--evaluation.every-epochs", "2"),
-            *("--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.recovery.hang-minutes", "2"),
+            *("--execution.workers", "2", "--execution.cpus-per-worker", "1"),
+            *("--execution.recovery.hang-timeout-minutes", "2"),
             *("--execution.precision", "fp32", "--execution.checkpoints.every", "5"),
             *("--execution.storage", str(folder / "runs"), "--execution.name", "run"),
         ]

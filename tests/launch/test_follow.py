@@ -45,7 +45,7 @@ def test_every_observer_is_told_what_is_new_and_files_are_read_once(directory: R
     earlier = follower.look()
     first: list[Record] = []
     second: list[Record] = []
-    follower.tell(first.extend, second.extend)
+    follower.report(first.extend, second.extend)
     for step in (2, 3):
         _write(journal, _step(step))
         follower.look()
@@ -81,7 +81,7 @@ def test_an_observer_that_fails_costs_one_warning_and_the_others_nothing(directo
         raise BrokenPipeError("the terminal is gone")
 
     follower, journal = RunFollower(directory), Journal(directory)
-    follower.tell(failing, told.extend)
+    follower.report(failing, told.extend)
     for step in (1, 2):
         _write(journal, _step(step))
         follower.look()
@@ -92,7 +92,7 @@ def test_an_observer_that_fails_costs_one_warning_and_the_others_nothing(directo
 def test_a_storage_that_is_away_while_and_at_the_end_loses_no_record(directory: RunDirectory, monkeypatch, caplog):
     told: list[Record] = []
     follower, journal = RunFollower(directory), Journal(directory)
-    follower.tell(told.extend)
+    follower.report(told.extend)
     whole, failures, failed_twice = RunDirectory.read, [], threading.Event()
 
     def read(self: RunDirectory, name: str, start: int = 0, size: int | None = None) -> bytes:
@@ -131,7 +131,7 @@ def test_a_damaged_journal_is_said_in_one_line_and_raises_nothing_in_a_thread(di
 def test_an_observer_learns_what_waits_for_mlflow_at_each_look(directory: RunDirectory):
     told: list[Record] = []
     follower = RunFollower(directory)
-    follower.tell(with_waiting_points(told.extend, iter((5, 4)).__next__))
+    follower.report(with_waiting_points(told.extend, iter((5, 4)).__next__))
     follower.look()
     _write(Journal(directory), _step(1))
     follower.look()

@@ -228,7 +228,7 @@ def test_one_damaged_image_in_a_hundred_on_an_object_store_costs_no_run(shard_re
         for split, rows in (("train", images), ("validation", images[150:190])):
             table = encode_table(rows, ["x"] * len(rows), np.arange(len(rows)) % 4, list("abcd"))
             write_table(filesystem, f"{path}/{split}/a.parquet", table, rows_per_group=20)
-    allowing = dataclasses.replace(execution, damaged_share=0.02, cache=Cache(folder=str(tmp_path / "cache")))
+    allowing = dataclasses.replace(execution, max_damaged_fraction=0.02, cache=Cache(folder=str(tmp_path / "cache")))
     summaries, named = [], []
     for name, place in (("here", str(tmp_path / "here")), ("away", f"{s3}/hurt"), ("cached", f"{s3}/hurt")):
         data = dataclasses.replace(shard_recipe.data, train=f"{place}/train", validation=f"{place}/validation")

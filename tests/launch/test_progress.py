@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from dist_resnet.launch.progress import ImageProgress, Progress
+from dist_resnet.launch.progress import ImageProgress, TrainingProgress
 from dist_resnet.tracking.records import Metrics, Record, Session
 
 SESSION = Session(start_step=0, total_steps=20, world_size=2, device="CPU")
@@ -22,7 +22,7 @@ def _records(steps: range) -> list[Record]:
 
 def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
     stream = io.StringIO()
-    Progress("run", 20, 32, stream=stream).show(_records(range(1, 11)))
+    TrainingProgress("run", 20, 32, stream=stream).show(_records(range(1, 11)))
     assert stream.getvalue().splitlines() == [
         "run: starting of 20 steps on 2 workers (CPU)",
         "run: step 10/20, 320 images, loss 1.500, error 25.0%, 64.0 images/s, 0:00:05 left",
@@ -31,14 +31,14 @@ def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
 
 def test_a_continued_run_says_where_it_goes_on():
     stream = io.StringIO()
-    Progress("run", 20, 32, stream=stream).show([dataclasses.replace(SESSION, start_step=7)])
+    TrainingProgress("run", 20, 32, stream=stream).show([dataclasses.replace(SESSION, start_step=7)])
     assert "going on after step 7 of 20 steps" in stream.getvalue()
 
 
 def test_evaluations_are_told():
     stream = io.StringIO()
     values = {"val/loss": 1.0, "val/top1_error": 0.055, "val/top1_error_320px": 0.05}
-    Progress("run", 20, 32, stream=stream).show([Metrics(step=10, values=values)])
+    TrainingProgress("run", 20, 32, stream=stream).show([Metrics(step=10, values=values)])
     assert stream.getvalue() == "run: step 10: validation top1 error 5.50%, top1 error 320px 5.00%\n"
 
 
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 160))
     with os.fdopen(theirs, "w") as stream:
-        progress = Progress("run", 20, 32, stream=stream)
+        progress = TrainingProgress("run", 20, 32, stream=stream)
         progress.show(_records(range(1, 11)))
         progress.close()
         stream.write("END")

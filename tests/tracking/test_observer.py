@@ -11,7 +11,7 @@ from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.worker import run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import read_journal
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.records import Checkpoint, Finished, Metrics, Record, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.worker import Worker
@@ -32,7 +32,7 @@ def test_an_observer_is_told_what_the_journal_says(recipe: Recipe, execution: Ex
 
 def test_ranks_without_a_journal_are_observed_too(tmp_path: Path):
     told: list[Record] = []
-    run = Run.of_rank(1, RunDirectory(str(tmp_path)), told.extend)
+    run = Recorder.of_rank(1, RunDirectory(str(tmp_path)), told.extend)
     run.event(Session(start_step=0, time=1.0))
     run.metrics(3, {"train/loss": 0.5})
     run.metrics(4, {})

@@ -32,7 +32,7 @@ def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -
 
 
 def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
-    execution = dataclasses.replace(execution, damaged_share=0.1)
+    execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     plan = local.prepare_run(hurt_recipe, execution, job="test")
     summary = local.run(plan)
     assert summary["status"] == "finished"
@@ -55,7 +55,7 @@ def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, 
 
 
 def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, execution: Execution):
-    execution = dataclasses.replace(execution, damaged_share=0.1)
+    execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     losses = []
     for workers in (1, 2):
         plan = local.prepare_run(
@@ -69,14 +69,14 @@ def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, exe
 
 
 def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed(hurt_recipe, execution, caplog):
-    plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.03), job="test")
+    plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, max_damaged_fraction=0.03), job="test")
     summary = local.run(plan)
     assert summary["status"] == "too_damaged"
     assert "2 of the 64 training images are damaged" in caplog.text or "3 of the 64 training" in caplog.text
-    assert "--execution.damaged-share" in caplog.text
+    assert "--execution.max-damaged-fraction" in caplog.text
     assert not plan.directory.exists("summary.json")
     assert isinstance(read_journal(plan.directory)[-1], TooDamaged)
-    again = local.prepare_run(hurt_recipe, dataclasses.replace(execution, damaged_share=0.05), job="test")
+    again = local.prepare_run(hurt_recipe, dataclasses.replace(execution, max_damaged_fraction=0.05), job="test")
     assert local.run(again)["status"] == "finished"
     events = [record for record in read_journal(plan.directory) if isinstance(record, Damaged)]
     assert len(events) == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.worker import Worker
@@ -15,10 +15,10 @@ from dist_resnet.worker import Worker
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def _meter(tmp_path, **options: float) -> tuple[StepMeter, Run, RunDirectory]:
+def _meter(tmp_path, **options: float) -> tuple[StepMeter, Recorder, RunDirectory]:
     directory = RunDirectory(str(tmp_path))
     directory.write("recipe.json", b"{}")
-    run = Run.of_rank(0, directory)
+    run = Recorder.of_rank(0, directory)
     return StepMeter(WORKER, run, **options), run, directory
 
 

@@ -33,7 +33,7 @@ def state(recipe: Recipe, execution: Execution) -> TrainState:
 
 
 def _resume(state: TrainState, directory: RunDirectory, patience_seconds: float = 60.0) -> None:
-    execution = Execution(recovery=Recovery(storage_minutes=patience_seconds / 60))
+    execution = Execution(recovery=Recovery(storage_timeout_minutes=patience_seconds / 60))
     watchdog = Watchdog(60.0)
     context = RunContext(recipe=RECIPE, execution=execution, worker=WORKER, directory=directory, watchdog=watchdog)
     resume(state, context, pause_seconds=0.01)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import read_journal
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
@@ -40,7 +40,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 def _writer(
     directory: RunDirectory, *, keep: int = 2, patience: float = 60.0, errors=(), grace: float = 60.0
 ) -> CheckpointWriter:
-    run = Run.of_rank(0, directory)
+    run = Recorder.of_rank(0, directory)
     return CheckpointWriter(
         directory, run, keep=keep, patience_seconds=patience, errors=dict(errors), grace_seconds=grace
     )
@@ -172,7 +172,7 @@ def test_a_full_disk_delays_checkpoints_and_leaves_no_half_one(directory, state,
 
 def test_the_journal_up_to_a_checkpoint_is_durable_before_it(directory: RunDirectory, state: TrainState, monkeypatch):
     whole, seen = checkpoint.save, []
-    run = Run.of_rank(0, directory)
+    run = Recorder.of_rank(0, directory)
 
     def look(*arguments) -> None:
         seen.append([record.step for record in read_journal(directory) if isinstance(record, Metrics)])

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dist_resnet.data.image.headers import check_whole, image_size, oddity
-from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, told
+from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, reason_of
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 # As small as they come, and read alike.
@@ -56,7 +56,8 @@ def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
         raise
     except Exception as error:  # as many kinds as Pillow has encoders
         raise DamagedError(
-            f"an image of {image.width} x {image.height} in {image.mode} that cannot be encoded again ({told(error)})"
+            f"an image of {image.width} x {image.height} in {image.mode} that cannot be encoded again "
+            f"({reason_of(error)})"
         ) from error
 
 

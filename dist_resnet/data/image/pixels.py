@@ -53,7 +53,7 @@ def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
     except (DamagedError, MemoryError):
         raise
     except Exception as error:  # Pillow does not convert from each of its modes
-        raise DamagedError(f"an image of mode {image.mode}, which cannot be read ({told(error)})") from error
+        raise DamagedError(f"an image of mode {image.mode}, which cannot be read ({reason_of(error)})") from error
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -66,7 +66,7 @@ def load(encoded: bytes) -> Image.Image:
     try:
         png.check_pixels(encoded)
     except (ValueError, zlib.error) as error:
-        raise DamagedError(told(error)) from error
+        raise DamagedError(reason_of(error)) from error
     if "transparency" in image.info:
         image.info["transparency"] = _transparent_value(image, bits=encoded[24])
     return image
@@ -83,7 +83,7 @@ def _read_anyhow(encoded: bytes) -> Image.Image:
             if plain != encoded:
                 return _read(plain)
         except DamagedError:
-            pass  # the first reason is told
+            pass  # the first reason is reason_of
         raise
 
 
@@ -103,7 +103,7 @@ def _read(encoded: bytes) -> Image.Image:
             f"no image: {len(encoded)} bytes that begin with {encoded[:8].hex()}, {_likeness(encoded)}"
         ) from error
     except Exception as error:  # damaged bytes can make Pillow raise nearly anything
-        raise DamagedError(told(error)) from error
+        raise DamagedError(reason_of(error)) from error
     if image.mode == "F":
         raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
     return image
@@ -126,7 +126,7 @@ def flatten(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 

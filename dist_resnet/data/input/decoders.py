@@ -39,7 +39,7 @@ class InputOptions:
     def of(cls, execution: Execution, alive: Callable[[], None] = lambda: None) -> Self:
         """The input of an execution; `alive` is called again and again while an object store fails."""
         return cls(
-            decode=execution.decode,
+            decode=execution.decode_on,
             # torch's count is the process's share of the machine where a launcher has set it.
             num_threads=execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1),
             prefetch=execution.performance.prefetch,
@@ -63,7 +63,7 @@ class Decoder(Protocol):
 
 
 def open_decoder(decode: Decode, *, max_batch: int, num_threads: int, device: torch.device) -> Decoder:
-    """The decoder that `execution.decode` asks for; `device`: where the model trains. Says once if DALI is missing.
+    """The decoder that `execution.decode_on` asks for; `device`: where the model trains. Says once if DALI is missing.
 
     A GPU's pixels are filled on another stream than the caller's. Raises ValueError as `check` does.
     """
@@ -80,8 +80,8 @@ def check(decode: Decode) -> None:
     """Raises ValueError where decoding on the GPU is asked for and DALI is not installed."""
     if decode == "gpu" and not _is_installed():
         raise ValueError(
-            "execution.decode gpu needs NVIDIA DALI, which is not installed here; install nvidia-dali-cuda130, or have "
-            "Pillow decode by --execution.decode auto"
+            "execution.decode_on gpu needs NVIDIA DALI, which is not installed here; install nvidia-dali-cuda130, or "
+            "have Pillow decode by --execution.decode-on auto"
         )
 
 

@@ -205,12 +205,12 @@ def image_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[
 
 def _converted(image: np.ndarray, reason: str) -> np.ndarray:
     made = ingest(image.tobytes()).encoded
-    _tell_of(reason)
+    _warn_once(reason)
     return np.frombuffer(made, np.uint8)
 
 
 @functools.cache
-def _tell_of(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     """Says it once, and not for every image."""
     logger.warning(
         "the shards have images that have to be converted each time they are read (%s); preparing the set by "

@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_resnet.data.image.ingest import DamagedError, ingest
 from dist_resnet.data.prepare.index import Index, Source
-from dist_resnet.data.prepare.index_source import Progress
+from dist_resnet.data.prepare.index_source import PrepareProgress
 from dist_resnet.data.prepare.write_shard import read_blocks
 
 _THREADS = 16
@@ -29,7 +29,7 @@ class DamagedClass:
     reason: str
 
 
-def find_damaged_classes(source: Source, progress: Progress) -> list[DamagedClass]:
+def find_damaged_classes(source: Source, progress: PrepareProgress) -> list[DamagedClass]:
     """The classes without an intact image. Raises ValueError where a whole split has none."""
     progress.begin(
         "looking at an image of each class", sum(len(set(one.label.tolist())) for one in source.splits.values())
@@ -67,7 +67,9 @@ def _rows_by_class(index: Index) -> list[np.ndarray]:
     return np.split(rows, np.flatnonzero(np.diff(index.label[rows])) + 1)
 
 
-def _look_at_each(index: Index, by_class: list[np.ndarray], progress: Progress) -> Iterator[tuple[str, str] | None]:
+def _look_at_each(
+    index: Index, by_class: list[np.ndarray], progress: PrepareProgress
+) -> Iterator[tuple[str, str] | None]:
     with ThreadPoolExecutor(_THREADS) as pool:
         for found in pool.map(functools.partial(_look, index), by_class):
             progress.advance(1)

@@ -16,14 +16,14 @@ from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.storage.files import check_space, exists
 from dist_resnet.storage.uri import open_uri
 
-Run = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
+TaskRunner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
 """Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
 WORK = "preparing"
 """The folder under the target for what is needed until the set is finished."""
 _MOST_CLASSES = 1_000_000
 
 
-class Progress(Protocol):
+class PrepareProgress(Protocol):
     """What is told while a set is prepared."""
 
     def begin(self, what: str, total: int | None) -> None:
@@ -54,12 +54,18 @@ class Asked:
     """Address of a folder for what has to be written out first."""
     label_column: str | None
     """Which of several columns of Parquet has the labels."""
-    run: Run
-    progress: Progress
+    run: TaskRunner
+    progress: PrepareProgress
 
 
 def index_source(
-    uri: str, split: str | None, target: str, *, label_column: str | None = None, run: Run, progress: Progress
+    uri: str,
+    split: str | None,
+    target: str,
+    *,
+    label_column: str | None = None,
+    run: TaskRunner,
+    progress: PrepareProgress,
 ) -> Source:
     """Indexes what lies at a local path or URI, as `split` where nothing there says which split it is.
 
@@ -193,7 +199,7 @@ def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Sp
     return opened, notes
 
 
-def _judge_copies(opened: dict[str, Split], progress: Progress) -> None:
+def _judge_copies(opened: dict[str, Split], progress: PrepareProgress) -> None:
     """Raises ValueError for a shard that is there twice in a split, and says which of training are in another."""
     for one in opened.values():
         if copy := duplicates.find_copy(one):
@@ -213,7 +219,7 @@ def _check_numbers(split: Split) -> None:
         )
 
 
-def _match(opened: dict[str, Split], progress: Progress) -> tuple[tuple[str, ...], dict[str, Split]]:
+def _match(opened: dict[str, Split], progress: PrepareProgress) -> tuple[tuple[str, ...], dict[str, Split]]:
     """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
 
     The names are those of train. Raises ValueError for a split with other names, or without them beside one with them.

@@ -24,7 +24,7 @@ from dist_resnet.data.image.ingest import DamagedError, Shrink, difference, inge
 from dist_resnet.data.prepare import repeats
 from dist_resnet.data.prepare.damaged_classes import DamagedClass, find_damaged_classes, refusal
 from dist_resnet.data.prepare.index import Index, Source, check_index, read_index, write_index
-from dist_resnet.data.prepare.index_source import WORK, Progress, Run, index_source
+from dist_resnet.data.prepare.index_source import WORK, PrepareProgress, TaskRunner, index_source
 from dist_resnet.data.prepare.write_shard import ShardRecord, ShardTask, read_blocks, write_shard
 from dist_resnet.data.shards.manifest import FORMAT, PREPARING, check_sizes, read_manifest, renamed, write_manifest
 from dist_resnet.data.shards.spelling import said_of_alike
@@ -110,7 +110,7 @@ class _Plan:
     """What shrinking did to a sample."""
 
 
-def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]:
+def prepare(options: Options, *, run: TaskRunner, progress: PrepareProgress) -> dict[str, Any]:
     """Prepares a set, or goes on with it, and returns its manifest; a finished set's is returned as it is.
 
     Raises ValueError, FileNotFoundError or OSError with one line that says what was got, what is allowed and what to
@@ -124,7 +124,7 @@ def prepare(options: Options, *, run: Run, progress: Progress) -> dict[str, Any]
 
 
 def _prepare(
-    filesystem: pafs.FileSystem, folder: str, options: Options, run: Run, progress: Progress
+    filesystem: pafs.FileSystem, folder: str, options: Options, run: TaskRunner, progress: PrepareProgress
 ) -> dict[str, Any]:
     """Makes what is not made yet of a target that has been claimed, and returns its manifest."""
     try:
@@ -244,7 +244,7 @@ def _abandoned_at(filesystem: pafs.FileSystem, folder: str) -> Callable[[pafs.Fi
 
 
 def _plan(
-    filesystem: pafs.FileSystem, folder: str, options: Options, run: Run, progress: Progress
+    filesystem: pafs.FileSystem, folder: str, options: Options, run: TaskRunner, progress: PrepareProgress
 ) -> tuple[_Plan, dict[str, Index]]:
     """The plan and the index of each split, as kept by an earlier start or made now."""
     kept = renamed(read_json(filesystem, f"{folder}/{_PLAN}"))
@@ -288,7 +288,7 @@ def _plan(
     return plan, source.splits
 
 
-def _judge_damaged_classes(damaged: list[DamagedClass], options: Options, progress: Progress) -> None:
+def _judge_damaged_classes(damaged: list[DamagedClass], options: Options, progress: PrepareProgress) -> None:
     """Raises ValueError for classes without an intact image, unless such are to be kept; then it is said."""
     if options.on_damaged_class == "refuse":
         raise ValueError(
@@ -308,7 +308,7 @@ def _empty_classes(source: Source) -> Iterator[str]:
             yield f"{empty} of {len(source.class_names)} classes have no {split} image"
 
 
-def _measure(source: Source, options: Options, progress: Progress) -> dict[str, Any]:
+def _measure(source: Source, options: Options, progress: PrepareProgress) -> dict[str, Any]:
     """What shrinking does to a sample of the first split, which depends on the seed alone."""
     assert options.shrink is not None
     split, index = next(iter(source.splits.items()))
@@ -343,8 +343,8 @@ def _write(
     options: Options,
     plan: _Plan,
     indexes: dict[str, Index],
-    run: Run,
-    progress: Progress,
+    run: TaskRunner,
+    progress: PrepareProgress,
 ) -> dict[str, list[ShardRecord]]:
     """Writes every shard that has no record yet and returns the records of all, by split and in order."""
     finished = _finished(filesystem, folder)

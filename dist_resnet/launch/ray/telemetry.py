@@ -131,7 +131,7 @@ class WorkerTelemetry(_Telemetry):
         super().__init__(WORKER_GAUGES, WORKER_COUNTERS, {"run": run, "rank": str(rank)})
 
     def __call__(self, records: Sequence[Record]) -> None:
-        """Takes in records as `tracking.recorder.Run` makes them."""
+        """Takes in records as `tracking.recorder.Recorder` makes them."""
         for record in records:
             if isinstance(record, Session):
                 self.values |= {STEP: record.start_step, WORLD_SIZE: record.world_size or 1, DAMAGED: 0}

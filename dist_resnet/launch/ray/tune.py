@@ -134,13 +134,13 @@ def fit(
     shares: Sequence[Share],
     directory: RunDirectory,
     *,
-    tell: Callable[[str, str], None],
+    report: Callable[[str, str], None],
     rungs: Rungs | None = None,
 ) -> bool:
     """Runs every plan as a trial and returns once all have ended, one way or another, or been stopped: whether it was
     asked to stop.
 
-    `tell` is called with a plan's name and `started`, `retried`, `ended` or `died`. Trials that trail behind, as
+    `report` is called with a plan's name and `started`, `retried`, `ended` or `died`. Trials that trail behind, as
     `rungs` say, are stopped. The first Ctrl-C or SIGTERM, or a `stop.request` on the sweep's directory, has the trials
     that run save checkpoints and no other be begun. A second signal stops Ray at once and raises KeyboardInterrupt.
     """
@@ -168,7 +168,7 @@ def fit(
             name=_FOLDER,
             storage_path=directory.uri,
             failure_config=tune.FailureConfig(max_failures=plans[0].execution.recovery.max_failures),
-            callbacks=[_Teller(tell), _Stopper(by_name, watch)],
+            callbacks=[_TrialReporter(report), _Stopper(by_name, watch)],
             verbose=0,
         ),
     )
@@ -212,11 +212,11 @@ def _name_of(trial: Any) -> str:
     return trial.config["trial"]
 
 
-class _Teller(TrialProgressCallback):
+class _TrialReporter(TrialProgressCallback):
     """Passes on what becomes of trials, in the place of Tune's own callback, which prints it."""
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str, str], None]) -> None:
+        self._report = report
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks into the experiment's folder; nobody reads that.
@@ -225,16 +225,16 @@ class _Teller(TrialProgressCallback):
         """Says nothing."""
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        self._tell(_name_of(trial), "started")
+        self._report(_name_of(trial), "started")
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        self._tell(_name_of(trial), "retried")
+        self._report(_name_of(trial), "retried")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        self._tell(_name_of(trial), "ended")
+        self._report(_name_of(trial), "ended")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        self._tell(_name_of(trial), "died")
+        self._report(_name_of(trial), "died")
 
 
 class _AllStoppedError(BaseException):

@@ -21,7 +21,7 @@ def run(config: dict[str, Any]) -> None:
     plan, context = config["plan"], ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)
-    if plan.execution.recovery.spares:
+    if plan.execution.recovery.spare_processes:
         keep_spares()
     with WorkerTelemetry(plan.name, worker.rank) as telemetry:
         run_worker(plan, worker, warned=lambda: ray.train.get_preemption_info() is not None, observer=telemetry)

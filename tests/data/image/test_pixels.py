@@ -243,7 +243,7 @@ def test_shards_that_were_not_prepared_are_read_by_the_same_rule(
     images.append(TRANSPARENT["RGBA PNG"]()[0][:-400])
     write_rows(tmp_path / "foreign.parquet", images, [0] * len(images))
     split = open_split(str(tmp_path / "foreign.parquet"))
-    streams._tell_of.cache_clear()
+    streams._warn_once.cache_clear()
     requests = streams.evaluation_requests(ShardReader(split), range(len(images)), 64, crop=32, shorter_side=32)
     with caplog.at_level(logging.WARNING, logger="dist_resnet"):
         ((request, pixels),) = DaliDecoder(max_batch=64, num_threads=1, device=torch.device("cpu")).decode(requests)

@@ -90,7 +90,7 @@ def test_pillow_decodes_where_it_is_asked_for_or_dali_is_missing(monkeypatch, ca
     assert [record.getMessage()[:26] for record in caplog.records if "DALI" in record.getMessage()] == [
         "NVIDIA DALI is not install"
     ]
-    with pytest.raises(ValueError, match=r"execution.decode gpu needs NVIDIA DALI.*--execution.decode auto"):
+    with pytest.raises(ValueError, match=r"execution.decode_on gpu needs NVIDIA DALI.*--execution.decode-on auto"):
         opened("gpu")
     decoders._falls_back.cache_clear()
 

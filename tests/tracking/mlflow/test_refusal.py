@@ -68,7 +68,7 @@ class _Followed(MlflowSink):
     def __init__(self, uri: str, directory: RunDirectory, card: RunCard, **options) -> None:
         follower = RunFollower(directory)
         super().__init__(uri, directory, card, records=follower.look(), **options)
-        follower.tell(self.take)
+        follower.report(self.take)
         self._lookout = Lookout(follower.look)
 
     def close(self, *arguments, **options) -> None:

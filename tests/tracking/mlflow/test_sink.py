@@ -168,7 +168,7 @@ def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
     sink, follower = MlflowSink(server.uri, directory, CARD), RunFollower(directory)
-    follower.tell(sink.take)
+    follower.report(sink.take)
     follower.look()
     deadline = time.monotonic() + 60
     while sink.run_id is None and time.monotonic() < deadline:
