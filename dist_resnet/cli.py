@@ -5,8 +5,6 @@ import dist_resnet.early  # noqa: F401  first: from here on Ctrl-C ends in a lin
 # isort: split
 import contextlib
 import io
-import logging
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +15,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from dist_resnet import logs, terminal
+from dist_resnet.launch.failures import RayEndedError, RayFailedError
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.wording import one_line
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-_LONGEST_NAME = 4096
 
 # As a shell says it of a command that Ctrl-C ended.
 _STOPPED = 128 + signal.SIGINT
@@ -106,6 +101,8 @@ def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
     with terminal.ending_in_a_line(advice):
         try:
             main()
+        except RayFailedError as error:
+            sys.exit(1 if isinstance(error, RayEndedError) else f"{Path(sys.argv[0]).name}: {error}")
         finally:
             if loss := terminal.lost_output():
                 sys.stderr.write(f"{Path(sys.argv[0]).name}: {loss}\n")
@@ -116,41 +113,18 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
+    from dist_resnet.launch import training
     from dist_resnet.launch.demo import write_images
-    from dist_resnet.launch.ray import train as ray_train
     from dist_resnet.tracking.records import Finished, Stopped
 
     job = Path(sys.argv[0]).stem
     with bad_input_exits():
         if demo:
             recipe = write_images(recipe, execution)
-        plan = ray_train.prepare_run(recipe, execution, job=f"{job}-demo" if demo else job)
+        plan = training.prepare(recipe, execution, job=f"{job}-demo" if demo else job)
     with failures_exit():
-        summary = ray_train.run(plan)
-    if summary["status"] == Finished.kind and execution.tracking.register:
-        _register(plan.directory.uri, plan.execution)
+        summary = training.train(plan)
     sys.exit({Finished.kind: 0, Stopped.kind: _STOPPED}.get(summary["status"], 1))
-
-
-def _register(run: str, execution: Execution) -> None:
-    """Registers a finished run's model, once; a registry that is down costs a warning."""
-    from dist_resnet.registry.publish import publish_once
-    from dist_resnet.storage.uri import without_credentials
-    from dist_resnet.tracking import commands
-
-    tracking_uri, name = execution.tracking.uri, execution.tracking.model_name
-    try:
-        publish_once(run, tracking_uri=tracking_uri, name=name)
-    except Exception as error:
-        # Whatever a registry or its storage raises: the run is finished.
-        where = ["--tracking-uri", without_credentials(tracking_uri)] if tracking_uri else []
-        where += ["--name", name] if name else []
-        logger.warning(
-            "the model is not registered (%s); later: %s %s",
-            without_credentials(one_line(error)),
-            commands.python(),
-            shlex.join(["jobs/register_model.py", "--run", run, *where]),
-        )
 
 
 def run_or_model(run: str | None, model: str | None) -> str:
@@ -219,7 +193,7 @@ def bad_input_exits() -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:
-        _refuse(_not_text(error))
+        _refuse(terminal.said_of(error))
     except (ValueError, OSError) as error:
         _refuse(str(error))
 
@@ -229,6 +203,8 @@ def failures_exit() -> Iterator[None]:
     """Turns a RuntimeError or an OSError within the block, that of a run, into one line and exit code 1."""
     try:
         yield
+    except RayFailedError:
+        raise
     except (RuntimeError, OSError) as error:
         sys.exit(
             f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is mended, the same command continues"
@@ -239,13 +215,6 @@ def _refuse(reason: str) -> NoReturn:
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(reason.split())}\n")
     sys.stderr.flush()
     sys.exit(2)
-
-
-def _not_text(error: UnicodeError) -> str:
-    """What to say of what is no text, which is a file's name but for what is too long for one."""
-    if not isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) or len(error.object) > _LONGEST_NAME:
-        return str(error)
-    return terminal.not_text(error.object)
 
 
 def _one_line(complaint: str) -> str:

@@ -15,3 +15,9 @@ def configure(rank: int | None = None) -> None:
     package.handlers[:] = [handler]
     package.setLevel(logging.WARNING if rank else logging.INFO)
     package.propagate = False
+
+
+def configure_unless_done() -> None:
+    """As `configure` on the driver, unless the program, or the one that imports it, has set up logging itself."""
+    if not logging.getLogger("dist_resnet").hasHandlers():
+        configure()

@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any, TextIO
 
-from dist_resnet.early import interruption, write_line
+from dist_resnet import interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ERRORS = "dist_resnet.escaped"
+_LONGEST_NAME = 4096
 # A signal waits so long, in tries of so many seconds, for what is being written.
 _SECONDS_TO_WRITE, _SECONDS_BETWEEN_TRIES = 1.0, 0.01
 
@@ -46,6 +47,18 @@ def escaped(text: str | bytes) -> str:
 def not_text(name: str | bytes) -> str:
     """What to say of a file's name whose bytes are no UTF-8, as Arrow and Parquet need."""
     return f"the name {escaped(name)} is no UTF-8; rename it, as convmv does for whole folders"
+
+
+def said_of(error: UnicodeError) -> str:
+    """What to say of what is no text, which is a file's name unless it is too long for one."""
+    if not isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) or len(error.object) > _LONGEST_NAME:
+        return str(error)
+    return not_text(error.object)
+
+
+def program() -> str | None:
+    """The file name of the program that this process runs; None in a notebook, at a prompt or under `python -c`."""
+    return os.path.basename(sys.argv[0]) if hasattr(sys.modules.get("__main__"), "__file__") else None
 
 
 def check_working_directory() -> None:
@@ -87,7 +100,7 @@ def ending_in_a_line(advice: str = "") -> Iterator[None]:
     that comes during an import, which may swallow it, and every further one ends the process at once. Elsewhere than
     in the main thread, which alone hears signals, it only does so for a KeyboardInterrupt.
     """
-    signals = _Signals(interruption(advice))
+    signals = _Signals(interruption.line(advice))
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             # One that is ignored, as after `nohup` or in the background of a script, stays so.
@@ -104,7 +117,7 @@ def ending_in_a_line(advice: str = "") -> Iterator[None]:
             raise
         number = signals.received or signal.SIGINT
         signals.received = number
-        write_line(signals.line)
+        interruption.write(signals.line)
         raise SystemExit(128 + number) from None
 
 
@@ -151,7 +164,7 @@ class _Signals:
             self.received = number
             raise Interrupted(number)
         if self.received is None:
-            write_line(self.line)
+            interruption.write(self.line)
         os._exit(128 + number)
 
 

@@ -53,11 +53,10 @@ def main() -> None:
     logs.configure()
     # Imported late, so that --help need not wait for torch.
     from dist_resnet.launch.evaluate import evaluate
-    from dist_resnet.launch.trained import open_trained
     from dist_resnet.registry.publish import record_evaluation
 
     source = cli.run_or_model(options.run, options.model)
-    with cli.bad_input_exits(), open_trained(source, tracking_uri=options.tracking_uri) as trained:
+    with cli.bad_input_exits():
         evaluation = None
         if options.crops is not None:
             evaluation = Evaluation(crops=options.crops, shorter_sides=options.shorter_sides or options.crops)
@@ -67,8 +66,9 @@ def main() -> None:
             performance=Performance(evaluation_batch=options.batch),
         )
         found = evaluate(
-            trained,
+            source,
             execution,
+            tracking_uri=options.tracking_uri,
             validation=options.validation,
             evaluation=evaluation,
             match_classes=options.match_classes,
@@ -76,9 +76,9 @@ def main() -> None:
         )
         lacking = {"classes_without_images": found.lacking} if found.lacking else {}
         print(json.dumps(found.metrics | lacking, indent=2))
-        if trained.version is not None:
+        if found.version is not None:
             record_evaluation(
-                trained.version,
+                found.version,
                 tracking_uri=options.tracking_uri,
                 digest=found.validation_digest,
                 evaluation=found.evaluation,

@@ -21,6 +21,7 @@ from dist_resnet.ablation.trial import Trial
 from dist_resnet.ablation.watch import Watcher
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.shards.split import Split, open_split
+from dist_resnet.launch.failures import RayEndedError
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.ray import rungs
 from dist_resnet.launch.ray import tune as ray_tune
@@ -160,7 +161,7 @@ def _run(sweep: Sweep) -> int:
     try:
         stopped = _fit(sweep, unfinished, watcher)
         status, wait_seconds = ("KILLED", 5.0) if stopped else ("FINISHED", 60.0)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, RayEndedError):
         status, wait_seconds = "KILLED", 5.0
         raise
     finally:

@@ -20,7 +20,7 @@ from dist_resnet.data.shards import classes
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
 from dist_resnet.launch import local
-from dist_resnet.launch.trained import Trained, Weights
+from dist_resnet.launch.trained import Trained, Weights, open_trained
 from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Recipe
 from dist_resnet.storage.uri import absolute_uri
 from dist_resnet.train.damage import TooDamagedError
@@ -45,9 +45,43 @@ class Evaluated:
     """Classes of the model."""
     lacking: tuple[str, ...]
     """Those of them that no image shows, as far as the shards tell without being read."""
+    version: str | None = None
+    """models:/NAME/VERSION if a registered model was evaluated."""
 
 
 def evaluate(
+    source: str,
+    execution: Execution | None = None,
+    *,
+    tracking_uri: str | None = None,
+    validation: str | None = None,
+    evaluation: Evaluation | None = None,
+    match_classes: MatchClasses | None = None,
+    label_column: str | None = None,
+) -> Evaluated:
+    """The errors of a run's directory STORAGE/NAME, one of its checkpoints, or a registered model models:/NAME/VERSION.
+
+    Every image counts once, on any number of workers of this machine. `validation` is a glob or folder of Parquet
+    shards, by default the run's own; `evaluation` the crops; `tracking_uri` the registry, by default
+    MLFLOW_TRACKING_URI. Trains nothing and writes nothing. Raises as `open_trained` and `evaluate_trained` do, before
+    any worker starts.
+
+    >>> found = evaluate(run, Execution(workers=1, device="cpu"))  # run: the directory of a training run
+    >>> sorted(found.metrics)
+    ['val/loss', 'val/top1_error', 'val/top5_error']
+    """
+    with open_trained(source, tracking_uri=tracking_uri) as trained:
+        return evaluate_trained(
+            trained,
+            execution or Execution(),
+            validation=validation,
+            evaluation=evaluation,
+            match_classes=match_classes,
+            label_column=label_column,
+        )
+
+
+def evaluate_trained(
     trained: Trained,
     execution: Execution,
     *,
@@ -91,6 +125,7 @@ def evaluate(
         evaluation=recipe.evaluation,
         num_classes=recipe.model.num_classes if names is None else len(names),
         lacking=matched.lacking,
+        version=trained.version,
     )
 
 

@@ -1,4 +1,4 @@
-"""Progress in the terminal: a bar, or plain lines where it is not a terminal.
+"""Progress: a bar in a terminal or a notebook, plain lines elsewhere.
 
 That of a run is drawn from its journal, that of a preparation from the images that are done.
 """
@@ -10,8 +10,8 @@ from typing import TextIO
 
 import rich.progress
 from rich.console import Console
-from rich.markup import escape
 
+from dist_resnet.launch.notebook import NotebookBar
 from dist_resnet.launch.pace import Pace
 from dist_resnet.tracking.records import Evaluating, Metrics, Record, Session
 from dist_resnet.wording import clock
@@ -29,24 +29,14 @@ class _Console(Console):
 class _Bar:
     """A bar on a terminal, with lines above it."""
 
-    def __init__(self, stream: TextIO, what: str, total: int | None, unit: str) -> None:
-        self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.TaskProgressColumn(),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn(f"{{task.completed:.0f}}{'' if total is None else f'/{total}'} {unit}"),
-            rich.progress.TextColumn("{task.fields[note]}"),
-            console=_Console(file=stream),
-            refresh_per_second=2,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._progress.add_task(escape(what), total=total, note="")
+    def __init__(self, progress: rich.progress.Progress, what: str, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(what, total=total, note="")
         self._progress.start()
 
     def set(self, done: int, note: str = "") -> None:
         """So much is done, with a few words on it."""
-        self._progress.update(self._task, completed=done, note=escape(note))
+        self._progress.update(self._task, completed=done, note=note)
 
     def say(self, line: str) -> None:
         """Writes a line above the bar."""
@@ -57,6 +47,28 @@ class _Bar:
         self._progress.stop()
 
 
+def _open_bar(stream: TextIO | None, what: str, total: int | None, unit: str) -> _Bar | NotebookBar | None:
+    """What shows progress on a stream, by default that of errors; None if only lines can."""
+    notebook = stream is None and Console().is_jupyter
+    stream = stream or sys.stderr
+    if not notebook and not stream.isatty():
+        return None
+    progress = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn(f"{{task.completed:.0f}}{'' if total is None else f'/{total}'} {unit}"),
+        rich.progress.TextColumn("{task.fields[note]}", markup=False),
+        console=_Console(file=stream),
+        refresh_per_second=2,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    if not notebook:
+        return _Bar(progress, what, total)
+    return NotebookBar(progress, what, total)
+
+
 class TrainingProgress:
     """Shows images done, loss, error, images/s and time left as records come in."""
 
@@ -65,9 +77,7 @@ class TrainingProgress:
         self._name, self._total, self._batch = name, total_steps, global_batch
         self._pace = Pace(total_steps, global_batch)
         self._line_at = 0.0
-        self._bar: _Bar | None = None
-        if self._stream.isatty():
-            self._bar = _Bar(self._stream, name, total_steps * global_batch, "images")
+        self._bar = _open_bar(stream, name, total_steps * global_batch, "images")
 
     def show(self, records: Sequence[Record]) -> None:
         """Takes in journal records and redraws."""
@@ -117,7 +127,8 @@ class ImageProgress:
 
     def __init__(self, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._bar: _Bar | None = None
+        self._given = stream
+        self._bar: _Bar | NotebookBar | None = None
         self._act: str | None = None
         self._total: int | None = None
         self._done = 0
@@ -128,8 +139,7 @@ class ImageProgress:
         self.close()
         self._act, self._total, self._done = what, total, 0
         self._began = self._line_at = time.monotonic()
-        if self._stream.isatty():
-            self._bar = _Bar(self._stream, what, total, "images")
+        self._bar = _open_bar(self._given, what, total, "images")
 
     def advance(self, images: int) -> None:
         """So many images more are done."""
@@ -176,17 +186,16 @@ class DeliveryProgress:
     """
 
     def __init__(self, name: str, *, stream: TextIO | None = None) -> None:
-        self._name, self._stream = name, stream or sys.stderr
+        self._name, self._given, self._stream = name, stream, stream or sys.stderr
         self._total: int | None = None
-        self._bar: _Bar | None = None
+        self._bar: _Bar | NotebookBar | None = None
         self._line_at = 0.0
 
     def __call__(self, waiting_points: int) -> None:
         """So many points wait now."""
         if self._total is None:
             self._total = waiting_points
-            if self._stream.isatty():
-                self._bar = _Bar(self._stream, self._name, waiting_points, "points")
+            self._bar = _open_bar(self._given, self._name, waiting_points, "points")
         # A delivery that is begun anew finds how much an earlier one brought.
         done = max(0, self._total - waiting_points)
         if self._bar is not None:

@@ -24,7 +24,6 @@ from typing import Any
 import safetensors.torch
 import torch
 
-import dist_resnet
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.recipe import Recipe
 from dist_resnet.registry import predictor
@@ -160,7 +159,7 @@ def _export(model: torch.nn.Module, recipe: Recipe, path: Path) -> None:
 
 def _write_code(folder: Path) -> str:
     """Copies the modules that a package needs under a name that no installed version has; returns that name."""
-    source = Path(dist_resnet.__file__).parent
+    source = Path(__file__).parents[1]
     texts = {name: (source / name).read_text() for name in _MODULES}
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
     package = f"dist_resnet_{digest}"

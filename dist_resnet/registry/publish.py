@@ -130,12 +130,17 @@ def default_name(model: Model, dataset: str) -> str:
     return f"{kind}-resnet{model.depth}-{dataset}"
 
 
-def publish_once(run: str, *, tracking_uri: str | None = None, name: str | None = None) -> None:
-    """Registers the newest checkpoint of a run that was not registered this way before. Raises as `publish_run`."""
+def publish_once(run: str, *, tracking_uri: str | None = None, name: str | None = None) -> str:
+    """The models:/NAME/VERSION of a run, whose newest checkpoint is registered unless this was done before.
+
+    Raises as `publish_run` does.
+    """
     directory = RunDirectory(run)
-    if directory.read_json(_REGISTERED_FILE) is None:
-        published = publish_run(run, tracking_uri=tracking_uri, name=name)
-        directory.write_json(_REGISTERED_FILE, {"uri": published.uri})
+    if (known := directory.read_json(_REGISTERED_FILE)) is not None:
+        return known["uri"]
+    published = publish_run(run, tracking_uri=tracking_uri, name=name)
+    directory.write_json(_REGISTERED_FILE, {"uri": published.uri})
+    return published.uri
 
 
 def _note_in_summary(directory: RunDirectory, uri: str, weights_sha256: str) -> None:

@@ -30,12 +30,28 @@ def pull(model: str, *, tracking_uri: str | None = None, device: str = "cpu") ->
     ValueError where the registry has no such version or a file of the package is not the recorded one, OSError where
     it cannot be had.
 
-        model = dist_resnet.registry.pull("models:/preact-resnet200@champion")
-        model.train()
+    >>> network = pull("models:/preact-resnet8/1", tracking_uri=registry)  # registry: that of an MLflow server
+    >>> network(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 4])
     """
     with tempfile.TemporaryDirectory() as folder:
         pulled = download(model, Path(folder, "package"), tracking_uri=tracking_uri)
         return predictor.load_model(pulled.folder / package.DATA).to(device)
+
+
+def pull_predictor(model: str, *, tracking_uri: str | None = None, device: str | None = None) -> predictor.Predictor:
+    """What classifies images with a registered version: `predict` takes images or image files, and names classes.
+
+    `device` by default the GPU if there is one. Arguments and errors are those of `pull`.
+
+    >>> classifier = pull_predictor("models:/preact-resnet8/1", tracking_uri=registry)
+    >>> (answer,) = classifier.predict([jpeg], params={"top_k": 2})  # jpeg: the bytes of an image file
+    >>> len(answer["names"]), answer["error"]
+    (2, None)
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pulled = download(model, Path(folder, "package"), tracking_uri=tracking_uri)
+        return predictor.Predictor(pulled.folder / package.DATA, device)
 
 
 def read(folder: str | Path) -> torch.nn.Module:

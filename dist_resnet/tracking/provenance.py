@@ -9,23 +9,25 @@ import sys
 from pathlib import Path
 
 from dist_resnet.storage.uri import without_credentials
-from dist_resnet.terminal import escaped
+from dist_resnet.terminal import escaped, program
 
 PACKAGES = ("torch", "torchvision", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy", "safetensors")
 
 
 def collect() -> dict[str, str]:
-    """Tags that say what ran: commit, Python, the packages of `PACKAGES` that are installed, machine.
+    """Tags that say what ran: commit, Python, the packages of `PACKAGES` that are installed, machine, and the command
+    unless the run was started from a notebook or a prompt.
 
     See `commit` for what stands where there is no checkout.
     """
     tags = {
         "commit": commit(),
-        "command": without_credentials(escaped(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))),
         "version.python": platform.python_version(),
         "hardware.machine": platform.machine(),
         "hardware.cpu_cores": str(os.cpu_count()),
     }
+    if name := program():
+        tags["command"] = without_credentials(escaped(shlex.join([name, *sys.argv[1:]])))
     for package in PACKAGES:
         try:
             tags[f"version.{package}"] = importlib.metadata.version(package)

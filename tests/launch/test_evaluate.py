@@ -14,7 +14,7 @@ from oracle.sources import rename_classes
 from registry.conftest import trained
 
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluate import Evaluated, evaluate
+from dist_resnet.launch.evaluate import Evaluated, evaluate_trained
 from dist_resnet.launch.plan import prepare
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe
@@ -35,7 +35,7 @@ def run(recipe: Recipe, execution: Execution) -> str:
 
 def _evaluate(run: str, execution: Execution, validation: str | None = None, **options) -> Evaluated:
     alone = Execution(device=execution.device, precision="fp32", cpus_per_worker=1)
-    return evaluate(of_run(run), local.settle(alone), validation=validation, **options)
+    return evaluate_trained(of_run(run), local.settle(alone), validation=validation, **options)
 
 
 @pytest.mark.parametrize("order", [[3, 1, 0, 2], [1, 2, 3, 0]])

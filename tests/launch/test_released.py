@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluate import evaluate
+from dist_resnet.launch.evaluate import evaluate_trained
 from dist_resnet.launch.trained import of_run
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
@@ -50,7 +50,7 @@ def test_a_recipe_has_the_fingerprint_that_it_had(released: Path, summary: dict)
 
 
 def test_a_run_is_evaluated_to_its_error(released: Path, summary: dict, execution: Execution):
-    found = evaluate(of_run(str(released / "run")), local.settle(execution))
+    found = evaluate_trained(of_run(str(released / "run")), local.settle(execution))
     # One of the 40 images may fall on the other side of a border by another processor's rounding.
     assert found.metrics["val/top1_error"] == pytest.approx(summary["top1_error"], abs=1 / 40)
 

@@ -7,7 +7,7 @@ import pytest
 from oracle.images import jpeg, smooth, write_rows
 
 from dist_resnet.launch import local
-from dist_resnet.launch.evaluate import evaluate
+from dist_resnet.launch.evaluate import evaluate_trained
 from dist_resnet.launch.trained import of_run
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import history, read_journal
@@ -103,4 +103,4 @@ def test_validation_images_none_of_which_can_be_decoded_are_an_error_and_no_resu
     assert not plan.directory.exists("summary.json")
     assert "val/loss" not in history(read_journal(plan.directory))
     with pytest.raises(ValueError, match=r"none of the 20 validation images can be decoded, the first is .*row 0"):
-        evaluate(of_run(plan.directory.uri), execution)
+        evaluate_trained(of_run(plan.directory.uri), execution)

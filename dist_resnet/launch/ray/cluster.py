@@ -1,16 +1,15 @@
 """The Ray cluster that a job uses: the one at hand, or a Ray of its own for as long as the process lives."""
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import ray
 
+from dist_resnet.launch.failures import RayFailedError
 from dist_resnet.launch.ray import address, internals, surroundings
-from dist_resnet.launch.ray.lifeline import Lifeline, in_a_thread
+from dist_resnet.launch.ray.lifeline import Lifeline, in_a_lasting_thread, in_a_thread
 from dist_resnet.launch.resources import Node, Resources, cores_here
 from dist_resnet.recipe import Execution
 from dist_resnet.terminal import keeping_handlers
@@ -20,10 +19,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
-
-
-class RayFailedError(SystemExit):
-    """Ray does not start or work, though nothing that was given is wrong: a message for the way out, exit code 1."""
 
 
 _own = threading.Event()
@@ -37,6 +32,10 @@ def connect(execution: Execution) -> None:
     If that Ray ends, this process ends soon after, with a line that says so. Raises ValueError, with what to set, if
     the cluster that was named cannot be used or no Ray could work here, and RayFailedError if Ray fails all the same.
     """
+    _forget_left()
+    if own_cluster() and cores_here(execution) > resources().cores:
+        logger.info("ending the Ray of its own, which was started for a smaller run")
+        disconnect()
     if ray.is_initialized():
         return
     cluster = address.choose()
@@ -66,17 +65,33 @@ def _node(found: Mapping[str, float]) -> Node:
 
 
 def _fail(what: str, error: Exception) -> NoReturn:
-    job, logs = Path(sys.argv[0]).name, f"{internals.temporary_folder()}/session_latest/logs"
+    logs = f"{internals.temporary_folder()}/session_latest/logs"
     raise RayFailedError(
-        f"{job}: {what} ({first_line(error)}); {logs} may say why, and the same command tries again"
+        f"{what} ({first_line(error)}); {logs} may say why, and the same command tries again"
     ) from error
 
 
 def disconnect() -> None:
     """Leaves the cluster, or ends the Ray of our own; what this process has running there ends."""
+    _close()
+    ray.shutdown()
+
+
+def _forget_left() -> None:
+    """Forgets a Ray that was left by somebody else's `ray.shutdown()`, as in a notebook."""
+    left = [line for line in _lifelines if not _is_connected_to(line.head)]
+    if left:
+        _close()
+
+
+def _is_connected_to(head: str) -> bool:
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address == head
+
+
+def _close() -> None:
+    _own.clear()
     while _lifelines:
         _lifelines.pop().close()
-    ray.shutdown()
 
 
 def hold(call: Callable[[], T]) -> T:
@@ -103,7 +118,7 @@ def _start(execution: Execution) -> None:
     try:
         # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
         with internals.free_ports():
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET)
+            in_a_lasting_thread(lambda: ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET))
     except Exception as error:
         _fail("Ray does not start here", error)
     _own.set()

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from dist_resnet.launch.failures import RayEndedError
 from dist_resnet.launch.ray import internals
+from dist_resnet.terminal import program
 
 T = TypeVar("T")
 
@@ -33,10 +34,6 @@ _SECONDS_TO_NOTICE = 3.0
 _SECONDS_TO_END = 20.0
 
 
-class RayEndedError(SystemExit):
-    """Ray has ended under this process, and has been said to."""
-
-
 class Lifeline:
     """Watches, in a thread, the processes that Ray lives by here and the head of its cluster, until it is closed.
 
@@ -45,7 +42,7 @@ class Lifeline:
 
     def __init__(self, head: str) -> None:
         """`head`: HOST:PORT. This process is connected to Ray."""
-        self._head, self._closed = head, threading.Event()
+        self.head, self._closed = head, threading.Event()
         self._ended: Future = Future()
         self._needed, self._holding = True, False
         self._processes = _Processes(internals.essential_processes())
@@ -59,14 +56,14 @@ class Lifeline:
         self._closed.set()
 
     def hold(self, call: Callable[[], T]) -> T:
-        """What `call` returns, called in a thread. Raises RayEndedError, of exit code 1, if Ray ends before."""
+        """What `call` returns, called in a thread. Raises RayEndedError if Ray ends before."""
         self._needed = self._holding = True
         outcome = in_a_thread(call)
         wait((outcome, self._ended), return_when=FIRST_COMPLETED)
         if outcome.done() and outcome.exception() is not None:
             wait((self._ended,), timeout=_SECONDS_TO_NOTICE)
         if self._ended.done():
-            raise RayEndedError(1)
+            raise RayEndedError("the Ray in use has ended, as the log says; the same call continues the run")
         result = outcome.result()
         self._needed = False
         return result
@@ -83,7 +80,7 @@ class Lifeline:
         logger.error(
             "the Ray that %s uses has ended (%s), by `ray stop`, a kill or for want of memory; the same command "
             "continues from what is on the storage",
-            *(Path(sys.argv[0]).name, reason),
+            *(program() or "this process", reason),
         )
         self._ended.set_result(None)
         if self._holding:
@@ -97,10 +94,10 @@ class Lifeline:
             if gone := self._processes.first_to_end(_SECONDS_BETWEEN_LOOKS):
                 return f"its {gone} is gone"
             self._look_for_folder()
-            if self._processes.include_head or internals.head_answers(self._head, _SECONDS_TO_ANSWER):
+            if self._processes.include_head or internals.head_answers(self.head, _SECONDS_TO_ANSWER):
                 last_answer = time.monotonic()
             elif time.monotonic() - last_answer > patience:
-                return f"its head at {self._head} has not answered for {patience:.0f} s"
+                return f"its head at {self.head} has not answered for {patience:.0f} s"
         return ""
 
     def _look_for_folder(self) -> None:
@@ -147,15 +144,32 @@ class _Processes:
         return self._names[ended[0][0]] if ended else None
 
 
-def in_a_thread(call: Callable[[], T]) -> Future[T]:
-    """What `call` will return, called in a thread of its own: Ray's calls do not hear signals, the main thread does."""
+def in_a_lasting_thread(call: Callable[[], T]) -> T:
+    """What `call` returns, called in the main thread if this is it, else in one that lasts as long as the process.
+
+    Linux ends the processes of a Ray with the thread that started them, and a notebook's or a server's threads end.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return call()
     outcome: Future[T] = Future()
 
     def work() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
+        _settle(outcome, call)
+        threading.Event().wait()
 
-    threading.Thread(target=work, name="ray", daemon=True).start()
+    threading.Thread(target=work, name="ray's parent", daemon=True).start()
+    return outcome.result()
+
+
+def in_a_thread(call: Callable[[], T]) -> Future[T]:
+    """What `call` will return, called in a thread of its own: Ray's calls do not hear signals, the main thread does."""
+    outcome: Future[T] = Future()
+    threading.Thread(target=_settle, args=(outcome, call), name="ray", daemon=True).start()
     return outcome
+
+
+def _settle(outcome: Future[T], call: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(call())
+    except BaseException as error:
+        outcome.set_exception(error)
