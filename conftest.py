@@ -17,7 +17,7 @@ def _give_examples_a_run(request: pytest.FixtureRequest, doctest_namespace: dict
 
 @pytest.fixture(scope="session")
 def published_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """`run`, the directory of a run of ResNet-8; `registry`, where its model is version 1 of preact-resnet8; `jpeg`, an image file."""
+    """`run`, a run's directory; `registry`, where its model is version 1 of preact-resnet8; `jpeg`, an image file."""
     # Late, for tests of other files go without torch and MLflow.
     from PIL import Image
     from registry.conftest import trained

@@ -3,6 +3,8 @@
 import importlib.metadata
 import shlex
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,13 @@ def test_versions_are_the_installed_ones():
 def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking.uri", "https://someone:secret@host/x"])
     assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
+
+
+def test_a_notebook_has_no_command(monkeypatch: pytest.MonkeyPatch):
+    assert "command" in provenance.collect()
+    monkeypatch.setattr("sys.argv", ["ipykernel_launcher.py", "-f", "kernel-1.json"])
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    assert "command" not in provenance.collect()
 
 
 def test_the_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch):

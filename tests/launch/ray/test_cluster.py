@@ -115,6 +115,11 @@ cluster.ray.init = fail if sys.argv[1] == "init" else do_nothing
 cluster.ray.get_runtime_context = do_nothing
 cluster.Lifeline = fail if sys.argv[1] == "lifeline" else do_nothing
 cluster.ray.nodes = fail
+if "program" in sys.argv:
+    try:
+        ray_tune.allot([], cluster.Execution())
+    except RuntimeError as error:
+        sys.exit(f"caught: {error}")
 cli.run(lambda: ray_tune.allot([], cluster.Execution()))
 """
 
@@ -131,9 +136,10 @@ def test_a_ray_that_fails_while_it_starts_costs_a_line(place: Path, part: str, s
     environment = _environment(place, RAY_ADDRESS="local")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines() == [
-        f"-c: {said} (the reason); {place}/ray/session_latest/logs may say why, and the same command tries again"
-    ]
+    line = f"{said} (the reason); {place}/ray/session_latest/logs may say why, and the same command tries again"
+    assert done.stderr.splitlines() == [f"-c: {line}"]
+    done = subprocess.run([*command, "program"], env=environment, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (1, f"caught: {line}\n")
 
 
 @pytest.mark.slow

@@ -94,6 +94,37 @@ def test_a_folder_of_rays_that_is_gone_is_said_once_and_what_has_begun_goes_on()
     assert "is gone, as a cleaner of temporary files may have it: no worker can start from now on; stop and" in line
 
 
+_PARENTS = """
+import ctypes, subprocess, sys, threading, time
+from dist_resnet.launch.ray import lifeline
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(1, 9)
+
+def start():
+    children.append(start_with(lambda: subprocess.Popen(["sleep", "100"], preexec_fn=die_with_parent)))
+
+children, start_with = [], lifeline.in_a_lasting_thread if "lasting" in sys.argv else lambda call: call()
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+start()
+time.sleep(1)
+print([child.poll() for child in children])
+for child in children:
+    child.kill()
+"""
+
+
+def test_what_a_thread_starts_that_ends_goes_on():
+    """As Ray's processes are, those of the test are told to end with the thread that started them."""
+    told = [
+        subprocess.run([sys.executable, "-c", _PARENTS, *how], capture_output=True, text=True, timeout=100)
+        for how in ([], ["lasting"])
+    ]
+    assert [one.stdout for one in told] == ["[-9, None]\n", "[None, None]\n"], told
+
+
 @pytest.mark.parametrize("how", ["with returns", "with closed", "returns"])
 def test_what_ends_after_it_was_left_is_not_told(how: str):
     told = _run(*how.split())
