@@ -13,6 +13,7 @@ _PROGRAM = """
 import os, subprocess, sys, tempfile, threading, time
 import psutil
 from dist_resnet import logs
+from dist_resnet.launch.failures import RayEndedError
 from dist_resnet.launch.ray import lifeline
 from dist_resnet.launch.ray import internals
 
@@ -27,6 +28,12 @@ if "folder" in sys.argv:
 line = lifeline.Lifeline("127.0.0.1:1")
 os.rmdir(folder)
 
+def hold(call):
+    try:
+        return line.hold(call)
+    except RayEndedError:
+        sys.exit(1)
+
 def end():
     other.kill()
     raise RuntimeError("what Ray says of it")
@@ -35,26 +42,26 @@ if "closed" in sys.argv:
     line.close()
     other.kill()
     time.sleep(1)
-    print(line.hold(lambda: 42), flush=True)
+    print(hold(lambda: 42), flush=True)
 elif "returns" in sys.argv:
-    print(line.hold(lambda: 42), flush=True)
+    print(hold(lambda: 42), flush=True)
     other.kill()
     time.sleep(1)
 elif "folder" in sys.argv:
-    print(line.hold(lambda: time.sleep(1) or 42), flush=True)
+    print(hold(lambda: time.sleep(1) or 42), flush=True)
     line.close()
     other.kill()
 elif "again" in sys.argv:
-    line.hold(lambda: 42)
+    hold(lambda: 42)
     other.kill()
     time.sleep(1)
-    line.hold(lambda: time.sleep(60))
+    hold(lambda: time.sleep(60))
 elif "raises" in sys.argv:
-    line.hold(end)
+    hold(end)
 else:
     threading.Timer(0.5, other.kill).start()
     try:
-        line.hold(lambda: time.sleep(60)) if "held" in sys.argv else time.sleep(60)
+        hold(lambda: time.sleep(60)) if "held" in sys.argv else time.sleep(60)
     finally:
         print("in order", flush=True)
 """
