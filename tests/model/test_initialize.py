@@ -79,5 +79,5 @@ def test_weights_that_nothing_sets_are_refused_and_a_modules_own_way_is_taken():
     network = nn.Sequential(_ScaleOfTwo())
     initialize(network, 0.0)
     assert network[0].scale == 2.0
-    with pytest.raises(TypeError, match="_Scale has weights of its own and no reset_parameters"):
+    with pytest.raises(TypeError, match="_Scale has weights but no reset_parameters"):
         initialize(nn.Sequential(_Scale()), 0.0)

@@ -184,7 +184,7 @@ def test_a_served_model_answers_images_and_refuses_what_is_none(served: str):
 
     record = {"image": image}
     for body, reason in (
-        ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer from 1 on"),
+        ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer of at least 1"),
         ({"dataframe_records": [record], "params": {"top_k": "many"}}, "top_k"),
         ({"dataframe_records": [{"photo": image}]}, "Model is missing inputs ['image']"),
         ({}, "exactly one of the input fields"),

@@ -25,8 +25,9 @@ from registry.test_predictor import CLASSES, RECIPE
 
 from dist_resnet.data.image.pixels import decode
 from dist_resnet.recipe import Execution
-from dist_resnet.registry import package, publish
+from dist_resnet.registry import package
 from dist_resnet.registry.inputs import from_text, images_of, open_image
+from dist_resnet.registry.mlmodel import write_mlmodel
 
 # Of a size that needs padding, and whose base64 has both of the letters that URLs write otherwise.
 IMAGE = next(
@@ -120,9 +121,9 @@ def test_ascii_image_files_are_not_taken_for_base64() -> None:
     ("array", "said"),
     [
         (smooth(9, 8, 0) / 255, r"got float64 \[9, 8, 3\]; multiply values from 0 to 1 by 255"),
-        (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a list around an image that is alone"),
-        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat gray values for the three colors"),
-        (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the colors last"),
+        (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a single image into a list"),
+        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat the gray values for three color channels"),
+        (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the color channels last"),
         (np.zeros((9, 8, 4), np.uint8), r"got uint8 \[9, 8, 4\]$"),
     ],
 )
@@ -152,7 +153,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         trained(RECIPE, Execution(precision="fp32")).weights(),
         CLASSES,
     )
-    publish._add_mlflow_files(made)
+    write_mlmodel(made)
     model = mlflow.pyfunc.load_model(str(made.folder))
     schema = model.metadata.get_input_schema()
 

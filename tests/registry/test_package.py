@@ -104,7 +104,7 @@ def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution
 
 def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
     weights = trained(_of(20, 32), execution).weights()
-    with pytest.raises(ValueError, match=r"model.safetensors is not of the network in recipe.json"):
+    with pytest.raises(ValueError, match=r"model.safetensors does not match the network in recipe.json"):
         package.write(tmp_path / "package", recipe, weights, CLASSES)
 
 
@@ -140,16 +140,32 @@ def _plant(path: Path) -> None:
         ("manifest.json", _alter, "manifest.json is not the one that the registry recorded"),
         ("manifest.json", Path.unlink, "has no manifest.json"),
         ("MLmodel", _alter, "MLmodel was altered"),
-        ("data/more.py", Path.touch, "files that were not in it when it was made: data/more.py"),
-        ("more.pyc", Path.touch, "files that were not in it when it was made: more.pyc"),
-        ("{code}/recipe.pyc", Path.touch, r"files that were not in it.*/recipe\.pyc"),
-        ("{code}/recipe.cpython-311.pyc", Path.touch, r"files that were not in it.*/recipe\.cpython-311\.pyc"),
-        ("{code}/model/so.cpython-311-x86_64-linux-gnu.so", Path.touch, r"files that were not in it.*\.so"),
+        ("data/more.py", Path.touch, "files that its manifest does not list: data/more.py"),
+        ("more.pyc", Path.touch, "files that its manifest does not list: more.pyc"),
+        ("{code}/recipe.pyc", Path.touch, r"files that its manifest does not list.*/recipe\.pyc"),
+        (
+            "{code}/recipe.cpython-311.pyc",
+            Path.touch,
+            r"files that its manifest does not list.*/recipe\.cpython-311\.pyc",
+        ),
+        ("{code}/model/so.cpython-311-x86_64-linux-gnu.so", Path.touch, r"files that its manifest does not list.*\.so"),
         ("{code}/model/__pycache__", _fill, r"/model/__pycache__ was altered"),
-        ("{code}/model/__pycache__/other.cpython-311.pyc", _plant, r"files that were not in it.*/other\.cpython"),
-        ("{code}/model/__pycache__/resnet.py", _plant, r"files that were not in it.*/__pycache__/resnet\.py"),
-        ("{code}/model/__pycache__/resnet.pyc", _plant, r"files that were not in it.*/__pycache__/resnet\.pyc"),
-        ("{code}/__pycache__/__pycache__/recipe.cpython-311.pyc", _plant, r"files that were not in it"),
+        (
+            "{code}/model/__pycache__/other.cpython-311.pyc",
+            _plant,
+            r"files that its manifest does not list.*/other\.cpython",
+        ),
+        (
+            "{code}/model/__pycache__/resnet.py",
+            _plant,
+            r"files that its manifest does not list.*/__pycache__/resnet\.py",
+        ),
+        (
+            "{code}/model/__pycache__/resnet.pyc",
+            _plant,
+            r"files that its manifest does not list.*/__pycache__/resnet\.pyc",
+        ),
+        ("{code}/__pycache__/__pycache__/recipe.cpython-311.pyc", _plant, r"files that its manifest does not list"),
     ],
 )
 def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, execution: Execution, tmp_path: Path):

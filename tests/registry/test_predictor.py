@@ -92,7 +92,7 @@ def test_answers_are_the_likeliest_classes_with_their_names(served: Predictor):
         (np.zeros((5, 5, 3), np.float32), "got float32"),
         (np.full((5, 5, 3), 300), "got int64"),
         (7, "an array must be"),
-        ([[1, 2], [3]], "of one length"),
+        ([[1, 2], [3]], "the same length"),
         (None, "an array must be"),
     ],
 )
@@ -116,7 +116,7 @@ def test_gray_and_cmyk_images_are_read(mode: str, served: Predictor):
 
 @pytest.mark.parametrize("top_k", [0, -1, "3", 1.5, True])
 def test_an_impossible_top_k_is_refused(top_k, served: Predictor):
-    with pytest.raises(ValueError, match="top_k must be an integer from 1 on"):
+    with pytest.raises(ValueError, match="top_k must be an integer of at least 1"):
         served.predict(PIXELS, {"top_k": top_k})
 
 

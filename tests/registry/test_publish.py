@@ -23,9 +23,10 @@ from registry.conftest import MakeRun
 
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Evaluation, Model, Recipe
-from dist_resnet.registry import publish, pull, read
+from dist_resnet.registry import pull, read
 from dist_resnet.registry.publish import default_name, publish_run, record_evaluation
 from dist_resnet.registry.pull import download
+from dist_resnet.registry.versions import Promotion
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -77,7 +78,7 @@ def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, 
     ("recorded", "reason"),
     [
         ({"names": None, "validation_labels": None}, "its training images have no class names"),
-        (None, "the run recorded no class names and the training images at .* tell none"),
+        (None, "the run recorded no class names and the training images at .* have none"),
     ],
 )
 def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
@@ -88,7 +89,7 @@ def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
     published = publish_run(make_run(recipe, classes=recorded), tracking_uri=store, name="numbered")
     assert _names(published.uri, store, tmp_path / "package") == (["0", "1", "2", "3"], "numbers")
     (line,) = [line for line in caplog.messages if "registered as numbers" in line]
-    assert re.fullmatch(f"the model's classes are registered as numbers, for {reason}", line)
+    assert re.fullmatch(f"the model's classes are registered as numbers: {reason}", line)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
@@ -146,9 +147,7 @@ def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, short
 
 
 def test_the_champion_is_the_one_of_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
-    def champion_after(
-        error: float, recipe: Recipe = recipe, promote: publish.Promotion = "better"
-    ) -> tuple[bool, str]:
+    def champion_after(error: float, recipe: Recipe = recipe, promote: Promotion = "better") -> tuple[bool, str]:
         run = make_run(recipe, top1_error=error, name=f"run{error}{promote}{recipe.evaluation.crops}")
         published = publish_run(run, tracking_uri=store, name="contest", promote=promote)
         return published.is_champion, str(MlflowClient(store).get_model_version_by_alias("contest", "champion").version)
@@ -175,7 +174,7 @@ def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun
         raise MlflowException("no room")
 
     monkeypatch.setattr(MlflowClient, call, fail)
-    with pytest.raises(OSError, match="the registry did not take the model: no room"):
+    with pytest.raises(OSError, match="the registry rejected the model: no room"):
         publish_run(run, tracking_uri=store, name=f"half-{call}")
     assert {model.model_id for model in _logged_models(client)} == before
     assert client.search_model_versions(f"name='half-{call}'") == []
@@ -310,7 +309,7 @@ def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: 
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        ("models:/nobody@champion", r"the registry has no models:/nobody@champion.*it has .*"),
+        ("models:/nobody@champion", r"the registry has no models:/nobody@champion.*; the registry has .*"),
         ("models:/known/99", r"the registry has no models:/known/99"),
         ("models:/known@gone", r"the registry has no models:/known@gone"),
         ("models:/known", r"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got 'models:/known'"),

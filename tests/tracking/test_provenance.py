@@ -30,7 +30,7 @@ def test_versions_are_the_installed_ones():
     assert f"pyarrow=={importlib.metadata.version('pyarrow')}\n" in provenance.environment()
 
 
-def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_no_password_of_an_address_is_recorded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking.uri", "https://someone:secret@host/x"])
     assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
 

@@ -128,7 +128,9 @@ def test_a_directory_of_another_kind_is_refused(tmp_path: Path):
         directory.write_json(name, content)
         for other in ("run", "sweep", "probe"):
             with (
-                contextlib.nullcontext() if other == kind else pytest.raises(ValueError, match=f"is that of a {kind}; ")
+                contextlib.nullcontext()
+                if other == kind
+                else pytest.raises(ValueError, match=f"is the directory of a {kind}; ")
             ):
                 directory.check_kind(other)
 
@@ -150,9 +152,7 @@ def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path):
             directory.write("file", b"x" * 2000)
         with pytest.raises(OSError, match=f"File too large: '{tmp_path}/large'"), directory.staged("large") as path:
             path.write_bytes(b"x" * 2000)
-        with pytest.raises(
-            ValueError, match=r"cannot be written \(.*File too large.*\); make room or rights there, or"
-        ):
+        with pytest.raises(ValueError, match=r"cannot be written \(.*File too large.*\); free some space, correct"):
             directory.check_writable()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -169,7 +169,7 @@ def test_a_run_and_its_model_live_on_postgresql_and_s3(
     ]
     assert any(key.endswith("data/model.safetensors") for key in keys)
 
-    told = caplog.text + str(run.data.tags) + str(run.data.params) + str(version.tags)
-    told += "".join(path.read_text(errors="replace") for path in (tmp_path / "runs").rglob("*.json*"))
-    assert not re.search(re.escape(_PASSWORD), told)
+    written = caplog.text + str(run.data.tags) + str(run.data.params) + str(version.tags)
+    written += "".join(path.read_text(errors="replace") for path in (tmp_path / "runs").rglob("*.json*"))
+    assert not re.search(re.escape(_PASSWORD), written)
     assert RunDirectory(plan.directory.uri).read_json("mlflow.json")["servers"][server]["ended"]

@@ -73,8 +73,8 @@ def test_checkpoints_of_the_first_release_bring_their_momentum(recipe: Recipe, e
     ("key", "shape", "complaint"),
     [
         ("exp_avg.head.classifier.weight", None, "SGD keeps momentum_buffer for each parameter, not exp_avg"),
-        ("momentum_buffer.head.nothing", (4,), r"momentum_buffer.head.nothing of shape \(4,\) belongs to no parameter"),
-        ("momentum_buffer.head.classifier.bias", (5,), r"head.classifier.bias of shape \(5,\) belongs to no parameter"),
+        ("momentum_buffer.head.nothing", (4,), r"momentum_buffer.head.nothing of shape \(4,\) matches no parameter"),
+        ("momentum_buffer.head.classifier.bias", (5,), r"head.classifier.bias of shape \(5,\) matches no parameter"),
     ],
 )
 def test_state_of_another_optimizer_or_network_is_refused(
@@ -90,7 +90,7 @@ def test_a_slot_that_could_not_be_put_back_is_not_saved_in_silence(recipe: Recip
     state = _trained(recipe, execution)
     parameter = next(state.model.parameters())
     state.optimizer.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-    with pytest.raises(ValueError, match="not exp_avg: it is another optimizer's state"):
+    with pytest.raises(ValueError, match="not exp_avg: the state belongs to another optimizer"):
         state.slots()
 
 
@@ -163,7 +163,7 @@ def test_a_damaged_manifest_is_passed_over_with_a_warning(recipe, execution, tmp
         found = checkpoint.latest(directory)
     assert found is not None
     assert found.counters["step"] == 1
-    assert "step_00000002 is damaged and passed over" in caplog.text
+    assert "step_00000002 is damaged and skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["step_00000009 (copy)", "step_00000009.bak", ".DS_Store", "__pycache__"])
@@ -196,7 +196,7 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(recipe: Recipe, execution
 def test_the_checkpoint_of_another_model_is_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
     found = checkpoint.latest(_saved(tmp_path, _trained(recipe, execution)))
     other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=5))
-    with pytest.raises(ValueError, match="the checkpoint holds another model"):
+    with pytest.raises(ValueError, match="the checkpoint is of another model"):
         create_state(other, execution, WORKER).load(found.weights, found.slots, found.counters)
 
 

@@ -31,7 +31,7 @@ def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -
     return dataclasses.replace(base, data=data)
 
 
-def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
+def test_damaged_images_do_not_stop_a_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
     execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     plan = local.prepare_run(hurt_recipe, execution, job="test")
     summary = local.run(plan)
@@ -47,7 +47,7 @@ def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, 
     }
     assert len(events) == 4  # once each, in two epochs
     assert history(records)["data/damaged_images"][-1][2] == 3
-    assert caplog.text.count("cannot be decoded and is left out of the loss") == 3
+    assert caplog.text.count("cannot be decoded and is excluded from the loss") == 3
     assert caplog.text.count("cannot be decoded and counts as an error") == 1
     listed = plan.directory.read("damaged_images.csv").decode().splitlines()
     assert len(listed) == 1 + 4
@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, exe
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed(hurt_recipe, execution, caplog):
+def test_too_many_end_the_run_with_the_list_and_it_resumes_once_more_are_allowed(hurt_recipe, execution, caplog):
     plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, max_damaged_fraction=0.03), job="test")
     summary = local.run(plan)
     assert summary["status"] == "too_damaged"

@@ -246,7 +246,7 @@ def _train(plan: Plan, **changes) -> None:
 def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution):
     plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoints=Checkpoints(every=1000))
     warnings = iter([False, True])
-    _train(plan, intervals=Intervals(decisions=0.0, questions=0.0), warned=lambda: next(warnings))
+    _train(plan, intervals=Intervals(decisions=0.0, preemption_checks=0.0), warned=lambda: next(warnings))
     # After the second question, which follows the second step, and at the ends of the four epochs of three steps.
     assert _checkpoints(plan) == {2, 3, 6, 9, 12}
 
@@ -266,7 +266,7 @@ def test_checkpoints_that_are_gone_are_an_error_and_not_a_fresh_start(recipe: Re
     plan = _plan(recipe, execution)
     _train_until(plan, 5)
     plan.directory.delete("checkpoints")
-    with pytest.raises(ValueError, match="tells of a checkpoint after step 4, but there is none"):
+    with pytest.raises(ValueError, match="records a checkpoint after step 4, but there is none"):
         run_worker(plan, WORKER)
 
 

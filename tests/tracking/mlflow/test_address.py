@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tracking.frozen import immutable
 
+from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow import address, database
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -72,7 +73,7 @@ def _refused(storage: RunDirectory, uri: str, complaint: str, monkeypatch) -> No
     "uri", ["./mlruns", "mlruns", "/data/mlruns", "~/mlruns", "file:///data/mlruns", "file:mlruns"]
 )
 def test_a_folder_is_refused_with_the_command_that_moves_it(uri: str, storage, monkeypatch):
-    _refused(storage, uri, "no longer tracks in folders, and `mlflow migrate-filestore`", monkeypatch)
+    _refused(storage, uri, f"no longer tracks in folders: `{commands.mlflow()} migrate-filestore`", monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_folder_is_refused_with_the_command_that_moves_it(uri: str, storage, m
         ("sqlite:///", "is a database in memory"),
         ("sqlite:/data/mlflow.db", "does not parse"),
         ("sqlite://data/mlflow.db", "has no file after a third slash"),
-        ("postgresql+nothing://user:secret@host/mlflow", "names no known driver"),
+        ("postgresql+nothing://user:secret@host/mlflow", "names an unknown driver"),
         ("postgresql://user:secret@host.invalid/mlflow", r"the host of .*\*\*\*@host.invalid/mlflow is not found"),
     ],
 )
@@ -107,7 +108,7 @@ def test_a_database_without_its_driver_is_refused_by_the_packages_name(scheme, p
 
 def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, monkeypatch, tmp_path: Path):
     for uri, profile in (("databricks", "DEFAULT"), ("databricks://team", "team")):
-        with pytest.raises(ValueError, match=f"set DATABRICKS_HOST and .* or make the profile {profile} in"):
+        with pytest.raises(ValueError, match=f"set DATABRICKS_HOST and .* or add the profile {profile} to"):
             address.store_of(storage, uri)
     (tmp_path / "databricks.cfg").write_text("[team]\nhost = https://example.org\ntoken = secret\n")
     assert address.store_of(storage, "databricks://team") == "databricks://team"
@@ -117,12 +118,12 @@ def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, 
 
 def test_a_file_that_is_no_database_is_refused(storage, monkeypatch, tmp_path: Path):
     (tmp_path / "notes.db").write_text("no database " * 100)
-    _refused(storage, f"sqlite:///{tmp_path}/notes.db", "is no sqlite database", monkeypatch)
+    _refused(storage, f"sqlite:///{tmp_path}/notes.db", "is not a sqlite database", monkeypatch)
     # The one beside the runs, too.
     store = Path(storage.parent.uri, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
-    with pytest.raises(ValueError, match=f"{store} is no sqlite database .* --execution.tracking.uri"):
+    with pytest.raises(ValueError, match=f"{store} is not a sqlite database .* --execution.tracking.uri"):
         address.store_of(storage, None)
 
 
@@ -164,12 +165,11 @@ def test_a_check_leaves_a_store_as_it_is(storage, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.db"]
 
 
-def test_a_store_that_another_process_writes_is_taken(storage, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("dist_resnet.tracking.mlflow.database._SECONDS_FOR_A_LOCK", 0.1)
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
-        database.execute("CREATE TABLE anything (value)")
-        database.execute("BEGIN EXCLUSIVE")
-        assert address.store_of(storage, f"sqlite:///{tmp_path}/store.db")
+def test_a_store_that_another_process_writes_is_accepted(tmp_path: Path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as writer:
+        writer.execute("CREATE TABLE anything (value)")
+        writer.execute("BEGIN EXCLUSIVE")
+        database.check_sqlite(f"sqlite:///{tmp_path}/store.db", to_write=True, lock_seconds=0.1)
 
 
 def test_runs_on_an_object_store_are_tracked_in_the_home_directory(tmp_path: Path, monkeypatch):

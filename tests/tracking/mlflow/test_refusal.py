@@ -23,12 +23,12 @@ from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError
-from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 
-CARD = RunCard(experiment="ours", name="run", params={"model.depth": 20}, tags={"fingerprint": "abc"})
+DESCRIPTION = RunDescription(experiment="ours", name="run", params={"model.depth": 20}, tags={"fingerprint": "abc"})
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def tracked(directory: RunDirectory) -> RunDirectory:
     """The same, tracked once where nothing could be delivered."""
-    Ledger(directory, "http://127.0.0.1:9").note_card(CARD, parent=None, every=1)
+    Ledger(directory, "http://127.0.0.1:9").note_description(DESCRIPTION, parent=None, every=1)
     return directory
 
 
@@ -63,11 +63,11 @@ def _run_id(directory: RunDirectory, uri: str) -> str:
 
 
 class _Followed(MlflowSink):
-    """A sink that is told of a journal as a run's driver does it."""
+    """A sink that follows a journal as in a run's driver."""
 
-    def __init__(self, uri: str, directory: RunDirectory, card: RunCard, **options) -> None:
+    def __init__(self, uri: str, directory: RunDirectory, description: RunDescription, **options) -> None:
         follower = RunFollower(directory)
-        super().__init__(uri, directory, card, records=follower.look(), **options)
+        super().__init__(uri, directory, description, records=follower.look(), **options)
         follower.report(self.take)
         self._lookout = Lookout(follower.look)
 
@@ -94,14 +94,14 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
     client = MlflowClient(own_store)
     experiment = client.create_experiment("ours")
     client.delete_experiment(experiment)
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.refusal)
     assert _closed(sink) < 20
     # Threads of an earlier test may still be trying a server that is away.
     own = [record for record in caplog.records if record.name.startswith("dist_resnet")]
     (at_once, at_the_end) = [record.getMessage() for record in own]
     assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.trac" in at_once
-    assert "training goes on" in at_once
+    assert "training continues" in at_once
     assert not any("does not answer" in record.getMessage() for record in own)
     assert "3 points wait in" in at_the_end
     assert f"jobs/deliver_tracking.py --run '{directory.uri}' --tracking-uri {own_store}" in at_the_end
@@ -119,7 +119,7 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
 
 
 def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_the_end(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     experiment = client.get_run(sink.run_id).info.experiment_id
@@ -136,7 +136,7 @@ def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_th
 
 
 def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     client.delete_run(sink.run_id)
@@ -153,7 +153,7 @@ def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, dire
 
 
 def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directory):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _closed(sink)
     client = MlflowClient(own_store)
     client.delete_experiment(client.get_run(sink.run_id).info.experiment_id)
@@ -167,7 +167,7 @@ def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directo
 
 
 def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directory):
-    first = _Followed(own_store, directory, CARD)
+    first = _Followed(own_store, directory, DESCRIPTION)
     _closed(first)
     _train(directory, range(4, 6))
     file = Path(own_store.removeprefix("sqlite:///"))
@@ -180,13 +180,13 @@ def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directo
 def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_makes_another(
     own_store, store, directory, caplog
 ):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     file = Path(own_store.removeprefix("sqlite:///"))
     file.unlink()
     _train(directory, range(4, 6))
     assert _closed(sink) < 20
-    assert f"refuses: its database {file} is gone; put it back, or" in caplog.text
+    assert f"refuses: its database {file} is gone; put it back, or let" in caplog.text
     assert "2 points wait in" in caplog.text
     file.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
     job = Path(__file__).parents[3] / "jobs" / "deliver_tracking.py"
@@ -203,7 +203,7 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
 
 
 def test_a_store_that_becomes_read_only_refuses_and_waits_for_nobody(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     with immutable(Path(own_store.removeprefix("sqlite:///"))):
         _train(directory, range(4, 6))
@@ -224,7 +224,7 @@ def test_a_store_whose_folder_becomes_read_only_refuses(own_store, tracked):
 
 def test_a_file_that_is_no_database_refuses(tracked, tmp_path):
     (tmp_path / "notes.db").write_text("no database " * 100)
-    with pytest.raises(RefusedError, match="is no sqlite database"):
+    with pytest.raises(RefusedError, match="is not a sqlite database"):
         deliver(tracked, f"sqlite:///{tmp_path}/notes.db", wait_seconds=60)
 
 
@@ -271,7 +271,7 @@ def test_a_gateway_that_lets_nobody_in_refuses(status: int, mending: str, body: 
     gate = type("Gate", (_Gate,), {"status": status, "body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, CARD)
+        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, DESCRIPTION)
         _wait_until(lambda: sink.refusal)
         asked = gate.asked
         time.sleep(3)
@@ -289,8 +289,8 @@ def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_
     client.delete_experiment(client.create_experiment("ours"))
     above = RunDirectory(str(tmp_path / "sweep"))
     above.write("recipe.json", b"{}")
-    parent = _Followed(own_store, above, CARD)
-    child = _Followed(own_store, directory, CARD, parent=parent)
+    parent = _Followed(own_store, above, DESCRIPTION)
+    child = _Followed(own_store, directory, DESCRIPTION, parent=parent)
     _wait_until(lambda: child.refusal)
     assert _closed(child) < 20
     assert _closed(parent) < 20
@@ -300,7 +300,7 @@ def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_
 
 
 def test_files_that_cannot_be_stored_refuse_and_are_delivered_later(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     folder = Path(client.get_run(sink.run_id).info.artifact_uri.removeprefix("file://"))

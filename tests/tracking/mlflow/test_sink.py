@@ -20,12 +20,12 @@ from mlflow import MlflowClient
 from dist_resnet.launch.follow import RunFollower
 from dist_resnet.tracking.journal import Journal, read_journal
 from dist_resnet.tracking.mlflow.delivery import deliver
-from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
-CARD = RunCard(
+DESCRIPTION = RunDescription(
     experiment="tests",
     name="run",
     params={"model.depth": 20, "seed": 0},
@@ -43,9 +43,9 @@ def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
     journal.commit()
 
 
-def _sink(uri: str, directory: RunDirectory, card: RunCard = CARD, **options) -> MlflowSink:
+def _sink(uri: str, directory: RunDirectory, description: RunDescription = DESCRIPTION, **options) -> MlflowSink:
     """A sink that has taken in the journal so far."""
-    return MlflowSink(uri, directory, card, records=read_journal(directory), **options)
+    return MlflowSink(uri, directory, description, records=read_journal(directory), **options)
 
 
 def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
@@ -97,13 +97,13 @@ def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
 def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 6))
-    card = replace(CARD, experiment="killed")
-    first = _sink(store, directory, card)
+    description = replace(DESCRIPTION, experiment="killed")
+    first = _sink(store, directory, description)
     first.close("KILLED", {})
     known = directory.read_json("mlflow.json")
     key = known["servers"][store]["key"]
     directory.write_json("mlflow.json", known | {"servers": {store: {"key": key}}})
-    second = _sink(store, directory, card)
+    second = _sink(store, directory, description)
     second.close("FINISHED", {})
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("killed")
@@ -167,7 +167,7 @@ class _Server:
 def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    sink, follower = MlflowSink(server.uri, directory, CARD), RunFollower(directory)
+    sink, follower = MlflowSink(server.uri, directory, DESCRIPTION), RunFollower(directory)
     follower.report(sink.take)
     follower.look()
     deadline = time.monotonic() + 60
@@ -264,8 +264,8 @@ def test_a_password_in_the_servers_address_is_nowhere(server: _Server, tmp_path:
     sink = _sink(server.uri.replace("http://", "http://someone:sec@ret@"), directory)
     sink.close("FINISHED", {})
     said = capfd.readouterr()
-    told = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
-    assert "ret@" not in told
+    written = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
+    assert "ret@" not in written
 
 
 def test_a_childs_delivery_brings_its_parent_first(store: str, tmp_path: Path):
@@ -289,7 +289,7 @@ def test_the_data_sets_are_the_runs_inputs(store: str, tmp_path: Path):
     _journal(directory, 0, range(1, 3))
     source = "s3://key:secret@bucket/train"
     data = DataSet(name="cifar10", digest="d" * 64, context="training", source=source, images=96, classes=4)
-    sink = _sink(store, directory, replace(CARD, data_sets=(data,)))
+    sink = _sink(store, directory, replace(DESCRIPTION, data_sets=(data,)))
     sink.close("FINISHED", {})
     (found,) = MlflowClient(store).get_run(sink.run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("cifar10", "d" * 36)
