@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _REGISTERED_FILE = "registered.json"
 LICENSE = (
-    "The weights carry no license of their own: that of the training images applies (ImageNet: non-commercial "
+    "The weights have no separate license: that of the training images applies (ImageNet: non-commercial "
     "research). The code in the package: Apache-2.0."
 )
 

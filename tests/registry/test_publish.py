@@ -46,26 +46,26 @@ def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store
 
 
 def _names(uri: str, store: str, target: Path) -> tuple[list[str], str]:
-    """The class names in a version's package, and what its tag says of them."""
+    """The class names in a version's package, and the tag with their source."""
     pulled = download(uri, target, tracking_uri=store)
     return json.loads((pulled.folder / "data" / "classes.json").read_text()), pulled.version.tags["class_names"]
 
 
-def test_the_names_are_those_that_the_run_recorded_of_its_training_images(recipe, make_run, store, tmp_path, caplog):
+def test_the_class_names_are_those_of_the_runs_training_images(recipe, make_run, store, tmp_path, caplog):
     run = make_run(recipe, classes={"names": ["ant", "bee", "cat", "dog"], "validation_labels": [3, 2, 1, 0]})
     published = publish_run(run, tracking_uri=store, name="named")
     assert _names(published.uri, store, tmp_path / "p") == (["ant", "bee", "cat", "dog"], "of the training images")
     assert not [line for line in caplog.messages if "numbers" in line]
 
 
-def test_outputs_that_no_class_has_are_named_so(recipe, make_run, store, tmp_path):
+def test_outputs_without_a_class_are_named_unnamed(recipe, make_run, store, tmp_path):
     wide = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=6))
     run = make_run(wide, classes={"names": ["0", "1", "10", "5"], "validation_labels": None})
     names, _ = _names(publish_run(run, tracking_uri=store, name="wide").uri, store, tmp_path / "package")
     assert names == ["0", "1", "10", "5", "unnamed 4", "unnamed 5"]
 
 
-def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, store, tmp_path):
+def test_an_older_runs_class_names_are_those_of_its_training_shards(recipe, make_run, store, tmp_path):
     run = make_run(recipe)
     record = json.loads(Path(run, "recipe.json").read_text())
     record["recipe"]["data"]["train_digest"] = open_split(recipe.data.train).digest
@@ -81,10 +81,10 @@ def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, 
         (None, "the run recorded no class names and the training images at .* have none"),
     ],
 )
-def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
+def test_numbers_replace_names_only_if_there_are_none_and_this_is_logged(
     recorded, reason, recipe, make_run, store, tmp_path, caplog
 ):
-    # The images are normalized as CIFAR-10's are, which does not make them airplanes.
+    # The images are normalized like CIFAR-10's, but they do not show its classes.
     assert recipe.data.dataset == "cifar10"
     published = publish_run(make_run(recipe, classes=recorded), tracking_uri=store, name="numbered")
     assert _names(published.uri, store, tmp_path / "package") == (["0", "1", "2", "3"], "numbers")
@@ -128,7 +128,7 @@ def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe,
     assert run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options).returncode == 2
 
 
-def test_the_name_tells_networks_and_data_sets_apart(recipe: Recipe, make_run: MakeRun, store: str):
+def test_the_name_distinguishes_networks_and_data_sets(recipe: Recipe, make_run: MakeRun, store: str):
     assert publish_run(make_run(recipe), tracking_uri=store).name == "full_preactivation-resnet8-cifar10"
 
 
@@ -146,7 +146,7 @@ def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, short
     assert default_name(model, dataset) == name
 
 
-def test_the_champion_is_the_one_of_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
+def test_the_champion_has_the_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
     def champion_after(error: float, recipe: Recipe = recipe, promote: Promotion = "better") -> tuple[bool, str]:
         run = make_run(recipe, top1_error=error, name=f"run{error}{promote}{recipe.evaluation.crops}")
         published = publish_run(run, tracking_uri=store, name="contest", promote=promote)
@@ -166,7 +166,9 @@ def test_the_champion_is_the_one_of_lowest_error_on_the_same_images(recipe: Reci
 @pytest.mark.parametrize(
     "call", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"]
 )
-def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch):
+def test_a_failed_registration_leaves_nothing_behind(
+    call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch
+):
     run, client = make_run(recipe), MlflowClient(store)
     before = {model.model_id for model in _logged_models(client)}
 
@@ -180,9 +182,7 @@ def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun
     assert client.search_model_versions(f"name='half-{call}'") == []
 
 
-def test_a_registry_that_cannot_say_who_the_champion_is_changes_none(
-    recipe, make_run: MakeRun, store: str, monkeypatch
-):
+def test_a_registry_that_fails_to_name_the_champion_keeps_it(recipe, make_run: MakeRun, store: str, monkeypatch):
     publish_run(make_run(recipe, top1_error=0.2), tracking_uri=store, name="asked")
 
     def fail(*_: object) -> None:
@@ -196,7 +196,7 @@ def test_a_registry_that_cannot_say_who_the_champion_is_changes_none(
     assert len(MlflowClient(store).search_model_versions("name='asked'")) == 1
 
 
-def test_a_champion_without_an_evaluation_gives_way_to_the_first_that_has_one(recipe, make_run: MakeRun, store: str):
+def test_a_champion_without_an_evaluation_is_replaced_by_the_first_with_one(recipe, make_run: MakeRun, store: str):
     run = Path(make_run(recipe))
     for journal in (run / "journal").iterdir():
         journal.unlink()
@@ -209,7 +209,7 @@ def _logged_models(client: MlflowClient) -> list:
     return client.search_logged_models([experiment.experiment_id]) if experiment else []
 
 
-def test_what_is_pulled_has_the_trained_logits_and_can_train(
+def test_a_pulled_model_has_the_trained_logits_and_can_train(
     recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
 ):
     published = publish_run(make_run(recipe, seed=3), tracking_uri=store, name="pulled")
@@ -229,7 +229,7 @@ def test_what_is_pulled_has_the_trained_logits_and_can_train(
 
 @pytest.fixture
 def _byte_code(monkeypatch) -> None:
-    """Python as it is by default, and without the package's modules, whichever test has loaded them."""
+    """Python's default byte-code settings, without package modules that another test has loaded."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     monkeypatch.setattr(sys, "pycache_prefix", None)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -247,7 +247,7 @@ def test_loading_by_mlflow_writes_nothing_into_the_store(recipe: Recipe, make_ru
 
 
 @pytest.mark.usefixtures("_byte_code")
-def test_byte_code_beside_an_older_package_is_neither_refused_nor_pulled_nor_run(
+def test_byte_code_in_an_older_package_is_neither_refused_nor_pulled_nor_run(
     recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
 ):
     published = publish_run(make_run(recipe), tracking_uri=store, name="older")
@@ -292,7 +292,7 @@ def test_a_tampered_version_is_refused_and_not_left_behind(
     assert [path for path in tmp_path.iterdir() if path.name != "runs"] == []
 
 
-def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
+def test_an_evaluation_is_recorded_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
     published = publish_run(make_run(recipe), tracking_uri=store, name="evaluated")
     record_evaluation(
         published.uri,
@@ -317,14 +317,14 @@ def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: 
         ("models:/known/latest", r"a model is models:/NAME/VERSION"),
     ],
 )
-def test_an_unknown_model_is_a_clear_line(model, complaint, recipe: Recipe, make_run: MakeRun, store: str):
+def test_an_unknown_model_is_refused_in_one_line(model, complaint, recipe: Recipe, make_run: MakeRun, store: str):
     if not MlflowClient(store).search_registered_models("name='known'"):
         publish_run(make_run(recipe), tracking_uri=store, name="known")
     with pytest.raises(ValueError, match=complaint):
         pull(model, tracking_uri=store)
 
 
-def test_a_foreign_version_is_not_taken_for_verified(store: str, tmp_path: Path):
+def test_a_foreign_version_is_not_considered_verified(store: str, tmp_path: Path):
     client = MlflowClient(store)
     client.create_registered_model("foreign")
     (tmp_path / "model").mkdir()
@@ -344,7 +344,7 @@ def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, s
         publish_run(run, tracking_uri=store)
 
 
-def test_a_store_that_is_not_there_is_no_registry(tmp_path: Path):
+def test_a_store_that_does_not_exist_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="there is no tracking store"):
         pull("models:/any/1", tracking_uri=f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
@@ -357,7 +357,7 @@ def test_a_summary_names_the_registered_version_of_its_weights(store: str, make_
     weights = publish_run(run, tracking_uri=store, name="summed-up").weights_sha256
     file = Path(run, "summary.json")
     assert not file.exists()
-    # As versions of this project wrote it that did not know `weights_uri`.
+    # As earlier versions of this project wrote it, without `weights_uri`.
     summary = {"status": "finished", "weights_sha256": weights, "model_uri": f"{run}/checkpoints/x/model.safetensors"}
     file.write_text(json.dumps(summary))
     published = publish_run(run, tracking_uri=store, name="summed-up")
@@ -383,7 +383,7 @@ def _tracking_in(uri: str) -> Iterator[None]:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def test_a_deleted_experiment_takes_no_model_and_says_what_restores_it(store: str, make_run: MakeRun, recipe):
+def test_a_deleted_experiment_refuses_a_model_with_the_command_that_restores_it(store: str, make_run: MakeRun, recipe):
     client = MlflowClient(store)
     run = make_run(recipe, name="orphan")
     experiment = client.create_experiment("deleted")

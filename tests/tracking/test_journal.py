@@ -27,7 +27,7 @@ def _steps(records: list[Record]) -> list[int]:
     return [record.step for record in records if isinstance(record, Metrics)]
 
 
-def test_records_are_read_in_their_order(directory: RunDirectory):
+def test_records_are_read_in_order(directory: RunDirectory):
     journal = Journal(directory)
     journal.append(Session(start_step=0))
     _metrics(journal, 1, 2)
@@ -44,7 +44,7 @@ def test_each_start_writes_a_new_file(directory: RunDirectory, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.glob("journal/*")) == ["000001.jsonl", "000002.jsonl"]
 
 
-def test_a_tail_returns_each_record_once_and_no_half_lines(directory: RunDirectory, tmp_path: Path):
+def test_a_tail_returns_each_record_once_and_no_incomplete_lines(directory: RunDirectory, tmp_path: Path):
     journal, tail = Journal(directory), Tail(directory)
     _metrics(journal, 1)
     assert _steps(tail.poll()) == [1]
@@ -70,7 +70,7 @@ def test_steps_that_a_later_session_repeated_count_once(directory: RunDirectory)
     assert points == [(1, 1.0), (2, 5.0)]
 
 
-def test_what_is_not_a_number_is_kept_in_valid_json(directory: RunDirectory, tmp_path: Path):
+def test_nan_and_infinities_are_kept_in_valid_json(directory: RunDirectory, tmp_path: Path):
     journal = Journal(directory)
     for step, value in enumerate((math.nan, math.inf, -math.inf)):
         journal.append(Metrics(step=step, values={"train/loss": value}))

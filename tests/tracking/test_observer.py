@@ -24,7 +24,7 @@ def test_an_observer_gets_what_the_journal_records(recipe: Recipe, execution: Ex
     plan.claim()
     observed: list[Record] = []
     run_worker(plan, WORKER, observer=observed.extend)
-    # Checkpoints are written by a thread, which may come in between the two.
+    # A thread writes checkpoints, so their records may come in another order.
     assert sorted(map(str, observed)) == sorted(map(str, read_journal(plan.directory)))
     assert isinstance(observed[0], Session)
     assert {Session, Metrics, Checkpoint, Finished} <= {type(record) for record in observed}
@@ -44,7 +44,9 @@ def test_ranks_without_a_journal_are_observed_too(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_observer_that_fails_costs_one_warning_and_not_a_bit(recipe: Recipe, execution: Execution, caplog):
+def test_a_failing_observer_causes_one_warning_and_does_not_change_the_weights(
+    recipe: Recipe, execution: Execution, caplog
+):
     weights = []
     calls = 0
 

@@ -20,7 +20,7 @@ def test_the_commit_is_the_checkouts(monkeypatch: pytest.MonkeyPatch):
     assert provenance.collect()["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
-def test_an_image_can_say_its_commit(monkeypatch: pytest.MonkeyPatch):
+def test_a_container_image_states_its_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIST_RESNET_COMMIT", "abc123")
     assert provenance.collect()["commit"] == "abc123"
 
@@ -35,7 +35,7 @@ def test_no_password_of_an_address_is_recorded(monkeypatch: pytest.MonkeyPatch):
     assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
 
 
-def test_the_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch):
+def test_the_recorded_command_works_in_a_shell(monkeypatch: pytest.MonkeyPatch):
     given = ["job.py", "--data.train", "/data/set [v1]/train-*.parquet", "--execution.name", "it's"]
     monkeypatch.setattr("sys.argv", ["jobs/job.py", *given[1:]])
     assert shlex.split(provenance.collect()["command"]) == given

@@ -1,4 +1,4 @@
-"""Runs on damaged images. Oracle: the same run by another number of workers, and the rows that were damaged."""
+"""Runs on damaged images. Oracle: the same run on another number of workers, and the rows that were damaged."""
 
 import dataclasses
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_damaged_images_do_not_stop_a_run_and_are_listed_by_file_and_row(hurt_re
     assert any(line.startswith("train,") and line.split(",")[1].endswith("b.parquet") for line in listed)
 
 
-def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, execution: Execution):
+def test_the_numbers_do_not_depend_on_the_number_of_workers(hurt_recipe: Recipe, execution: Execution):
     execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     losses = []
     for workers in (1, 2):
@@ -83,11 +83,11 @@ def test_too_many_end_the_run_with_the_list_and_it_resumes_once_more_are_allowed
 
 
 def headers_only(images: list[bytes]) -> list[bytes]:
-    """JPEGs that have a size and an end, and no image in between."""
+    """JPEGs with a header and an end marker, but no image data."""
     return [image[: image.index(b"\xff\xda")] + b"\xff\xd9" for image in images]
 
 
-def test_validation_images_none_of_which_can_be_decoded_are_an_error_and_no_result(
+def test_validation_images_that_all_fail_to_decode_are_an_error_and_not_a_result(
     recipe: Recipe, execution: Execution, tmp_path: Path, caplog
 ):
     images = headers_only([jpeg(smooth(32, 32, index)) for index in range(20)])

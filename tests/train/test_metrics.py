@@ -39,7 +39,7 @@ def test_means_are_sums_over_images(tmp_path):
     assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
 
 
-def test_means_leave_damaged_images_out_and_the_meter_counts_them(tmp_path):
+def test_means_exclude_damaged_images_and_the_meter_counts_them(tmp_path):
     meter, recorder, directory = _meter(tmp_path)
     meter.add(1, torch.tensor([12.0, 3.0, 6.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
     meter.add(2, torch.tensor([0.0, 0.0, 0.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)

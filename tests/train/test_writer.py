@@ -219,7 +219,7 @@ def test_an_object_store_that_is_down_delays_checkpoints(s3: str, state: TrainSt
     assert caplog.text.count("the storage works again") == 1
 
 
-def test_a_storage_that_neither_fails_nor_answers_is_an_error_at_last(directory, state, monkeypatch):
+def test_a_storage_that_hangs_is_an_error_in_the_end(directory, state, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda *_: release.wait(30))
     writer = _writer(directory, patience=0.2, grace=0.2)

@@ -60,7 +60,7 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
 
 
 def log_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
-    """Uploads a file of a run. Raises RefusedError if the storage for files refuses, else whatever MLflow does."""
+    """Uploads a file of a run. Raises RefusedError if the storage for files refuses, otherwise whatever MLflow does."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, name)
         with open(path, "wb") as file:

@@ -21,15 +21,12 @@ from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_DELIVERIES = 2.0
-
 
 class MlflowSink:
-    """A background thread that sends the records given to `take` to one MLflow run.
+    """A background thread that sends the records given to `take` to one MLflow run, every `seconds_between` seconds.
 
     `description`, `parent` and `every` are those of `MlflowRun`; `records` is the journal so far. While MLflow does not
-    answer, the sink retries every two seconds. If MLflow refuses, `refusal` says why, and the sink retries once, at the
-    end.
+    answer, the sink keeps trying. If MLflow refuses, `refusal` says why, and the sink retries once, at the end.
     """
 
     def __init__(
@@ -41,7 +38,9 @@ class MlflowSink:
         records: Sequence[Record] = (),
         parent: Parent | None = None,
         every: int = 1,
+        seconds_between: float = 2.0,
     ) -> None:
+        self._seconds_between = seconds_between
         self.is_delivered = False
         self.directory = directory
         self.refusal: RefusedError | None = None
@@ -111,7 +110,7 @@ class MlflowSink:
             if self.is_delivered or (closing and self.refusal is not None):
                 return
             # While closing, the event is set and no longer waits; then only a failure gets here.
-            time.sleep(_SECONDS_BETWEEN_DELIVERIES) if closing else self._closing.wait(_SECONDS_BETWEEN_DELIVERIES)
+            time.sleep(self._seconds_between) if closing else self._closing.wait(self._seconds_between)
 
     def _deliver(self, closing: bool) -> None:
         """Sends the records and, while closing, ends the MLflow run; does nothing before the parent has started."""

@@ -24,7 +24,7 @@ from dist_resnet.tracking.run_directory import RunDirectory
         "postgresql+psycopg2://user@db/mlflow",
     ],
 )
-def test_what_can_be_a_tracking_address_is_taken(uri: str):
+def test_a_valid_tracking_address_is_accepted(uri: str):
     address.check(uri)
 
 
@@ -42,7 +42,7 @@ def test_what_can_be_a_tracking_address_is_taken(uri: str):
         ),
     ],
 )
-def test_what_cannot_be_one_is_a_clear_line_without_the_password(uri: str, complaint: str):
+def test_an_invalid_one_is_refused_in_one_line_without_the_password(uri: str, complaint: str):
     with pytest.raises(ValueError, match=complaint) as caught:
         address.check(uri)
     assert "secret" not in str(caught.value)
@@ -92,7 +92,7 @@ def test_a_folder_is_refused_with_the_command_that_moves_it(uri: str, storage, m
         ("postgresql://user:secret@host.invalid/mlflow", r"the host of .*\*\*\*@host.invalid/mlflow is not found"),
     ],
 )
-def test_what_mlflow_cannot_track_in_is_refused(uri: str, complaint: str, storage, monkeypatch):
+def test_addresses_that_mlflow_cannot_track_in_are_refused(uri: str, complaint: str, storage, monkeypatch):
     _refused(storage, uri, complaint, monkeypatch)
 
 
@@ -106,7 +106,7 @@ def test_a_database_without_its_driver_is_refused_by_the_packages_name(scheme, p
     _refused(storage, f"{scheme}://user:secret@127.0.0.1/mlflow", complaint, monkeypatch)
 
 
-def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, monkeypatch, tmp_path: Path):
+def test_databricks_is_refused_without_credentials_and_accepted_with_them(storage, monkeypatch, tmp_path: Path):
     for uri, profile in (("databricks", "DEFAULT"), ("databricks://team", "team")):
         with pytest.raises(ValueError, match=f"set DATABRICKS_HOST and .* or add the profile {profile} to"):
             address.store_of(storage, uri)
@@ -116,10 +116,10 @@ def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, 
     assert address.store_of(storage, "databricks") == "databricks"
 
 
-def test_a_file_that_is_no_database_is_refused(storage, monkeypatch, tmp_path: Path):
+def test_a_file_that_is_not_a_database_is_refused(storage, monkeypatch, tmp_path: Path):
     (tmp_path / "notes.db").write_text("no database " * 100)
     _refused(storage, f"sqlite:///{tmp_path}/notes.db", "is not a sqlite database", monkeypatch)
-    # The one beside the runs, too.
+    # The one next to the runs, too.
     store = Path(storage.parent.uri, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_database_is_refused(storage, monkeypatch, tmp_path: P
         address.store_of(storage, None)
 
 
-def test_what_cannot_be_written_is_refused_by_path(storage, monkeypatch, tmp_path: Path):
+def test_unwritable_files_and_folders_are_refused_by_path(storage, monkeypatch, tmp_path: Path):
     file, folder = tmp_path / "store.db", tmp_path / "folder"
     (folder / "below").mkdir(parents=True)
     for path in (file, folder / "store.db"):
@@ -140,12 +140,12 @@ def test_what_cannot_be_written_is_refused_by_path(storage, monkeypatch, tmp_pat
     with immutable(file, folder):
         for path in (file, folder / "store.db", folder / "new.db", folder / "new" / "new.db"):
             _refused(storage, f"sqlite:///{path}", f"{path} cannot be written", monkeypatch)
-        # A run that goes on shall not wait for its tracking.
+        # A run that resumes does not depend on its tracking.
         assert address.store_of(storage, f"sqlite:///{file}", resolve=False)
 
 
 @pytest.mark.parametrize("name", ["what?", "a%20b", "50%", "a#b", "my runs"])
-def test_the_store_beside_the_runs_is_there_whatever_their_folder_is_called(name: str, monkeypatch, tmp_path: Path):
+def test_the_store_next_to_the_runs_works_in_folders_of_any_name(name: str, monkeypatch, tmp_path: Path):
     monkeypatch.delenv(address.VARIABLE, raising=False)
     uri = address.store_of(RunDirectory(str(tmp_path / name / "run")), None)
     database.connect(uri)
@@ -154,7 +154,7 @@ def test_the_store_beside_the_runs_is_there_whatever_their_folder_is_called(name
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_a_check_leaves_a_store_as_it_is(storage, tmp_path: Path):
+def test_a_check_does_not_change_a_store(storage, tmp_path: Path):
     file = tmp_path / "store.db"
     with contextlib.closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA user_version = 7")

@@ -42,7 +42,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def tracked(directory: RunDirectory) -> RunDirectory:
-    """The same, tracked once where nothing could be delivered."""
+    """The same, tracked once at a server that was down."""
     Ledger(directory, "http://127.0.0.1:9").note_description(DESCRIPTION, parent=None, every=1)
     return directory
 
@@ -77,10 +77,10 @@ class _Followed(MlflowSink):
 
 
 def _closed(sink: MlflowSink) -> float:
-    """Ends a sink; the seconds that took."""
-    began = time.monotonic()
+    """Ends a sink; returns the seconds this took."""
+    start = time.monotonic()
     sink.close("FINISHED", {}, wait_seconds=60)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def _wait_until(condition) -> None:
@@ -90,14 +90,14 @@ def _wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own_store, directory, caplog):
+def test_a_deleted_experiment_is_logged_once_with_the_command_that_restores_it(own_store, directory, caplog):
     client = MlflowClient(own_store)
     experiment = client.create_experiment("ours")
     client.delete_experiment(experiment)
     sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.refusal)
     assert _closed(sink) < 20
-    # Threads of an earlier test may still be trying a server that is away.
+    # Threads of an earlier test may still be trying a server that is down.
     own = [record for record in caplog.records if record.name.startswith("dist_resnet")]
     (at_once, at_the_end) = [record.getMessage() for record in own]
     assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.trac" in at_once
@@ -135,7 +135,7 @@ def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_th
     assert _steps(own_store, sink.run_id) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, directory, caplog):
+def test_a_deleted_run_is_logged_with_the_command_that_restores_it(own_store, directory, caplog):
     sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
@@ -152,7 +152,7 @@ def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, dire
     assert _steps(own_store, sink.run_id) == [1, 2, 3, 4, 5]
 
 
-def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directory):
+def test_another_experiment_accepts_what_a_deleted_one_refuses(own_store, directory):
     sink = _Followed(own_store, directory, DESCRIPTION)
     _closed(sink)
     client = MlflowClient(own_store)
@@ -166,7 +166,7 @@ def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directo
     assert _steps(own_store, run.info.run_id) == [1, 2, 3, 4, 5]
 
 
-def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directory):
+def test_a_run_that_the_store_no_longer_has_is_created_again(own_store, store, directory):
     first = _Followed(own_store, directory, DESCRIPTION)
     _closed(first)
     _train(directory, range(4, 6))
@@ -177,7 +177,7 @@ def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directo
     assert _steps(own_store, _run_id(directory, own_store)) == [1, 2, 3, 4, 5]
 
 
-def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_makes_another(
+def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_creates_another(
     own_store, store, directory, caplog
 ):
     sink = _Followed(own_store, directory, DESCRIPTION)
@@ -202,7 +202,7 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
     assert steps == [(1,), (2,), (3,), (4,), (5,)]
 
 
-def test_a_store_that_becomes_read_only_refuses_and_waits_for_nobody(own_store, directory, caplog):
+def test_a_store_that_becomes_read_only_refuses_and_is_not_waited_for(own_store, directory, caplog):
     sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     with immutable(Path(own_store.removeprefix("sqlite:///"))):
@@ -222,7 +222,7 @@ def test_a_store_whose_folder_becomes_read_only_refuses(own_store, tracked):
         deliver(tracked, own_store, wait_seconds=60)
 
 
-def test_a_file_that_is_no_database_refuses(tracked, tmp_path):
+def test_a_file_that_is_not_a_database_refuses(tracked, tmp_path):
     (tmp_path / "notes.db").write_text("no database " * 100)
     with pytest.raises(RefusedError, match="is not a sqlite database"):
         deliver(tracked, f"sqlite:///{tmp_path}/notes.db", wait_seconds=60)
@@ -245,7 +245,7 @@ def test_a_database_that_is_locked_is_an_outage(own_store, tracked, caplog):
 
 
 class _Gate(http.server.BaseHTTPRequestHandler):
-    """A gateway that lets nobody in."""
+    """A gateway that rejects everybody."""
 
     status, body, asked = 0, b"", 0
 
@@ -264,27 +264,27 @@ class _Gate(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("body", [b"<html>no entry", b'{"message": "no entry"}', b"{}"])
 @pytest.mark.parametrize(
-    ("status", "mending"),
+    ("status", "fix"),
     [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "permission to edit"), (404, "there is no MLflow there")],
 )
-def test_a_gateway_that_lets_nobody_in_refuses(status: int, mending: str, body: bytes, directory, caplog):
+def test_a_gateway_that_rejects_everybody_refuses(status: int, fix: str, body: bytes, directory, caplog):
     gate = type("Gate", (_Gate,), {"status": status, "body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, DESCRIPTION)
+        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, DESCRIPTION, seconds_between=0.05)
         _wait_until(lambda: sink.refusal)
         asked = gate.asked
-        time.sleep(3)
+        time.sleep(1)  # Time for twenty retries, none of which may come.
         assert gate.asked == asked
         assert _closed(sink) < 20
         server.shutdown()
     assert caplog.text.count("refuses: ") == 1
-    assert mending in caplog.text
+    assert fix in caplog.text
     assert "3 points wait in" in caplog.text
     assert "does not answer" not in caplog.text
 
 
-def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_path, caplog):
+def test_a_child_of_a_refused_parent_does_not_wait(own_store, directory, tmp_path, caplog):
     client = MlflowClient(own_store)
     client.delete_experiment(client.create_experiment("ours"))
     above = RunDirectory(str(tmp_path / "sweep"))
@@ -306,9 +306,9 @@ def test_files_that_cannot_be_stored_refuse_and_are_delivered_later(own_store, d
     folder = Path(client.get_run(sink.run_id).info.artifact_uri.removeprefix("file://"))
     folder.mkdir(parents=True, exist_ok=True)
     with immutable(folder):
-        began = time.monotonic()
+        start = time.monotonic()
         sink.close("FINISHED", {"curve.png": b"image"}, wait_seconds=60)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - start < 20
     assert "its folder for files cannot be written" in caplog.text
     assert deliver(directory, own_store, wait_seconds=60)
     assert [file.path for file in client.list_artifacts(sink.run_id)] == ["curve.png"]
