@@ -1,34 +1,24 @@
-"""Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
+"""Publishing. Oracle: what MLflow's own client and loaders find, in sqlite."""
 
 import contextlib
 import dataclasses
 import json
-import marshal
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow.pyfunc
 import mlflow.pytorch
-import numpy as np
 import pytest
-import torch
 from jobs.inside import run_inside
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from oracle.sources import rename_classes
 from registry.conftest import MakeRun
 
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Evaluation, Model, Recipe
-from dist_resnet.registry import pull, read
 from dist_resnet.registry.publish import default_name, publish_run, record_evaluation
 from dist_resnet.registry.pull import download
-from dist_resnet.registry.versions import Promotion
-from dist_resnet.tracking.mlflow.ledger import Ledger
-from dist_resnet.tracking.run_directory import RunDirectory
 
 
 def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store: str):
@@ -146,152 +136,6 @@ def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, short
     assert default_name(model, dataset) == name
 
 
-def test_the_champion_has_the_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
-    def champion_after(error: float, recipe: Recipe = recipe, promote: Promotion = "better") -> tuple[bool, str]:
-        run = make_run(recipe, top1_error=error, name=f"run{error}{promote}{recipe.evaluation.crops}")
-        published = publish_run(run, tracking_uri=store, name="contest", promote=promote)
-        return published.is_champion, str(MlflowClient(store).get_model_version_by_alias("contest", "champion").version)
-
-    other = dataclasses.replace(
-        recipe, evaluation=dataclasses.replace(recipe.evaluation, crops=(24,), shorter_sides=(28,))
-    )
-    assert champion_after(0.3) == (True, "1")
-    assert champion_after(0.4) == (False, "1")
-    assert champion_after(0.2) == (True, "3")
-    assert champion_after(0.1, other) == (False, "3")
-    assert champion_after(0.5, promote="always") == (True, "5")
-    assert champion_after(0.01, promote="never") == (False, "5")
-
-
-@pytest.mark.parametrize(
-    "call", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"]
-)
-def test_a_failed_registration_leaves_nothing_behind(
-    call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch
-):
-    run, client = make_run(recipe), MlflowClient(store)
-    before = {model.model_id for model in _logged_models(client)}
-
-    def fail(*_: object, **__: object) -> None:
-        raise MlflowException("no room")
-
-    monkeypatch.setattr(MlflowClient, call, fail)
-    with pytest.raises(OSError, match="the registry rejected the model: no room"):
-        publish_run(run, tracking_uri=store, name=f"half-{call}")
-    assert {model.model_id for model in _logged_models(client)} == before
-    assert client.search_model_versions(f"name='half-{call}'") == []
-
-
-def test_a_registry_that_fails_to_name_the_champion_keeps_it(recipe, make_run: MakeRun, store: str, monkeypatch):
-    publish_run(make_run(recipe, top1_error=0.2), tracking_uri=store, name="asked")
-
-    def fail(*_: object) -> None:
-        raise MlflowException("timed out")
-
-    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
-    with pytest.raises(OSError, match="timed out"):
-        publish_run(make_run(recipe, top1_error=0.9, name="worse"), tracking_uri=store, name="asked")
-    monkeypatch.undo()
-    assert str(MlflowClient(store).get_model_version_by_alias("asked", "champion").version) == "1"
-    assert len(MlflowClient(store).search_model_versions("name='asked'")) == 1
-
-
-def test_a_champion_without_an_evaluation_is_replaced_by_the_first_with_one(recipe, make_run: MakeRun, store: str):
-    run = Path(make_run(recipe))
-    for journal in (run / "journal").iterdir():
-        journal.unlink()
-    publish_run(str(run), tracking_uri=store, name="unknown", promote="always")
-    assert publish_run(make_run(recipe, name="known"), tracking_uri=store, name="unknown").is_champion
-
-
-def _logged_models(client: MlflowClient) -> list:
-    experiment = client.get_experiment_by_name("dist_resnet")
-    return client.search_logged_models([experiment.experiment_id]) if experiment else []
-
-
-def test_a_pulled_model_has_the_trained_logits_and_can_train(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe, seed=3), tracking_uri=store, name="pulled")
-    model = pull("models:/pulled@champion", tracking_uri=store)
-    served = mlflow.pyfunc.load_model(f"{_location(store, 'pulled', published.version)}")
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    images = served._model_impl._normalize(torch.from_numpy(pixels))
-    with torch.no_grad():
-        assert torch.equal(model(images), served._model_impl.logits(pixels))
-    model.train()
-    model(images).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    download(published.uri, tmp_path / "here", tracking_uri=store)
-    again = read(tmp_path / "here")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
-
-
-@pytest.fixture
-def _byte_code(monkeypatch) -> None:
-    """Python's default byte-code settings, without package modules that another test has loaded."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    monkeypatch.setattr(sys, "pycache_prefix", None)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("dist_resnet_")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-@pytest.mark.usefixtures("_byte_code")
-def test_loading_by_mlflow_writes_nothing_into_the_store(recipe: Recipe, make_run: MakeRun, store: str):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="read-only")
-    folder = Path(_location(store, "read-only", published.version).removeprefix("file://"))
-    before = _contents(folder)
-    mlflow.pyfunc.load_model(str(folder))
-    assert _contents(folder) == before
-
-
-@pytest.mark.usefixtures("_byte_code")
-def test_byte_code_in_an_older_package_is_neither_refused_nor_pulled_nor_run(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="older")
-    folder = Path(_location(store, "older", published.version).removeprefix("file://"))
-    for guard in folder.rglob("__pycache__"):
-        guard.unlink()  # earlier versions of this project had none
-    before = _contents(folder)
-    mlflow.pyfunc.load_model(str(folder))
-    written = [name for name in _contents(folder) if name.endswith(".pyc")]
-    assert len(written) > 10
-    planted = compile(f"open({str(tmp_path / 'ran')!r}, 'w')", "planted", "exec")
-    for name in written:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:16] + marshal.dumps(planted))
-    pull(published.uri, tracking_uri=store)
-    download(published.uri, tmp_path / "here", tracking_uri=store)
-    assert _contents(tmp_path / "here") == before
-    assert not (tmp_path / "ran").exists()
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _location(store: str, name: str, version: str) -> str:
-    return MlflowClient(store).get_model_version_download_uri(name, version)
-
-
-def test_a_tampered_version_is_refused_and_not_left_behind(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="tampered")
-    weights = Path(_location(store, "tampered", published.version).removeprefix("file://"), "data/model.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
-        download(published.uri, tmp_path / "here", tracking_uri=store)
-    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
-        pull(published.uri, tracking_uri=store)
-    assert not (tmp_path / "here").exists()
-    assert [path for path in tmp_path.iterdir() if path.name != "runs"] == []
-
-
 def test_an_evaluation_is_recorded_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
     published = publish_run(make_run(recipe), tracking_uri=store, name="evaluated")
     record_evaluation(
@@ -306,33 +150,6 @@ def test_an_evaluation_is_recorded_on_the_version(recipe: Recipe, make_run: Make
     assert tags["evaluation.cccccccccccc.evaluated_at"] == "224 px of 256 px, 320 px of 320 px"
 
 
-@pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        ("models:/nobody@champion", r"the registry has no models:/nobody@champion.*; the registry has .*"),
-        ("models:/known/99", r"the registry has no models:/known/99"),
-        ("models:/known@gone", r"the registry has no models:/known@gone"),
-        ("models:/known", r"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got 'models:/known'"),
-        ("known@champion", r"a model is models:/NAME/VERSION"),
-        ("models:/known/latest", r"a model is models:/NAME/VERSION"),
-    ],
-)
-def test_an_unknown_model_is_refused_in_one_line(model, complaint, recipe: Recipe, make_run: MakeRun, store: str):
-    if not MlflowClient(store).search_registered_models("name='known'"):
-        publish_run(make_run(recipe), tracking_uri=store, name="known")
-    with pytest.raises(ValueError, match=complaint):
-        pull(model, tracking_uri=store)
-
-
-def test_a_foreign_version_is_not_considered_verified(store: str, tmp_path: Path):
-    client = MlflowClient(store)
-    client.create_registered_model("foreign")
-    (tmp_path / "model").mkdir()
-    client.create_model_version("foreign", f"{tmp_path}/model")
-    with pytest.raises(ValueError, match="no tag manifest_sha256 to verify it by"):
-        pull("models:/foreign/1", tracking_uri=store)
-
-
 def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"is not a run: it has no recipe.json"):
         publish_run(str(tmp_path), tracking_uri=store)
@@ -342,14 +159,6 @@ def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, s
     (Path(run) / "checkpoints" / "step_00000006" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="damaged"):
         publish_run(run, tracking_uri=store)
-
-
-def test_a_store_that_does_not_exist_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="there is no tracking store"):
-        pull("models:/any/1", tracking_uri=f"sqlite:///{tmp_path}/none.db")
-    assert not (tmp_path / "none.db").exists()
-    with pytest.raises(ValueError, match="no tracking server is given"):
-        pull("models:/any/1")
 
 
 def test_a_summary_names_the_registered_version_of_its_weights(store: str, make_run: MakeRun, recipe):
@@ -381,15 +190,3 @@ def _tracking_in(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(earlier)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-
-def test_a_deleted_experiment_refuses_a_model_with_the_command_that_restores_it(store: str, make_run: MakeRun, recipe):
-    client = MlflowClient(store)
-    run = make_run(recipe, name="orphan")
-    experiment = client.create_experiment("deleted")
-    run_id = client.create_run(experiment).info.run_id
-    Ledger(RunDirectory(run), store).note_run(run_id)
-    client.delete_experiment(experiment)
-    with pytest.raises(OSError, match=f"experiments restore --experiment-id {experiment}"):
-        publish_run(run, tracking_uri=store, name="orphan")
-    assert not [model for model in client.search_registered_models() if model.name == "orphan"]
