@@ -32,7 +32,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dist_resnet.launch.follow import Lookout, RunFollower
-from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.recorder import Run
 from dist_resnet.tracking.records import Session
@@ -86,7 +86,7 @@ def ours(uri: str, folder: Path, calls: int) -> list[float]:
     """Seconds of each call of ours while a sink delivers to `uri`."""
     directory = RunDirectory(str(folder))
     directory.write_json("recipe.json", {})
-    card = RunCard(experiment="benchmark", name="run", params={}, tags={})
+    card = RunDescription(experiment="benchmark", name="run", params={}, tags={})
     sink = MlflowSink(uri, directory, card)
     follower = RunFollower(directory)
     follower.tell(sink.take)

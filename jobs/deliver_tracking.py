@@ -1,10 +1,10 @@
-"""Brings MLflow what it did not take while it was down, or a run's whole story to another server.
+"""Delivers to MLflow what it missed while it was down, or complete runs to another server.
 
     python jobs/deliver_tracking.py --run ~/dist_resnet/NAME
     python jobs/deliver_tracking.py --run ~/dist_resnet/*/ --tracking-uri https://mlflow.example.org
 
-A run's own journal is what counts; every point arrives once, with its own step and time, however often this is called.
-Exits with 0 if all was delivered, 1 if not, 2 on bad input, 130 after Ctrl-C.
+Points come from the run's journal; each arrives once, with its step and time, however often this is called.
+Exit codes: 0 all delivered, 1 incomplete, 2 bad input, 130 Ctrl-C.
 """
 
 import sys
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: tuple[str, ...]
-    """Directories of runs, STORAGE/NAME: local paths or URIs of object stores. Others are named and passed over."""
+    """The runs' directories, STORAGE/NAME: local paths or object-store URIs. Other directories are skipped with a
+    line."""
     tracking_uri: str | None = None
-    """MLflow tracking server; by default MLFLOW_TRACKING_URI, else the sqlite file beside the run, or
-    ~/dist_resnet/mlflow.db where that is on an object store."""
+    """MLflow tracking server. Unset: MLFLOW_TRACKING_URI, or the sqlite file next to the run (~/dist_resnet/mlflow.db
+    for runs on an object store)."""
     experiment: str | None = None
-    """MLflow experiment for runs that are not there yet, or whose own was deleted; by default each run's own."""
+    """MLflow experiment for runs that are new there or whose own was deleted. Unset: each run's own."""
     minutes: float = 10.0
-    """How long to try for each run if MLflow does not answer."""
+    """Minutes to retry each run if MLflow does not answer."""
 
 
 def main() -> None:
-    """Reads the options, delivers, says for each run whether it arrived."""
+    """Delivers the runs and prints for each whether it arrived."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     with cli.bad_input_exits():
@@ -40,8 +41,8 @@ def main() -> None:
 
 
 def _deliver_all(options: Options) -> bool:
-    """Delivers run after run; whether all arrived. A server that refuses every run ends it."""
-    # Imported late, so that --help need not wait for MLflow.
+    """Whether all runs arrived. Stops at the first if the server refuses every run."""
+    # Imported late, so that --help does not wait for MLflow.
     from dist_resnet.storage.uri import without_credentials
     from dist_resnet.tracking.mlflow.address import store_of
     from dist_resnet.tracking.mlflow.refusal import RefusedError
@@ -64,12 +65,12 @@ def _deliver_all(options: Options) -> bool:
             continue
         print(f"{run}: {'delivered' if outcomes[-1] else 'incomplete; run the command again'}")
     if not outcomes:
-        raise ValueError("none of these is a run that was tracked; give directories STORAGE/NAME")
+        raise ValueError("none of these is a tracked run; give directories STORAGE/NAME")
     return all(outcomes)
 
 
 def _deliver(directory: "RunDirectory", uri: str, options: Options) -> bool:
-    """Delivers one run, with its progress on standard error; whether it arrived."""
+    """Whether one run arrived; shows the progress on standard error."""
     from dist_resnet.launch.progress import DeliveryProgress
     from dist_resnet.tracking.mlflow.delivery import deliver
 

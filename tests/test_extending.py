@@ -1,4 +1,4 @@
-"""docs/extending.md. Oracle: each of its diffs, applied by git to a copy of the package, does what its section says."""
+"""docs/extending.md. Oracle: git applies each diff to a copy of the package, which then does what the section says."""
 
 import re
 import shutil
@@ -80,7 +80,7 @@ def _extended(section: str, folder: Path) -> Path:
 
 
 def _run(folder: Path, code: str, *arguments: str, expected: int = 0) -> str:
-    """What a script prints that uses the package in its own folder, which comes before the installed one."""
+    """The output of a script that uses the package in its folder, which shadows the installed one."""
     script = folder / "script.py"
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
@@ -92,7 +92,7 @@ def _run(folder: Path, code: str, *arguments: str, expected: int = 0) -> str:
     ("section", "model", "optimizer", "learning_rate"),
     [("shortcut", {"shortcut": "learned_scaling"}, {}, 0.05), ("optimizer", {}, {"kind": "adamw"}, 0.001)],
 )
-def test_a_network_trains_and_goes_on_exactly_after_a_kill(
+def test_a_network_trains_and_resumes_exactly_after_a_kill(
     section: str, model: dict, optimizer: dict, learning_rate: float, tmp_path: Path
 ):
     shards = write_demo(str(tmp_path / "demo"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0)
@@ -100,11 +100,11 @@ def test_a_network_trains_and_goes_on_exactly_after_a_kill(
     code = _TRAIN.format(model=model, optimizer=optimizer, learning_rate=learning_rate)
     _run(folder, code, *shards, runs, "dies", expected=9)
     assert sorted(entry.name for entry in (tmp_path / "runs/broken/checkpoints").iterdir())[-1] == "step_00000004"
-    # Chance is 0.75; three epochs of easy classes are well below it.
+    # Chance is 0.75; three epochs on easy classes reach much less.
     assert float(_run(folder, code, *shards, runs).splitlines()[-1]) < 0.6
 
 
-def test_a_folder_with_a_table_of_labels_becomes_a_set(tmp_path: Path):
+def test_a_folder_with_a_table_of_labels_becomes_a_data_set(tmp_path: Path):
     images = small_images()["train"]
     (tmp_path / "raw/images").mkdir(parents=True)
     rows = ["file,label"]

@@ -33,7 +33,7 @@ from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.holding import keeping, release, taking
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.mlflow.address import store_of
-from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import FINAL_ENDINGS, Finished, Stopped
 from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory
@@ -359,9 +359,9 @@ def _claim(sweep: Sweep) -> None:
         sweep.directory.write_json(SWEEP_FILE, sweep.content | facts)
 
 
-def _sweep_card(sweep: Sweep) -> RunCard:
+def _sweep_card(sweep: Sweep) -> RunDescription:
     content = {key: value for key, value in sweep.content.items() if key != "cells"}
-    return RunCard(
+    return RunDescription(
         experiment=sweep.execution.tracking.experiment,
         name=sweep.directory.name,
         params=content | {"cells": len({entry["key"] for entry in sweep.content["cells"]})},

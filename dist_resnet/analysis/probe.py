@@ -36,7 +36,7 @@ from dist_resnet.tracking.holding import keeping
 from dist_resnet.tracking.journal import Journal, read_journal
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.delivery import deliver
-from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RECIPE_FILE, RunDirectory
@@ -299,9 +299,9 @@ def _record(probe: Probe, measured: Sequence[Measured]) -> None:
     journal.commit()
 
 
-def _card(probe: Probe) -> RunCard:
+def _card(probe: Probe) -> RunDescription:
     recipe, directory = probe.subjects[0].recipe, without_credentials(probe.directory.uri)
-    return RunCard(
+    return RunDescription(
         experiment=probe.execution.tracking.experiment,
         name=probe.directory.name,
         params=recipe.flat() | {"networks": len(probe.subjects), "batches": probe.num_batches},

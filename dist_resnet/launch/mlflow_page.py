@@ -16,7 +16,7 @@ from dist_resnet.recipe import flatten
 from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunDescription
 from dist_resnet.tracking.plots import confusion_matrix, training_curve
 from dist_resnet.tracking.records import Damaged
 from dist_resnet.train import checkpoint
@@ -35,7 +35,7 @@ image of {size} x {size}.
 """
 
 
-def run_card(plan: Plan) -> RunCard:
+def run_card(plan: Plan) -> RunDescription:
     """What MLflow is told of a run that has claimed its directory."""
     recipe, directory = plan.recipe, without_credentials(plan.directory.uri)
     size = recipe.evaluation.crops[0]
@@ -53,7 +53,7 @@ def run_card(plan: Plan) -> RunCard:
         checkpoints=without_credentials(plan.directory.child(checkpoint.FOLDER)),
         quoted=shlex.quote(directory),
     ) + "".join(f"* {without_credentials(line)}\n" for line in plan.notes)
-    return RunCard(
+    return RunDescription(
         experiment=plan.execution.tracking.experiment,
         name=plan.name,
         params=recipe.flat() | flatten({"execution": {"workers": plan.execution.workers}, "model": summary}),

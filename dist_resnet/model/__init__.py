@@ -1,6 +1,6 @@
 """The residual networks of the paper (arXiv:1603.05027): any shortcut, placement and depth.
 
-Importing this package does not import torch, so that a driver can ask `depths` about a recipe at no cost.
+Importing this package does not import torch, so that a driver can check a recipe with `depths` cheaply.
 """
 
 from typing import TYPE_CHECKING
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 def build_model(model: Model) -> "ResNet":
     """The network of a recipe: float images [N, 3, H, W] -> logits [N, num_classes], freshly initialized.
 
-    The network is a `torch.nn.Module` on torch's default device, with initial weights that follow torch's current
-    seed. Under `torch.device("meta")` it only checks and counts. Raises ValueError where no network has `model.depth`
+    The network is on torch's default device; its initial weights follow torch's current seed. Under
+    `torch.device("meta")` it has no memory, for checks and counts. Raises ValueError if no network has `model.depth`
     layers.
 
     >>> len(build_model(Model(depth=20, num_classes=10)).units)
     9
     """
-    # Late, so that importing the package stays free of torch.
+    # Late, so that importing the package does not import torch.
     import torch
 
     from dist_resnet.model.initialize import initialize
     from dist_resnet.model.resnet import ResNet
 
-    # Put together without numbers first, so that modules do not draw initial weights that nobody uses.
+    # Built without memory first, so that modules do not draw initial weights that are overwritten.
     device = torch.get_default_device()
     with torch.device("meta"):
         network = ResNet(model)

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the networks, counted from the real modules, beside the published figures.
+"""Parameters and multiply-adds of the networks, counted from the real modules, with the published figures.
 
     python -m dist_resnet.model.complexity --depths 110 164 1001
 
@@ -23,12 +23,12 @@ DEPTHS = (20, 56, 110, 164, 1001, 50, 101, 152, 200)
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """What a network costs."""
+    """A network's size and cost."""
 
     parameters: int
     """Learned numbers."""
     norm_parameters: int
-    """How many of them are BN's scales and shifts, which some published counts leave out."""
+    """Parameters that are BN's scales and shifts, which some published counts leave out."""
     multiply_adds: int
     """Multiply-adds of convolutions and classifier in one forward pass of one image."""
 
@@ -41,7 +41,7 @@ def measure(model: recipe.Model, size: int) -> Complexity:
     multiply_adds = 0
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        # Each number of a convolution's or classifier's output is the scalar product with one row of its weight.
+        # Each output of a convolution or classifier is the scalar product with one row of its weight.
         nonlocal multiply_adds
         multiply_adds += output.numel() * module.get_parameter("weight")[0].numel()
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the table for the command line's depths."""
     parser = argparse.ArgumentParser(
         prog="python -m dist_resnet.model.complexity",
-        description="Parameters and multiply-adds of each depth, beside the published figures.",
+        description="Parameters and multiply-adds of each depth, with the published figures.",
     )
     parser.add_argument(
         "--depths", type=int, nargs="+", default=DEPTHS, help="depths to count (default: all published)"

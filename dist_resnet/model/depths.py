@@ -1,4 +1,4 @@
-"""What a depth means: stem, kind of residual unit, units and width of every stage. Imports no torch.
+"""The layout of each depth: stem, kind of residual unit, units and width of every stage. Does not import torch.
 
 ImageNet depths follow arXiv:1512.03385, Table 1 (50, 101, 152) and arXiv:1603.05027, Sec. 5 (200). CIFAR depths
 are 6n+2 with basic units (20, 56, 110) and 9n+2 with bottleneck units (164, 1001), n units in each of three stages.
@@ -15,25 +15,25 @@ SMALLEST_DEPTH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The shape of a network: what stands in each stage."""
+    """The shape of a network."""
 
     stem: Literal["cifar", "imagenet"]
     """The stem's kind: a 3x3 convolution, or a 7x7 convolution with stride 2 and a max-pooling."""
     stem_width: int
-    """Channels that leave the stem."""
+    """Output channels of the stem."""
     bottleneck: bool
-    """Whether units are bottlenecks (1x1, 3x3, 1x1) and not basic (3x3, 3x3)."""
+    """Whether units are bottlenecks (1x1, 3x3, 1x1) or basic (3x3, 3x3)."""
     num_units: tuple[int, ...]
     """Residual units in each stage."""
     widths: tuple[int, ...]
-    """Channels that leave each unit of a stage."""
+    """Output channels of the units of each stage."""
 
 
 def layout_of(depth: int) -> Layout:
     """The layout of a network with `depth` weighted layers.
 
-    Published depths come first; of the others 6n+2 has basic units, else 9n+2 has bottleneck units, both for CIFAR.
-    Raises ValueError for any other depth.
+    Published depths have their published layout. Otherwise 6n+2 has basic units and 9n+2 bottleneck units, with 6n+2
+    first, both for CIFAR. Raises ValueError for any other depth.
 
     >>> layout_of(200).num_units
     (3, 24, 36, 3)

@@ -1,4 +1,4 @@
-"""The layers behind the last residual unit: its extra activation, average pooling and the linear classifier."""
+"""The layers after the last residual unit: its extra activation, average pooling and the linear classifier."""
 
 from torch import Tensor, nn
 
@@ -8,8 +8,8 @@ from dist_resnet.model.placements import Placement, build_steps
 class Head(nn.Module):
     """Float [N, width, H, W] -> logits [N, num_classes].
 
-    Under pre-activation the last unit is followed by one extra activation (Sec. 4.1, Fig. 4(e)) of the placement's own
-    kind: BN and ReLU under 4(e), and under 4(d) the ReLU alone, since each branch there already ends in BN.
+    With pre-activation, one extra activation follows the last unit (Sec. 4.1, Fig. 4(e)): BN and ReLU in 4(e), ReLU
+    alone in 4(d), where each branch already ends in BN.
     """
 
     def __init__(self, width: int, num_classes: int, placement: Placement) -> None:

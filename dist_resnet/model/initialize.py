@@ -8,11 +8,11 @@ from torch import nn
 
 @torch.no_grad()
 def initialize(network: nn.Module, gate_bias: float) -> None:
-    """Sets every weight of a network anew, from torch's current seed.
+    """Draws every weight of a network from torch's current seed.
 
     Convolutions: N(0, sqrt(2 / (k * k * out))). BN: scale 1, shift 0, fresh running statistics. Gates, the only
-    convolutions with a bias: `gate_bias` (Sec. 3.1). Classifier: torch's uniform weights, bias 0. Others with
-    weights of their own: by their `reset_parameters`. Raises TypeError where they have none: their memory holds none.
+    convolutions with a bias: `gate_bias` (Sec. 3.1). Classifier: torch's uniform weights, bias 0. Other modules with
+    weights: their `reset_parameters`. Raises TypeError if such a module has none: its memory is uninitialized.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -28,5 +28,5 @@ def initialize(network: nn.Module, gate_bias: float) -> None:
         elif list(module.parameters(recurse=False)) or list(module.buffers(recurse=False)):
             reset = getattr(module, "reset_parameters", None)
             if not callable(reset):
-                raise TypeError(f"{type(module).__name__} has weights of its own and no reset_parameters to set them")
+                raise TypeError(f"{type(module).__name__} has weights but no reset_parameters to set them")
             reset()

@@ -1,6 +1,6 @@
 """The five orders of BN, ReLU and addition: Fig. 4 of arXiv:1603.05027, as data.
 
-Between two convolutions of a branch stand BN and ReLU in all five, so a placement is what happens in three places:
+All five have BN and ReLU between two convolutions of a branch, so they differ only in three places:
 
     x -> before -> conv -> BN -> ReLU -> conv -> end -> (+) -> after
 """
@@ -21,18 +21,18 @@ class Placement:
     """The steps of one placement; see the module's docstring for the three places."""
 
     before: tuple[Step, ...] = ()
-    """The pre-activation f-hat of Eqn. (9), ahead of the first convolution."""
+    """The pre-activation f-hat of Eqn. (9), before the first convolution."""
     end: tuple[Step, ...] = ()
-    """Behind the branch's last convolution, ahead of the addition."""
+    """After the branch's last convolution, before the addition."""
     after: tuple[Step, ...] = ()
-    """The activation f of Eqn. (2), behind the addition."""
+    """The activation f of Eqn. (2), after the addition."""
 
     @property
     def norm_on_shortcut(self) -> bool:
-        """Whether a convolution on the shortcut is followed by BN: where the branch's last convolution is too.
+        """Whether BN follows a convolution on the shortcut: only if it also follows the branch's last convolution.
 
-        Under 4(a) this is the rule of arXiv:1512.03385, Sec. 3.4, "BN right after each convolution", and the public
-        code of facebook/fb.resnet.torch; under 4(e) there is none, as in KaimingHe/resnet-1k-layers.
+        In 4(a) this is the rule of arXiv:1512.03385, Sec. 3.4, "BN right after each convolution", and the public code
+        of facebook/fb.resnet.torch; in 4(e) there is none, as in KaimingHe/resnet-1k-layers.
         """
         return "norm" in self.end
 
@@ -47,9 +47,9 @@ PLACEMENTS: dict[recipe.Placement, Placement] = {
 
 
 def build_steps(steps: tuple[Step, ...], width: int, *, input_is_ours: bool) -> nn.Module:
-    """A module that takes the steps in turn on `width` channels; the identity where there are none.
+    """A module that applies the steps in order to `width` channels; the identity if there are none.
 
-    A ReLU works in place where nobody else holds its input: behind a BN, or when `input_is_ours`.
+    A ReLU works in place if nothing else uses its input: after a BN, or if `input_is_ours`.
     """
     if not steps:
         return nn.Identity()

@@ -25,7 +25,7 @@ class Stage(nn.Module):
 class ResNet(nn.Module):
     """A residual network: float images [N, 3, H, W] -> logits [N, num_classes].
 
-    `dist_resnet.model.build_model` makes one with its initial weights; here they are torch's own.
+    Has torch's default initial weights; `dist_resnet.model.build_model` builds one with the paper's.
     """
 
     def __init__(self, model: recipe.Model) -> None:
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
         for stage, (num_units, width) in enumerate(zip(layout.num_units, layout.widths, strict=True)):
             units = []
             for unit in range(num_units):
-                # The first stage keeps the stem's resolution; each later one halves it at its entrance.
+                # The first stage keeps the stem's resolution; the first unit of each later stage halves it.
                 passage = Passage(in_width=in_width, width=width, stride=2 if stage > 0 and unit == 0 else 1)
                 is_first = stage == unit == 0
                 units.append(ResidualUnit(passage, model, bottleneck=layout.bottleneck, is_first=is_first))

@@ -1,13 +1,13 @@
-"""The six shortcuts h(x) of arXiv:1603.05027, Sec. 3 and Fig. 2, each with the addition that it changes.
+"""The six shortcuts h(x) of arXiv:1603.05027, Sec. 3 and Fig. 2, each with the addition.
 
 A shortcut is called as `shortcut(x, residual)` and returns y of Eqn. (1), y = h(x) + s(x) * F(x), for the residual
 branch's output F(x). x: float [N, in_width, H, W]; residual and y: float [N, width, H / stride, W / stride].
 
-Where width or resolution change, x first reaches the new shape by `widening`, a 1x1 convolution (option B of
-arXiv:1512.03385) or zero channels (option A), and the shortcut's own scale, gate or dropout acts on that; the paper
-does not say. ResNet-110 of arXiv:1512.03385 has option A, KaimingHe/resnet-1k-layers (164, 1001) and the ImageNet
-networks have B. Only `conv1x1` has a convolution on every shortcut (option C). Gates see x as it enters the shortcut,
-before the widening; their 1x1 convolution carries the stride and has as many outputs as the channels it multiplies.
+If width or resolution change, `widening` first brings x to the new shape, by a 1x1 convolution (option B of
+arXiv:1512.03385) or zero channels (option A); the shortcut's scale, gate or dropout acts on the result. The paper does
+not specify this. ResNet-110 of arXiv:1512.03385 has option A, KaimingHe/resnet-1k-layers (164, 1001) and the ImageNet
+networks have B. Only `conv1x1` has a convolution on every shortcut (option C). Gates take x before the widening; their
+1x1 convolution has the stride and as many outputs as the channels it multiplies.
 """
 
 import abc
@@ -26,7 +26,7 @@ from dist_resnet.model.placements import PLACEMENTS
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """What a shortcut leads from and to."""
+    """The change of shape from a unit's input to its output."""
 
     in_width: int
     """Channels of the unit's input."""
@@ -37,12 +37,12 @@ class Passage:
 
     @property
     def changes_shape(self) -> bool:
-        """Whether the unit's output has another shape than its input."""
+        """Whether the unit's output differs in shape from its input."""
         return self.in_width != self.width or self.stride != 1
 
 
 class ZeroPad(nn.Module):
-    """Option A: every stride-th pixel, and zeros in the further channels; without weights."""
+    """Option A: every stride-th pixel, zeros in the added channels; no weights."""
 
     def __init__(self, passage: Passage) -> None:
         super().__init__()
@@ -54,18 +54,18 @@ class ZeroPad(nn.Module):
 
 
 class Shortcut(nn.Module, abc.ABC):
-    """One of Fig. 2's shortcuts; what others need to know of a kind, its class says."""
+    """One of Fig. 2's shortcuts; class attributes state what other modules need to know about it."""
 
     draws_masks: ClassVar[bool] = False
     """Whether a pass in training draws random numbers."""
     is_learned: ClassVar[bool] = False
-    """Whether training changes h(x) where the shape is kept."""
+    """Whether training changes h(x) of units that keep the shape."""
 
     @staticmethod
     @abc.abstractmethod
     def gradient_scale(model: recipe.Model) -> float | None:
-        """The root mean square by which a shape-keeping h(x) scales a gradient under fresh weights, by formula; None
-        where there is none. An f that is not the identity, such as the original unit's ReLU, scales besides."""
+        """The root-mean-square factor by which a shape-keeping h(x) scales gradients at the initial weights; None if
+        there is no formula. An f that is not the identity, such as the original unit's ReLU, adds a factor."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class ExclusiveGating(Gating):
 
 
 class ShortcutOnlyGating(Gating):
-    """h(x) = (1 - g(x)) * x, and the branch as it is, Fig. 2(d)."""
+    """h(x) = (1 - g(x)) * x, and the branch unchanged, Fig. 2(d)."""
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         # 1 - sigmoid(z) = sigmoid(-z), which keeps small values exact.
@@ -165,7 +165,7 @@ class Dropout(Shortcut):
 
     @staticmethod
     def gradient_scale(model: recipe.Model) -> float:
-        """1 / sqrt(1 - rate), as what is kept is divided by 1 - rate; the paper leaves that out and has 0.5."""
+        """1 / sqrt(1 - rate), because kept values are divided by 1 - rate; the paper does not divide and has 0.5."""
         return 1 / math.sqrt(1 - model.dropout_rate)
 
     def __init__(self, passage: Passage, model: recipe.Model) -> None:
@@ -199,7 +199,7 @@ def _widening(passage: Passage, model: recipe.Model) -> nn.Module:
 
 
 def widens_by_projection(model: recipe.Model) -> bool:
-    """Whether shortcuts reach a larger width by a 1x1 convolution (option B), else by zero channels (option A)."""
+    """Whether shortcuts widen by a 1x1 convolution (option B) or by zero channels (option A)."""
     if model.widening == "auto":
         return layout_of(model.depth).bottleneck
     return model.widening == "projection"

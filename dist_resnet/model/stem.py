@@ -1,9 +1,9 @@
-"""The layers ahead of the first residual unit.
+"""The layers before the first residual unit.
 
-Both stems end in BN and ReLU under every placement. Under 4(a) to 4(c) these belong to the stem's convolution. Under
-4(d) and 4(e) they are the first unit's own activation, which Sec. 4.1 puts "right after conv1 and before splitting
-into two paths"; under 4(d) the BN is the one that follows every convolution there. So the first unit has none itself,
-as in facebook/fb.resnet.torch, whose ImageNet stem pools behind them.
+Both stems end in BN and ReLU in every placement. In 4(a) to 4(c) these belong to the stem's convolution. In 4(d) and
+4(e) they are the first unit's activation, which Sec. 4.1 puts "right after conv1 and before splitting into two paths";
+in 4(d) the BN is the one that follows every convolution. The first unit therefore has none, as in
+facebook/fb.resnet.torch, whose ImageNet stem pools after them.
 """
 
 from collections import OrderedDict

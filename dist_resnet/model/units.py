@@ -17,9 +17,9 @@ from dist_resnet.model.shortcuts import Passage, build_shortcut
 class ResidualUnit(nn.Module):
     """One residual unit: float [N, in_width, H, W] -> [N, width, H / stride, W / stride].
 
-    `preactivation`, `branch` (F, without its pre-activation), `shortcut` (h and the addition) and `activation` can be
-    hooked; nothing changes the unit's or the branch's output in place. `is_first` marks the network's first unit,
-    whose pre-activation is the stem's own BN and ReLU (Sec. 4.1).
+    `preactivation`, `branch` (F without its pre-activation), `shortcut` (h and the addition) and `activation` can be
+    hooked; the unit's and the branch's output are never changed in place. `is_first` marks the network's first unit,
+    whose pre-activation is the stem's BN and ReLU (Sec. 4.1).
     """
 
     def __init__(self, passage: Passage, model: recipe.Model, *, bottleneck: bool, is_first: bool) -> None:
@@ -30,10 +30,10 @@ class ResidualUnit(nn.Module):
         self.branch = build_branch(passage, model, placement)
         self.shortcut = build_shortcut(passage, model)
         self.activation = build_steps(placement.after, passage.width, input_is_ours=True)
-        # Where the shape changes, one pre-activation serves both paths. Bottleneck units: as the paper's appendix has
-        # it, projection shortcuts "are also with pre-activation".
-        # Departs from the paper: for basic units, whose shortcuts have no projection, Eqn. (9) activates the branch
-        # alone; this follows the public code of facebook/fb.resnet.torch.
+        # If the shape changes, one pre-activation serves both paths. Bottleneck units follow the paper's appendix:
+        # projection shortcuts "are also with pre-activation".
+        # Departs from the paper: for basic units, whose shortcuts have no projection, Eqn. (9) activates only the
+        # branch; this follows the public code of facebook/fb.resnet.torch.
         self.shares_preactivation = passage.changes_shape
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def build_basic_branch(passage: Passage, model: recipe.Model, placement: Placeme
 
 
 def build_bottleneck_branch(passage: Passage, model: recipe.Model, placement: Placement) -> nn.Module:
-    """F of a bottleneck unit: 1x1 to a quarter of the width, 3x3, 1x1 back; the stride is where `stride_on` says."""
+    """F of a bottleneck unit: 1x1 to a quarter of the width, 3x3, 1x1 back; `stride_on` says which has the stride."""
     inner = passage.width // 4
     first, second = (passage.stride, 1) if model.stride_on == "conv1x1" else (1, passage.stride)
     convs = [
@@ -64,7 +64,7 @@ def build_bottleneck_branch(passage: Passage, model: recipe.Model, placement: Pl
 
 
 def convolution(in_width: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the resolution but for its stride; BN gives the bias."""
+    """A convolution that keeps the resolution except for its stride; without bias, as BN follows."""
     return nn.Conv2d(in_width, width, size, stride, padding=size // 2, bias=False)
 
 

@@ -1,6 +1,6 @@
-"""Models as packages without pickle, published to MLflow's registry and pulled from it.
+"""Models as pickle-free packages, published to MLflow's registry and pulled from it.
 
-`pull` needs mlflow, torch, safetensors and pillow, and nothing else of what training needs.
+`pull` needs only mlflow, torch, safetensors and pillow.
 """
 
 from dist_resnet.registry.pull import pull, read

@@ -1,6 +1,6 @@
-"""What a request has for images: files, base64 in its common wrappings, pixels; alone, in lists, tables, dictionaries.
+"""The images of a request: files, base64 in its common forms, or pixels; alone, in lists, tables or dictionaries.
 
-A copy of this file travels in every package.
+A copy of this file is in every package.
 """
 
 import base64
@@ -16,24 +16,24 @@ from dist_resnet.data.image.pixels import decode
 
 COLUMN = "image"
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
-# As the image is wrapped by TensorFlow Serving's clients and by Hugging Face's `datasets`.
+# Keys that TensorFlow Serving's clients and Hugging Face's `datasets` put an image under.
 _KEYS = ("b64", "bytes")
 
 
 def images_of(model_input: Any) -> list[Any]:
-    """The images of a request, one by one. Raises ValueError where a table or dictionary has no column `image`."""
+    """The images of a request, one by one. Raises ValueError if a table or dictionary has no column `image`."""
     if hasattr(model_input, "columns") or (isinstance(model_input, dict) and model_input.keys().isdisjoint(_KEYS)):
         columns = list(model_input.columns) if hasattr(model_input, "columns") else list(model_input)
         if COLUMN not in columns:
-            raise ValueError(f"the images belong in a column {COLUMN}, got {columns}")
+            raise ValueError(f"the images must be in a column {COLUMN}, got {columns}")
         model_input = model_input[COLUMN]
     rows = list(model_input) if _is_many(model_input) else [model_input]
-    # Of a list of texts MLflow makes one row.
+    # MLflow turns a list of texts into one row.
     return list(rows[0]) if len(rows) == 1 and _is_list_of_texts(rows[0]) else rows
 
 
 def open_image(value: Any, *, upright: bool) -> Image.Image:
-    """An image as RGB, a file turned as its EXIF data says if it is to be `upright`. Raises ValueError."""
+    """An image as RGB; with `upright`, a file is rotated according to its EXIF data. Raises ValueError."""
     value = _unwrapped(value)
     if isinstance(value, str):
         return decode(from_text(value), upright=upright)
@@ -44,9 +44,9 @@ def open_image(value: Any, *, upright: bool) -> Image.Image:
 
 
 def from_text(text: str) -> bytes:
-    """The bytes that base64 stands for: plain or for URLs, padded or not, in lines, quoted, or as a data URL.
+    """The bytes of base64 text: standard or URL-safe, padded or not, with line breaks, quoted, or as a data URL.
 
-    Raises ValueError, saying what the text is, where it is no base64.
+    Raises ValueError, quoting the text, if it is not base64.
     """
     found = text.strip().lstrip("\ufeff")
     if quoted := re.fullmatch(r"""b?(["'])(.*)\1""", found, flags=re.DOTALL):
@@ -65,8 +65,8 @@ def from_text(text: str) -> bytes:
 
 
 def _from_ascii(content: bytes) -> bytes | None:
-    """The bytes that bytes of base64 text stand for; None where they are not that."""
-    # Of image formats that Pillow reads, PNM and XBM can be ASCII all through, and begin with these.
+    """The bytes of base64 text given as bytes; None if it is not base64."""
+    # PNM and XBM files, which Pillow reads, can be all ASCII and start with these characters.
     if not content.isascii() or content[:1] in (b"P", b"#") or not content:
         return None
     try:
@@ -76,7 +76,7 @@ def _from_ascii(content: bytes) -> bytes | None:
 
 
 def _unwrapped(value: Any) -> Any:
-    """What is in a row, a dictionary or an array of one entry."""
+    """The value in a row, dictionary or array with one entry."""
     if isinstance(value, dict):
         key = next((key for key in (COLUMN, *_KEYS) if key in value), None)
         if key is None:
@@ -94,7 +94,7 @@ def _pixels(value: Any) -> np.ndarray:
     try:
         pixels = np.asarray(value)
     except ValueError as error:
-        raise ValueError("the rows of an array must be of one length") from error
+        raise ValueError("the rows of an array must have the same length") from error
     if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() < 256:
         pixels = pixels.astype(np.uint8)  # JSON has no uint8.
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -104,13 +104,13 @@ def _pixels(value: Any) -> np.ndarray:
 
 
 def _advice(pixels: np.ndarray) -> str:
-    """What to do about an array that is nearly the pixels of an image."""
+    """How to fix an array that is nearly an image."""
     if pixels.ndim == 2 and pixels.shape[1] == 3:
-        return "; put a list around an image that is alone"
+        return "; put a single image into a list"
     if pixels.ndim == 2:
-        return "; repeat gray values for the three colors"
+        return "; repeat the gray values for three color channels"
     if pixels.ndim == 3 and pixels.shape[2] != 3 and pixels.shape[0] == 3:
-        return "; put the colors last"
+        return "; put the color channels last"
     if pixels.dtype.kind == "f" and pixels.ndim == 3:
         return "; multiply values from 0 to 1 by 255 and round them"
     return ""

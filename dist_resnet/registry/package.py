@@ -1,12 +1,12 @@
-"""A model as a folder that MLflow, torch and this project each can load, without pickle in it.
+"""A model as a pickle-free folder that MLflow, torch and this project can load.
 
 data/model.safetensors    weights and BN statistics
-data/recipe.json          the recipe that trained them; its `model` says which network it is
+data/recipe.json          the recipe that trained them; its `model` defines the network
 data/classes.json         class names, in the order of the logits
-data/preprocessing.json   crop, shorter side, mean and deviation
+data/preprocessing.json   crop, shorter side, mean and standard deviation
 data/model.pt2            the network as a torch.export program: float32 [N, 3, H, W] -> logits, on the CPU
-code/dist_resnet_HASH     the modules that rebuild the network and predict, under a name of their own; beside them
-                          empty files `__pycache__`, so that Python writes no byte code there and runs none
+code/dist_resnet_HASH     the modules that rebuild the network and predict, under a unique name; with empty files
+                          `__pycache__`, so that Python neither writes byte code there nor runs any
 MLmodel, requirements.txt, python_env.yaml    MLflow's own
 manifest.json             sha256 of every other file
 """
@@ -30,9 +30,9 @@ from dist_resnet.registry import predictor
 from dist_resnet.storage.uri import without_credentials
 
 DATA, CODE, MANIFEST, PROGRAM = "data", "code", "manifest.json", "model.pt2"
-# Where a plain file has this name, Python neither makes the folder nor looks into it.
+# If a plain file has this name, Python neither creates the folder nor reads it.
 _BYTE_CODE = "__pycache__"
-# Of macOS, Windows and NFS.
+# Files of macOS, Windows and NFS.
 _LEFT_BEHIND = re.compile(r"(\.DS_Store|\._.+|\.nfs.+|Thumbs\.db|desktop\.ini)")
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy")
 _MODULES = (
@@ -60,7 +60,7 @@ _MODULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package as written: its folder, and what MLflow has to be told to load it."""
+    """A written package: its folder, and what MLflow needs to load it."""
 
     folder: Path
     loader_module: str
@@ -69,7 +69,7 @@ class Package:
 
 
 def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> Package:
-    """Writes a package's own files; nothing of MLflow's. Raises ValueError where the weights are another network's."""
+    """Writes a package without MLflow's files. Raises ValueError if the weights belong to another network."""
     data = folder / DATA
     data.mkdir(parents=True)
     write_data(data, recipe, weights, class_names)
@@ -81,15 +81,15 @@ def write(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_
 
 
 def seal(folder: Path) -> str:
-    """Writes the manifest of all files, MLflow's own among them, and returns its sha256."""
+    """Writes the manifest of all files, including MLflow's, and returns its sha256."""
     _write_json(folder / MANIFEST, {name: _sha256(folder / name) for name in _files(folder)})
     return _sha256(folder / MANIFEST)
 
 
 def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], class_names: list[str]) -> None:
-    """Writes what a `Predictor` reads to a folder that is there."""
+    """Writes the files of a `Predictor` to an existing folder."""
     safetensors.torch.save_file(weights, data / predictor.WEIGHTS)
-    # safetensors makes files that their owner alone can read.
+    # safetensors creates files that only their owner can read.
     (data / predictor.WEIGHTS).chmod(0o644)
     _write_json(data / predictor.RECIPE, json.loads(without_credentials(json.dumps(recipe.to_dict()))))
     _write_json(data / predictor.CLASSES, class_names)
@@ -97,14 +97,14 @@ def write_data(data: Path, recipe: Recipe, weights: dict[str, torch.Tensor], cla
 
 
 def check(folder: Path, manifest_sha256: str) -> list[str]:
-    """The files of a package that its manifest records.
+    """The files of a package that its manifest lists, verified.
 
-    What Python and desktops have left beside them since then is passed over and is not among them. Raises ValueError,
-    naming the file, where a package is not the one whose manifest had that sha256.
+    Ignores files that Python or a desktop have added since. Raises ValueError, naming the file, if the manifest does
+    not have that sha256 or a file differs from it.
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
-        raise ValueError(f"the package has no {MANIFEST}; it was not made by this project, or is not whole")
+        raise ValueError(f"the package has no {MANIFEST}: it is incomplete or was not made by this project")
     if _sha256(manifest) != manifest_sha256:
         raise ValueError(f"the package's {MANIFEST} is not the one that the registry recorded; do not use this copy")
     recorded = json.loads(manifest.read_text())
@@ -112,24 +112,24 @@ def check(folder: Path, manifest_sha256: str) -> list[str]:
     for name in sorted(recorded.keys() & here):
         if _sha256(folder / name) != recorded[name]:
             raise ValueError(f"the package's {name} was altered: its sha256 is not the recorded one; do not use it")
-    # Whoever clears byte code away takes those files for it.
+    # Tools that remove byte code also remove those empty files.
     if missing := sorted(name for name in recorded.keys() - here if Path(name).name != _BYTE_CODE):
         raise ValueError(f"the package lacks {missing[0]}; download it again")
     if extra := sorted(name for name in here - recorded.keys() if not _is_left_behind(name, recorded)):
-        raise ValueError(f"the package has files that were not in it when it was made: {', '.join(extra)}")
+        raise ValueError(f"the package has files that its manifest does not list: {', '.join(extra)}; do not use it")
     return sorted(recorded.keys() & here)
 
 
 def take(folder: Path, target: Path, manifest_sha256: str) -> None:
-    """Moves the files of a verified package, and nothing else that is there, to a new folder. Raises as `check`."""
+    """Moves the files of a package to a new folder, verified and without any other files. Raises as `check`."""
     for name in [*check(folder, manifest_sha256), MANIFEST]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(target / name)
 
 
 def requirements() -> list[str]:
-    """What a package needs, pinned to what is installed here."""
-    # A build's local version, such as 2.15.0+cpu, is on no index.
+    """The packages that a package needs, pinned to the versions installed here."""
+    # A local version, such as 2.15.0+cpu, is not on any index.
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
@@ -146,7 +146,7 @@ def _preprocessing(recipe: Recipe) -> dict[str, Any]:
 
 
 def _export(model: torch.nn.Module, recipe: Recipe, path: Path) -> None:
-    """Traces the network for any number of images of any size that its strides divide."""
+    """Exports the network for any number of images of the evaluation crop's size."""
     side = recipe.evaluation.crops[0]
     images = torch.zeros(2, 3, side, side)
     with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def _export(model: torch.nn.Module, recipe: Recipe, path: Path) -> None:
 
 
 def _write_code(folder: Path) -> str:
-    """Copies the modules that a package needs under a name that no installed version has; returns that name."""
+    """Copies the modules that a package needs under a name unique to their content; returns that name."""
     source = Path(__file__).parents[1]
     texts = {name: (source / name).read_text() for name in _MODULES}
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
@@ -174,13 +174,13 @@ def _write_code(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a package but for the manifest, and for what MLflow adds to its own downloads."""
+    """The files of a package, except the manifest and a file that MLflow adds to its downloads."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(set(names) - {MANIFEST, "registered_model_meta"})
 
 
 def _is_left_behind(name: str, recorded: Container[str]) -> bool:
-    """Whether a file is byte code, whole or half written, that Python makes of a recorded module, or a desktop's."""
+    """Whether a file is a recorded module's byte code, complete or not, or was added by a desktop."""
     path = PurePosixPath(name)
     module = path.parent.parent / f"{path.name.partition('.')[0]}.py"
     byte_code = re.fullmatch(r"\w+\.[\w-]+(\.opt-\w+)?\.pyc(\.\d+)?", path.name, flags=re.ASCII)

@@ -1,8 +1,8 @@
 """Classifies images with a package's weights.
 
-A copy of this file travels in every package, with the modules it imports: it needs torch, safetensors, numpy and
-Pillow. Preprocessing is that of evaluation: the image's center, resized by PIL, normalized; but a photograph is
-turned upright first.
+A copy of this file and the modules it imports is in every package; it needs torch, safetensors, numpy and Pillow.
+Preprocessing is as in evaluation (center crop, resized by PIL, normalized), except that photographs are first rotated
+upright.
 """
 
 import json
@@ -30,7 +30,7 @@ _IMAGES_PER_FORWARD = 32
 def load_model(folder: Path) -> torch.nn.Module:
     """The network of a package with its weights, on the CPU, in evaluation mode and able to train.
 
-    Raises ValueError where recipe and weights do not belong together.
+    Raises ValueError if recipe and weights do not match.
     """
     recipe = Recipe.from_dict(json.loads((folder / RECIPE).read_text()))
     with torch.device("meta"):
@@ -40,15 +40,15 @@ def load_model(folder: Path) -> torch.nn.Module:
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS), strict=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{WEIGHTS} is not of the network in {RECIPE}: {str(error).splitlines()[-1].strip()}"
+            f"{WEIGHTS} does not match the network in {RECIPE}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return model.to(memory_format=torch.channels_last).eval()
 
 
 class Predictor:
-    """Images in, classes out.
+    """Classifies images with a package's network.
 
-    `device` is a torch device; by default MLFLOW_DEFAULT_PREDICTION_DEVICE, else the GPU where there is one.
+    `device` is a torch device; it defaults to MLFLOW_DEFAULT_PREDICTION_DEVICE, then to the GPU if there is one.
     """
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
@@ -62,14 +62,14 @@ class Predictor:
         self._normalize = Normalizer(constants, self.device, channels_last=True)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """One answer for each image: the `top_k` likeliest classes, or all there are, the likeliest first.
+        """One answer per image: the `top_k` most probable classes (at most all), the most probable first.
 
         `model_input` is a table or dictionary with the column `image`, a list of images, or uint8 [N, H, W, 3]. An
-        image is the bytes of an image file, the same in base64, or uint8 [H, W, 3]. Files are turned as their EXIF
-        data says unless `exif_rotation` is False. An answer is
+        image is the bytes of an image file, the same in base64, or uint8 [H, W, 3]. Files are rotated according to
+        their EXIF data unless `exif_rotation` is False. An answer is
         `{"classes": [int], "names": [str], "probabilities": [float], "error": None}`; for an image that cannot be
-        read the first three are empty and `error` says why. Raises ValueError where `top_k` is below 1,
-        `exif_rotation` no bool, or the column missing.
+        read, the first three are empty and `error` says why. Raises ValueError if `top_k` is below 1, `exif_rotation`
+        is not a bool, or the column is missing.
         """
         top_k, upright = self._top_k(params or {}), _exif_rotation(params or {})
         answers: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ class Predictor:
             try:
                 readable.append((number, center(open_image(value, upright=upright), self.crop, self.shorter_side)))
             except (OSError, ValueError) as error:
-                answers[number]["error"] = f"not an image that can be read: {error}"
+                answers[number]["error"] = f"the image cannot be read: {error}"
         for first in range(0, len(readable), _IMAGES_PER_FORWARD):
             part = readable[first : first + _IMAGES_PER_FORWARD]
             best = self.logits(np.stack([pixels for _, pixels in part])).softmax(1).topk(top_k)
@@ -97,7 +97,7 @@ class Predictor:
         count = len(self.class_names)
         top_k = params.get("top_k", TOP_K)
         if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
-            raise ValueError(f"top_k must be an integer from 1 on, of which {count} classes are given, got {top_k!r}")
+            raise ValueError(f"top_k must be an integer of at least 1 (the model has {count} classes), got {top_k!r}")
         return min(int(top_k), count)
 
 

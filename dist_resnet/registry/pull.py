@@ -1,6 +1,6 @@
-"""Pulls models from MLflow's registry: verified against what the registry recorded, rebuilt without pickle.
+"""Pulls models from MLflow's registry, verified against the registry's record and rebuilt without pickle.
 
-Needs mlflow, torch, safetensors and pillow. None of the code that travels in a package is run.
+Needs mlflow, torch, safetensors and pillow. Does not run the code in a package.
 """
 
 import os
@@ -26,9 +26,9 @@ CLASS_NAMES_TAG, FROM_IMAGES = "class_names", "of the training images"
 def pull(model: str, *, tracking_uri: str | None = None, device: str = "cpu") -> torch.nn.Module:
     """The network of a registered version: float32 [N, 3, H, W] -> logits, in evaluation mode and able to train.
 
-    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`; `tracking_uri` by default MLFLOW_TRACKING_URI. Raises
-    ValueError where the registry has no such version or a file of the package is not the recorded one, OSError where
-    it cannot be had.
+    `model` is `models:/NAME/VERSION` or `models:/NAME@ALIAS`; `tracking_uri` defaults to MLFLOW_TRACKING_URI. Raises
+    ValueError if the registry has no such version or a file of the package differs from the record, OSError if the
+    package cannot be downloaded.
 
     >>> network = pull("models:/preact-resnet8/1", tracking_uri=registry)  # registry: that of an MLflow server
     >>> network(torch.zeros(2, 3, 32, 32)).shape
@@ -55,7 +55,7 @@ def pull_predictor(model: str, *, tracking_uri: str | None = None, device: str |
 
 
 def read(folder: str | Path) -> torch.nn.Module:
-    """The network of a package that `download` left in a folder: as `pull` gives it, on the CPU."""
+    """The network of a package that `download` wrote to a folder: as from `pull`, on the CPU."""
     return predictor.load_model(Path(folder) / package.DATA)
 
 
@@ -68,24 +68,24 @@ class Pulled:
 
     @property
     def may_be_numbers(self) -> bool:
-        """Whether its class names may be numbers in the place of names, as an older version's or by what it says."""
+        """Whether its class names may be mere numbers: its tag says so, or it is too old to have the tag."""
         return self.version.tags.get(CLASS_NAMES_TAG) != FROM_IMAGES
 
 
 def download(model: str, target: Path, *, tracking_uri: str | None = None) -> Pulled:
     """Downloads a version's package to the folder `target`, which must not exist, and verifies it.
 
-    Raises as `pull` does; a package that is not the recorded one is not left behind.
+    Raises as `pull` does, and then leaves nothing in `target`.
     """
     if target.exists():
-        raise ValueError(f"{target} is there already; give a --target that does not exist yet")
+        raise ValueError(f"{target} exists already; give a --target that does not exist")
     client = open_client(tracking_uri)
     version = find_version(client, model)
     recorded = version.tags.get("manifest_sha256")
     if recorded is None:
         raise ValueError(
             f"{model} has no tag manifest_sha256 to verify it by: it was not published by this project; "
-            "load it by mlflow's own functions if you trust it"
+            "load it with mlflow's own functions if you trust it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -103,10 +103,10 @@ def download(model: str, target: Path, *, tracking_uri: str | None = None) -> Pu
 
 
 def open_client(tracking_uri: str | None) -> MlflowClient:
-    """A client of a server or store. Raises ValueError where the address cannot be one or answers nothing."""
+    """A client of a server or store. Raises ValueError if MLflow cannot use the address, OSError if opening fails."""
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        raise ValueError("no tracking server is given; give --tracking-uri, or set MLFLOW_TRACKING_URI")
+        raise ValueError("no tracking server is given; give --tracking-uri or set MLFLOW_TRACKING_URI")
     address.check_registry()
     address.check(uri, may_be_new=False)
     address.check_database(uri)
@@ -119,7 +119,7 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
 
 
 def find_version(client: MlflowClient, model: str) -> ModelVersion:
-    """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names. Raises ValueError where there is none."""
+    """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names. Raises ValueError if there is none."""
     rest = model.removeprefix("models:/")
     name, at, alias = rest.partition("@")
     plain, slash, number = rest.rpartition("/")
@@ -129,13 +129,13 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
         if model.startswith("models:/") and slash and plain and number.isdigit():
             return client.get_model_version(plain, number)
     except MlflowException as error:
-        raise ValueError(f"the registry has no {model}: {first_line(error)}; {_what_there_is(client)}") from error
-    raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; {_what_there_is(client)}")
+        raise ValueError(f"the registry has no {model}: {first_line(error)}; {_list_models(client)}") from error
+    raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; {_list_models(client)}")
 
 
-def _what_there_is(client: MlflowClient) -> str:
+def _list_models(client: MlflowClient) -> str:
     try:
         names = [model.name for model in client.search_registered_models(max_results=20)]
     except MlflowException as error:
-        return f"and it cannot be asked what it has ({first_line(error)})"
-    return f"it has {', '.join(names)}" if names else "it has no models yet"
+        return f"its models cannot be listed ({first_line(error)})"
+    return f"the registry has {', '.join(names)}" if names else "the registry has no models yet"

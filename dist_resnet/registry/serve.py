@@ -1,4 +1,4 @@
-"""What MLflow calls to load a package and to serve it; travels in every package."""
+"""The entry point through which MLflow loads and serves a package; copied into every package."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from dist_resnet.registry.predictor import Predictor
 
 
 class Served(Predictor):
-    """A predictor whose complaints about a request reach the client with status 400."""
+    """A predictor whose errors about a request reach the client with status 400."""
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """As `Predictor.predict`. Raises MlflowException where that raises ValueError."""
+        """As `Predictor.predict`. Raises MlflowException instead of ValueError."""
         try:
             return super().predict(model_input, params)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Commands as they can be typed in the environment that this process was started from."""
+"""Commands that work as printed in the shell that started this process."""
 
 import os
 import shlex
@@ -7,29 +7,39 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import dist_resnet
+
 
 def python() -> str:
-    """What runs a Python file there: `uv run`, `python`, or this interpreter's path.
+    """The command that runs a Python file: `uv run`, `python`, or this interpreter's path.
 
-    `uv run` puts its environment on the PATH of what it starts and of nothing else, so that a name found here need
-    not be found by the user's shell.
+    `uv run` puts its environment only on the PATH of the process it starts, so the user's shell may not find a program
+    that this process finds.
     """
     return _python(os.environ, sys.executable, sys.prefix, Path.cwd())
 
 
+def job(name: str) -> str:
+    """The command that runs `jobs/NAME.py`; with the file's absolute path if the working directory has no such file."""
+    file = f"jobs/{name}.py"
+    checkout = Path(dist_resnet.__file__).parents[1] / file
+    found = file if Path(file).exists() or not checkout.exists() else shlex.quote(str(checkout))
+    return f"{python()} {found}"
+
+
 def mlflow() -> str:
-    """What runs MLflow's command line there: `uv run mlflow`, `mlflow`, or `PYTHON -m mlflow`."""
+    """The command for MLflow's command line: `uv run mlflow`, `mlflow`, or `PYTHON -m mlflow`."""
     runner = python()
     return {"uv run": "uv run mlflow", "python": "mlflow"}.get(runner, f"{runner} -m mlflow")
 
 
 def mlflow_at(tracking_uri: str) -> str:
-    """MLflow's command line as `mlflow`, told which server or store it is about."""
+    """As `mlflow`, with the server or store to use."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri)} {mlflow()}"
 
 
 def look_at(tracking_uri: str) -> str:
-    """How to look at what is tracked: a server's address, or the command that serves a store."""
+    """Where to see the tracked runs: a server's address, or the command that serves a store."""
     if tracking_uri.startswith(("http://", "https://", "databricks")):
         return tracking_uri
     return f"{mlflow()} ui --backend-store-uri {shlex.quote(tracking_uri)}"

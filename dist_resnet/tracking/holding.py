@@ -1,8 +1,8 @@
-"""Which driver works on a run, a sweep or a probe: one at a time, refused to others while it lives.
+"""One driver at a time for a run, a sweep or a probe; a second one is refused while the first lives.
 
-On a disk, near or far, the kernel's lock on the directory says so, and ends with its process. An object store has none:
-there, and where a file system knows no locks, an object named `lock` is written anew every ten seconds, and whoever
-finds one waits to see whether it still changes. Of two drivers that find none in the same second or two both may go on.
+On a local or network disk the kernel locks the directory until the process ends. Object stores, and file systems
+without locks, get an object named `lock` that its driver rewrites every ten seconds; a second driver waits to see
+whether it still changes. If two drivers start there within two seconds, both may continue.
 """
 
 import contextlib
@@ -30,30 +30,30 @@ _SECONDS_TO_CLOSE = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rhythm:
-    """Seconds of a driver's signs of life where the kernel has no lock."""
+class Heartbeat:
+    """Seconds of the heartbeat that replaces the kernel's lock."""
 
-    beat: float = 10.0
-    """Between two signs."""
-    dead: float = 45.0
-    """Without one, after which a driver is taken for dead."""
+    interval: float = 10.0
+    """Between two beats."""
+    timeout: float = 45.0
+    """Without a beat, after which a driver counts as dead."""
     settle: float = 2.0
-    """In which another driver that found no lock either has written its own."""
+    """For another driver that found no lock either to write its own."""
 
 
-# What gives back each directory that this process holds.
+# The function that unlocks each directory that this process holds.
 _held: dict[str, Callable[[], None]] = {}
 
 
-def hold(directory: RunDirectory, *, rhythm: Rhythm = Rhythm()) -> None:
-    """Makes this process the directory's driver until it ends, or `release` or `keeping` does.
+def hold(directory: RunDirectory, *, heartbeat: Heartbeat = Heartbeat()) -> None:
+    """Makes this process the directory's driver until it ends, or calls `release`, or leaves `keeping`.
 
-    Raises ValueError, saying who, where another is.
+    Raises ValueError, naming the other driver, if there is one.
     """
     if directory.uri in _held:
         return
     try:
-        _held[directory.uri] = _take(directory, rhythm)
+        _held[directory.uri] = _acquire(directory, heartbeat)
     except LockedError as error:
         raise ValueError(
             f"{directory.uri} is being worked on by {error.holder}; wait for it, stop it by Ctrl-C or by a file named "
@@ -88,27 +88,27 @@ def release(directory: RunDirectory) -> None:
         give_back()
 
 
-def _take(directory: RunDirectory, rhythm: Rhythm) -> Callable[[], None]:
+def _acquire(directory: RunDirectory, heartbeat: Heartbeat) -> Callable[[], None]:
     if not directory.is_local:
-        return _Beats(directory, rhythm).close
+        return _HeartbeatLock(directory, heartbeat).close
     try:
         return _lock(directory)
     except OSError as error:
         logger.warning(
-            "%s cannot be locked (%s); another driver there is noticed within seconds only", directory.uri, error
+            "%s cannot be locked (%s); it takes seconds to notice a second driver there", directory.uri, error
         )
-        return _Beats(directory, rhythm).close
+        return _HeartbeatLock(directory, heartbeat).close
 
 
 def _lock(directory: RunDirectory) -> Callable[[], None]:
-    """Locks a run's directory, and for a trial its sweep's, which several trials may share."""
+    """Locks a run's directory; for a trial also its sweep's, shared by all trials."""
     with contextlib.ExitStack() as locks:
         if directory.parent.exists(SWEEP_FILE):
             locks.callback(lock(directory.parent.path(""), shared=True))
         path = directory.path("")
         while True:
             os.makedirs(path, exist_ok=True)
-            # Whoever had it last removes a folder in which there is nothing.
+            # The previous driver removes a folder that is empty.
             with contextlib.suppress(FileNotFoundError):
                 unlock = lock(path)
                 break
@@ -122,16 +122,16 @@ def _remove_if_empty(path: str) -> None:
         os.rmdir(path)
 
 
-class _Beats:
-    """A file that says that its driver lives, by what is new in it every ten seconds, in a thread of its own."""
+class _HeartbeatLock:
+    """A lock file that a thread rewrites at every beat."""
 
-    def __init__(self, directory: RunDirectory, rhythm: Rhythm) -> None:
-        """Raises LockedError where another driver lives."""
-        self._directory, self._rhythm = directory, rhythm
+    def __init__(self, directory: RunDirectory, heartbeat: Heartbeat) -> None:
+        """Raises LockedError if another driver lives."""
+        self._directory, self._heartbeat = directory, heartbeat
         self._who = holder() | {"machine": _machine(), "key": uuid.uuid4().hex}
-        self._wait_for_the_other()
+        self._wait_for_earlier_driver()
         self._write(0)
-        time.sleep(self._rhythm.settle)
+        time.sleep(self._heartbeat.settle)
         if (found := self._read()) is not None and not self._is_own(found):
             raise LockedError(describe(found))
         self._over = threading.Event()
@@ -139,18 +139,18 @@ class _Beats:
         self._thread.start()
 
     def close(self) -> None:
-        """Says that the driver is gone."""
+        """Stops the heartbeat and removes the lock."""
         self._over.set()
         self._thread.join(_SECONDS_TO_CLOSE)
         with contextlib.suppress(OSError):
             if (found := self._read()) is not None and self._is_own(found):
                 self._directory.delete(FILE)
 
-    def _wait_for_the_other(self) -> None:
-        first, deadline = self._read(), time.monotonic() + self._rhythm.dead
+    def _wait_for_earlier_driver(self) -> None:
+        first, deadline = self._read(), time.monotonic() + self._heartbeat.timeout
         if first is None or _is_dead(first):
             return
-        logger.info("waiting up to %.0f s for a sign of life of %s", self._rhythm.dead, describe(first))
+        logger.info("waiting up to %.0f s to see whether %s is alive", self._heartbeat.timeout, describe(first))
         while time.monotonic() < deadline:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             found = self._read()
@@ -161,7 +161,7 @@ class _Beats:
 
     def _beat(self) -> None:
         beat, is_alone = 0, True
-        while not self._over.wait(self._rhythm.beat):
+        while not self._over.wait(self._heartbeat.interval):
             beat += 1
             try:
                 found = self._read()
@@ -169,7 +169,9 @@ class _Beats:
                     self._write(beat)
                 elif is_alone:
                     is_alone = False
-                    logger.error("%s is worked on by %s too; stop one of them", self._directory.uri, describe(found))
+                    logger.error(
+                        "%s is also being worked on by %s; stop one of them", self._directory.uri, describe(found)
+                    )
             except OSError as error:
                 logger.debug("%s cannot be written: %s", self._directory.child(FILE), error)
 
@@ -187,7 +189,7 @@ class _Beats:
 
 
 def _is_dead(content: bytes) -> bool:
-    """Whether a lock is of a process of this machine that is no more."""
+    """Whether a lock belongs to a process of this machine that has ended."""
     known = _parsed(content)
     return known.get("machine") == _machine() and not psutil.pid_exists(known["pid"])
 
@@ -202,7 +204,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 @functools.cache
 def _machine() -> str:
-    """What tells this machine since its start, and the processes that this one sees there, from others."""
+    """An id of this machine since its boot and of this process's PID namespace."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

@@ -1,8 +1,8 @@
-"""The run's journal: every metric and event, durable on the run's storage, in the order in which it happened.
+"""The run's journal: every metric and event, in order, durable on the run's storage.
 
-`journal/000001.jsonl`, `000002.jsonl`, ... hold one JSON object a line. Each start of the training loop opens with a
-`Session` record that says from which step it goes on; points of earlier sessions past that step were computed again
-and no longer count. Whoever wants to show or deliver a run (progress bar, MLflow, reports) reads its journal.
+`journal/000001.jsonl`, `000002.jsonl`, ... hold one JSON object per line. Each start of the training loop writes a
+`Session` record with the step it resumes from; points of earlier sessions after that step no longer count, because
+those steps are computed again. Progress bar, MLflow and reports all read the journal.
 """
 
 import collections
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_APPENDS, _SECONDS_BETWEEN_OBJECTS = 0.5, 15.0
 
 
 class Journal:
-    """Appends records to a run's journal; one writing process at a time (rank 0), any of its threads."""
+    """Appends records to a run's journal. One process at a time may write (rank 0), from any of its threads."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -36,11 +36,11 @@ class Journal:
         self._size_bytes = 0
 
     def append(self, record: Record) -> None:
-        """Adds a record; `commit` makes it durable. Called by the training loop, it only adds to a list."""
+        """Adds a record to a list in memory; `commit` makes it durable."""
         self._waiting.append(record)
 
     def commit(self) -> None:
-        """Makes all records so far durable. Raises OSError where the storage fails; nothing is lost then."""
+        """Makes all records so far durable. Raises OSError, and keeps the records, if the storage fails."""
         with self._writing:
             records = list(self._waiting)
             if not records:
@@ -55,7 +55,7 @@ class Journal:
     def _write(self, content: bytes) -> None:
         name = f"{FOLDER}/{self._number:06d}.jsonl"
         if not self._directory.is_local:
-            # An object store cannot append: each commit makes an object of its own.
+            # An object store cannot append: each commit writes a new object.
             self._directory.write(name, content)
             self._number += 1
             return
@@ -63,7 +63,7 @@ class Journal:
             self._directory.write(name, b"")
         path = self._directory.path(name)
         with naming(path), open(path, "r+b") as file:
-            # What a full disk let through of an earlier try is overwritten.
+            # Overwrites what an earlier try wrote before the disk was full.
             file.truncate(self._size_bytes)
             file.seek(self._size_bytes)
             file.write(content)
@@ -73,12 +73,12 @@ class Journal:
 
     @property
     def seconds_between_commits(self) -> float:
-        """How long records may wait: an object store is given fewer and larger objects."""
+        """How long records may wait: longer on an object store, for fewer and larger objects."""
         return _SECONDS_BETWEEN_APPENDS if self._directory.is_local else _SECONDS_BETWEEN_OBJECTS
 
 
 class Tail:
-    """Reads a journal as it grows: `poll` returns the records that were not returned before."""
+    """Reads a journal as it grows."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -87,7 +87,8 @@ class Tail:
     def poll(self) -> list[Record]:
         """The complete records that are new since the last call.
 
-        Raises OSError, and loses none then; ValueError, naming file and byte, for a line that is no record.
+        Raises OSError, without losing any record, if the storage fails; ValueError, naming file and byte, if a line is
+        not a record.
         """
         records, read = [], dict(self._read)
         for name, size in self._directory.list(FOLDER):
@@ -98,12 +99,12 @@ class Tail:
             complete = content[: content.rfind(b"\n") + 1]
             read[name] = start + len(complete)
             records += self._parsed(name, start, complete)
-        # Only now: where one of several files cannot be read, none counts as read.
+        # Only now: if one of several files cannot be read, none counts as read.
         self._read = read
         return records
 
     def again(self) -> list[Record]:
-        """All records that were returned before, read once more. Raises as `poll` does."""
+        """All records that `poll` has returned, read again. Raises as `poll` does."""
         return [
             record
             for name, size in self._read.items()
@@ -111,21 +112,21 @@ class Tail:
         ]
 
     def _parsed(self, name: str, start: int, content: bytes) -> list[Record]:
-        records, place = [], start
+        records, byte_offset = [], start
         for line in content.splitlines(keepends=True):
             try:
                 records.append(from_stored(json.loads(line)))
             except ValueError as error:
                 raise ValueError(
-                    f"{self._directory.child(f'{FOLDER}/{name}')} is damaged: what begins at byte {place} is no record "
-                    f"({error}); restore it from a copy"
+                    f"{self._directory.child(f'{FOLDER}/{name}')} is damaged: the line at byte {byte_offset} is not a "
+                    f"record ({error}); restore the file from a copy"
                 ) from error
-            place += len(line)
+            byte_offset += len(line)
         return records
 
 
 def first_record(directory: RunDirectory) -> Record | None:
-    """The oldest record, which is the first session's; None where there is none, or none that can be read."""
+    """The oldest record, which is the first session's; None if there is none or it cannot be read."""
     try:
         for name, _ in directory.list(FOLDER):
             if name.endswith(".jsonl"):
@@ -142,7 +143,7 @@ def read_journal(directory: RunDirectory) -> list[Record]:
 
 
 def history(records: Iterable[Record]) -> dict[str, list[tuple[int, float, float]]]:
-    """The metrics that count: key -> rising (step, time, value), without steps that a later session did again."""
+    """The metrics that count, by key: rising (step, time, value), without steps that a later session repeated."""
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in records:
         if isinstance(record, Session):

@@ -1,4 +1,4 @@
-"""Who else is told of a run's records as they are made, such as gauges for Prometheus."""
+"""Observers of a run's records, such as the Prometheus gauges."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from dist_resnet.tracking.records import Record
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[Sequence[Record]], None]
-"""Is called with new records by whatever thread has them, and waits for nothing."""
+"""Called with new records, from any thread; must not block."""
 
 
 def nobody(records: Sequence[Record]) -> None:
@@ -16,9 +16,9 @@ def nobody(records: Sequence[Record]) -> None:
 
 
 class Tolerated:
-    """Passes records on to an observer until it fails: then there is one warning, and it is told no more.
+    """Passes records on to an observer; after its first failure logs one warning and no longer calls it.
 
-    Nothing that only looks at a run may end it.
+    A failing observer never ends a run.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -29,4 +29,4 @@ class Tolerated:
             self._observer(records)
         except Exception as error:
             self._observer = nobody
-            logger.warning("the run goes on without being observed: %s: %s", type(error).__name__, error)
+            logger.warning("an observer of the run failed and is no longer called: %s: %s", type(error).__name__, error)

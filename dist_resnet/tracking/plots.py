@@ -1,4 +1,4 @@
-"""Images of a run's metrics."""
+"""Plots of a run's metrics as PNG files."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ History = dict[str, list[tuple[int, float, float]]]
 def training_curve(history: History, title: str) -> bytes:
     """A PNG of training and validation loss and error over the steps.
 
-    `history` maps keys such as `train/loss` to (step, time, value); keys it lacks are left out of the image.
+    `history` maps keys such as `train/loss` to (step, time, value); missing keys are not plotted.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     loss, error = figure.subplots(1, 2)
@@ -33,7 +33,7 @@ def training_curve(history: History, title: str) -> bytes:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
-    """A PNG of how the images of each class were taken: `counts` int [classes, classes] by label, then by answer."""
+    """A PNG of the confusion matrix: `counts` int [classes, classes], by label, then by predicted class."""
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure = Figure(figsize=(8, 7), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -41,7 +41,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     if len(class_names) <= _MOST_LABELS:
         axes.set_xticks(range(len(class_names)), class_names, rotation=90)
         axes.set_yticks(range(len(class_names)), class_names)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("class")
     axes.set_title(title)
     figure.colorbar(image, label="share of the class's images")
@@ -56,7 +56,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _draw(axes, points: list[tuple[int, float, float]], label: str, color: str, faint: str | None) -> None:
-    """Many points become a faint line with a running mean over 2 % of them; few are joined markers."""
+    """Draws a faint line with a running mean over 2 % of the points or, if `faint` is None, joined markers."""
     if not points:
         return
     steps, values = [point[0] for point in points], [point[2] for point in points]

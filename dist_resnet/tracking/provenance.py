@@ -18,7 +18,7 @@ def collect() -> dict[str, str]:
     """Tags that say what ran: commit, Python, the packages of `PACKAGES` that are installed, machine, and the command
     unless the run was started from a notebook or a prompt.
 
-    See `commit` for what stands where there is no checkout.
+    `commit` says what the tag holds without a checkout.
     """
     tags = {
         "commit": commit(),
@@ -39,14 +39,14 @@ def collect() -> dict[str, str]:
 def commit() -> str:
     """The commit of the checkout that this file is in, with `-dirty` if files differ from it.
 
-    Without a checkout, as in an image or a working directory shipped to a cluster, the environment variable
-    DIST_RESNET_COMMIT, else `unknown`.
+    Without a checkout, as in a container image or a working directory shipped to a cluster, the environment variable
+    DIST_RESNET_COMMIT; `unknown` if that is unset.
     """
     return os.environ.get("DIST_RESNET_COMMIT") or _commit()
 
 
 def environment() -> str:
-    """Every installed distribution with its version, one `name==version` a line, sorted."""
+    """Every installed distribution with its version, one `name==version` per line, sorted."""
     found = {(item.metadata["Name"], item.version) for item in importlib.metadata.distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found, key=str))
 

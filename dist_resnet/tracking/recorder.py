@@ -1,6 +1,6 @@
-"""What the training loop calls to record a run: rank 0 in its journal, and every rank to whoever observes it.
+"""Records metrics and events of the training loop: rank 0's in the journal, every rank's for its observer.
 
-A call only adds to a list: a thread takes it to the storage, so that the loop waits for no disk and no network.
+A call only adds to a list; a thread writes it to the storage, so the loop never waits for a disk or the network.
 """
 
 import logging
@@ -29,30 +29,30 @@ class Recorder:
 
     @classmethod
     def of_rank(cls, rank: int, directory: RunDirectory, observer: Observer = nobody) -> "Recorder":
-        """The recorder of one rank: rank 0 writes the journal; `observer` is told of every rank's own records."""
+        """The recorder of one rank: rank 0 writes the journal; `observer` gets the records of this rank."""
         return cls(Journal(directory) if rank == 0 else None, observer)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Records metrics as they stand after `step` optimizer steps."""
+        """Records the metrics after `step` optimizer steps."""
         if values:
             self._record(Metrics(step=step, values=values))
 
     def event(self, record: Record) -> None:
-        """Records that something happened, and has it written without delay."""
+        """Records an event and has it written without delay."""
         self._record(record)
         self._hurry.set()
 
     def flush(self) -> None:
-        """Has what was recorded so far written without delay."""
+        """Has everything recorded so far written without delay; does not wait for it."""
         self._hurry.set()
 
     def commit(self) -> None:
-        """Returns once everything recorded so far is durable. Raises OSError where the storage fails."""
+        """Returns once everything recorded so far is durable. Raises OSError if the storage fails."""
         if self._journal:
             self._journal.commit()
 
     def close(self) -> None:
-        """Writes what is left, if the storage lets it, and ends the thread."""
+        """Writes the remaining records and ends the thread; if the storage fails, logs a warning."""
         if self._journal and not self._over.is_set():
             self._over.set()
             self._hurry.set()
@@ -75,7 +75,7 @@ class Recorder:
             try:
                 self._journal.commit()
                 if self._failing:
-                    logger.warning("the journal is written again")
+                    logger.warning("the journal can be written again")
                 self._failing = False
             except OSError as error:
                 if not self._failing:

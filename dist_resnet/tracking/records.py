@@ -1,7 +1,7 @@
-"""What a run's journal tells, a class for each kind of record, and how each is stored.
+"""The records of a run's journal, one class per kind, and their JSON.
 
-A field that older journals lack has a default, None, which is not stored. Kinds and fields of a newer version are no
-error: a record of an unknown kind is kept as it is, and a field that is not known is left out.
+A field that older journals lack defaults to None, which is not stored. Journals of a newer version can be read: records
+of an unknown kind are kept unchanged, unknown fields are dropped.
 """
 
 import dataclasses
@@ -16,38 +16,38 @@ class Record:
     """Something that happened to a run."""
 
     kind: ClassVar[str]
-    """What it is called in the journal."""
+    """Its name in the journal."""
     time: float = field(default_factory=time.time)
     """When it was made, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session(Record):
-    """The training loop starts, or goes on from a checkpoint; points of earlier sessions past it count no more."""
+    """The training loop starts or resumes; points of earlier sessions after `start_step` no longer count."""
 
     kind = "session"
     start_step: int
-    """Optimizer steps done by then."""
+    """Optimizer steps done before."""
     total_steps: int | None = None
     """Optimizer steps of the whole run."""
     steps_per_epoch: int | None = None
     global_batch: int | None = None
-    """Images of a step, on all workers together."""
+    """Images per step, on all workers together."""
     world_size: int | None = None
     """Workers."""
     begun: float | None = None
     """When the loop was entered, before a checkpoint was read, in seconds since 1970."""
     precision: str | None = None
-    """As `recipe.Execution` has it."""
+    """As in `recipe.Execution`."""
     commit: str | None = None
-    """The code that runs."""
+    """The commit of the code."""
     device: str | None = None
     """What each worker trains on, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Record):
-    """Numbers as they stand after a step, some of the kinds that there are."""
+    """Metrics after a step."""
 
     kind = "metrics"
     step: int
@@ -57,28 +57,28 @@ class Metrics(Record):
 
     @property
     def is_step(self) -> bool:
-        """Whether they are those of an optimizer step."""
+        """Whether they come from an optimizer step."""
         return "train/loss" in self.values
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether they are those of an evaluation."""
+        """Whether they come from an evaluation."""
         return "val/loss" in self.values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating(Record):
-    """A long evaluation goes on."""
+    """Progress of a long evaluation."""
 
     kind = "evaluating"
     step: int
     """Optimizer steps done."""
     crop: int
-    """Pixels a side."""
+    """Pixels per side."""
     images: int
-    """That rank 0 has evaluated at this crop."""
+    """Images that rank 0 has evaluated at this crop."""
     share: int
-    """Images that rank 0 evaluates."""
+    """Images that rank 0 evaluates in total."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +89,12 @@ class Checkpoint(Record):
     step: int
     """Optimizer steps in it."""
     seconds: float
-    """That writing took."""
+    """Seconds spent writing it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damaged(Record):
-    """An image cannot be decoded; each is told once."""
+    """An image cannot be decoded; recorded once per image."""
 
     kind = "damaged"
     split: str
@@ -109,7 +109,7 @@ class Damaged(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Record):
-    """All steps are taken; empty on ranks that have no journal."""
+    """All steps are done; empty on ranks without a journal."""
 
     kind = "finished"
     steps: int | None = None
@@ -137,7 +137,7 @@ class Diverged(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TooDamaged(Record):
-    """More images are damaged than the execution allows; the same command may go on once they are mended."""
+    """More images are damaged than the execution allows; the same command resumes once they are repaired."""
 
     kind = "too_damaged"
     step: int
@@ -147,7 +147,7 @@ class TooDamaged(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Record):
-    """The run was asked to stop, and did with a checkpoint; the same command goes on."""
+    """The run stopped on request, with a checkpoint; the same command resumes."""
 
     kind = "stopped"
     step: int
@@ -156,11 +156,11 @@ class Stopped(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Record):
-    """How far MLflow is behind: told to observers, and never in a journal."""
+    """How far MLflow is behind; sent to observers, never in a journal."""
 
     kind = "tracking"
     waiting_points: int
-    """Points of the journal that MLflow has not taken."""
+    """Points of the journal that MLflow has not received."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +174,19 @@ class Unknown(Record):
 
 Ending = Finished | Diverged | TooDamaged | Stopped
 ENDINGS = (Finished, Diverged, TooDamaged, Stopped)
-"""How a session ends: a journal's last record, unless another session goes on or the run was cut off."""
+"""How a session ends: a journal's last record, unless another session follows or the run was cut off."""
 FINAL_ENDINGS = (Finished, Diverged)
-"""Those after which nothing is left to do."""
+"""Endings after which a run cannot resume."""
 _STORED: tuple[type[Record], ...] = (Session, Metrics, Evaluating, Checkpoint, Damaged, *ENDINGS)
 _KINDS = {kind.kind: kind for kind in _STORED}
 _FIELDS = {kind: tuple(each.name for each in dataclasses.fields(kind)) for kind in _STORED}
 
-# Keys of metrics in journals that earlier versions wrote.
+# Metric keys in journals of earlier versions.
 _RENAMED = {"data/damaged_pictures": "data/damaged_images"}
 
 
 def from_stored(stored: dict[str, Any]) -> Record:
-    """The record that JSON values tell. Raises ValueError where they are no record."""
+    """The record stored as these JSON values. Raises ValueError if they are not a record."""
     try:
         kind = _KINDS.get(stored["kind"])
         if kind is None:
@@ -200,7 +200,7 @@ def from_stored(stored: dict[str, Any]) -> Record:
 
 
 def to_stored(record: Record) -> dict[str, Any]:
-    """The JSON values of a record, in the order in which they are written."""
+    """The JSON values of a record, in the order they are written."""
     if isinstance(record, Unknown):
         return record.stored
     fields = {name: getattr(record, name) for name in _FIELDS[type(record)]}
@@ -213,7 +213,7 @@ def _number(value: Any) -> float:
 
 
 def _spell_nonfinite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf"."""
+    """The value with NaN and infinities, which JSON lacks, as the strings "nan", "inf" and "-inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -14,15 +14,14 @@ from dist_resnet.terminal import escaped
 RECIPE_FILE = "recipe.json"
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
-# A full disk still has room for a file in which there is nothing.
+# A full disk still accepts an empty file.
 _MARK = b"writable\n" * 500
 
 
 class RunDirectory:
-    """Files below one local path or URI of an object store, written whole or not at all.
+    """Files under one local path or object-store URI, written completely or not at all.
 
-    Raises ValueError where the URI names no file system that is known here. Picklable: it holds no connection until
-    it is used.
+    Raises ValueError if the URI's file system is unknown. Picklable: it holds no connection until it is used.
     """
 
     def __init__(self, uri: str) -> None:
@@ -30,7 +29,7 @@ class RunDirectory:
         self._opened: tuple[pafs.FileSystem, str] | None = None
         self._known = False
         self.open()
-        # From now on a failure to open is the storage's, in another process for instance, and not the URI's.
+        # From now on a failure to open, such as in another process, is the storage's and not the URI's.
         self._known = True
 
     def open(self) -> tuple[pafs.FileSystem, str]:
@@ -54,7 +53,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """What the run is called on its storage."""
+        """The run's name on its storage."""
         return name_of(self.uri)
 
     @property
@@ -63,22 +62,22 @@ class RunDirectory:
         return is_local(self.open()[0])
 
     def check_present(self) -> None:
-        """Raises FileNotFoundError where the directory is not, or no longer, that of a run, which has a recipe.
+        """Raises FileNotFoundError if the directory has no recipe.
 
-        Workers ask before they read or write: a folder below the mount point of a disk that is no longer mounted is
-        not a run that has yet to begin.
+        Workers check before they read or write: an unmounted disk leaves an empty folder, which must not be taken for a
+        new run.
         """
         if not self.exists(RECIPE_FILE):
-            raise FileNotFoundError(f"{self.child(RECIPE_FILE)} is not there; is its disk mounted?")
+            raise FileNotFoundError(f"{self.child(RECIPE_FILE)} is missing; is its disk mounted?")
 
     def check_kind(self, kind: Literal["run", "sweep", "probe"]) -> None:
-        """Raises ValueError where the directory is that of something of another kind."""
+        """Raises ValueError if the directory belongs to something of another kind."""
         recipe = self.read_json(RECIPE_FILE)
         found = (
             "sweep" if self.exists(SWEEP_FILE) else None if recipe is None else "probe" if "probe" in recipe else "run"
         )
         if found not in (None, kind):
-            raise ValueError(f"{self.uri} is that of a {found}; use another --execution.name for a {kind}")
+            raise ValueError(f"{self.uri} is the directory of a {found}; use another --execution.name for a {kind}")
 
     def path(self, name: str) -> str:
         """The path of `name` within the file system."""
@@ -89,15 +88,15 @@ class RunDirectory:
         return child_uri(self.uri, name)
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file such that a reader, also after a crash, finds the old file or the whole new one."""
+        """Writes a file atomically: a reader, also after a crash, finds the old file or the complete new one."""
         files.write_bytes(self.open()[0], self.path(name), content)
 
     def staged(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """A path on this machine for a large file; at the end of the block it becomes `name`, whole or not at all."""
+        """A path on this machine for a large file, which becomes `name` atomically at the end of the block."""
         return files.staged(self.open()[0], self.path(name))
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """The content of a file from byte `start` on, at most `size` bytes. Raises FileNotFoundError."""
+        """The content of a file from byte `start`, at most `size` bytes. Raises FileNotFoundError."""
         return files.read_bytes(self.open()[0], self.path(name), start, size)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -105,14 +104,14 @@ class RunDirectory:
         files.write_json(self.open()[0], self.path(name), value, indent=2)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The object in a JSON file, or None if there is no file. Raises ValueError, naming it, if it holds none."""
+        """The object in a JSON file; None if there is no file. Raises ValueError, naming the file, if it has none."""
         content = files.read_json(self.open()[0], self.path(name), called=self.child(name))
         if not isinstance(content, dict | None):
-            raise ValueError(f"{self.child(name)} is damaged, it holds no JSON object; restore it from a copy")
+            raise ValueError(f"{self.child(name)} is damaged, it has no JSON object; restore it from a copy")
         return content
 
     def read_run(self) -> dict[str, Any]:
-        """What `recipe.json` holds. Raises FileNotFoundError if the directory is not that of a run."""
+        """The content of `recipe.json`. Raises FileNotFoundError if the directory is not a run's."""
         known = self.read_json(RECIPE_FILE)
         if known is None:
             raise FileNotFoundError(
@@ -121,29 +120,29 @@ class RunDirectory:
         return known
 
     def list(self, name: str) -> list[tuple[str, int]]:
-        """Name and size of each entry directly in a folder, sorted; a folder's size is -1. Empty where it is not."""
+        """Name and size of each direct entry of a folder, sorted; a folder's size is -1. Empty without the folder."""
         return [
             (entry.name, entry.size if entry.kind == pafs.FileType.File else -1)
             for entry in list_entries(self.open()[0], self.path(name))
-            if escaped(entry.name) == entry.name  # Nothing here gives other names.
+            if escaped(entry.name) == entry.name  # This project writes no other names.
         ]
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether the file or folder exists."""
         return files.exists(self.open()[0], self.path(name))
 
     def delete(self, name: str) -> None:
-        """Deletes a folder and all in it, or a file, if it is there."""
+        """Deletes a file, or a folder with its content, if it exists."""
         files.delete(self.open()[0], self.path(name))
 
     def check_writable(self) -> None:
-        """Writes and removes a marker. Raises ValueError, saying why, where that fails."""
+        """Writes and removes a marker file. Raises ValueError, with the reason, if that fails."""
         marker = f".writable-{os.getpid()}"
         try:
             self.write(marker, _MARK)
             self.open()[0].delete_file(self.path(marker))
         except OSError as error:
             raise ValueError(
-                f"storage {self.uri} cannot be written ({error}); make room or rights there, or give another "
-                "path or URI: --execution.storage URI"
+                f"storage {self.uri} cannot be written ({error}); free some space, correct its permissions, or give "
+                "another path or URI: --execution.storage URI"
             ) from error

@@ -1,5 +1,7 @@
-"""How a run is told to stop with a checkpoint, and a sweep to have its trials do so: a file named `stop` in its
-directory, whoever puts it there."""
+"""Stopping a run, or the trials of a sweep, with a checkpoint: a file named `stop` in its directory.
+
+Anybody may create the file.
+"""
 
 import logging
 import threading
@@ -14,29 +16,29 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def request(directory: RunDirectory) -> None:
-    """Asks the workers of the run, or the trials of the sweep, in a directory to save a checkpoint and to stop."""
+    """Asks the run's workers, or the sweep's trials, to save a checkpoint and stop."""
     if not directory.exists(SWEEP_FILE):
         directory.check_present()
     directory.write(FILE, b"")
 
 
 def withdraw(directory: RunDirectory) -> None:
-    """Takes back what `request` asked, so that the run or the sweep can go on."""
+    """Withdraws a `request`, so that the run or the sweep can resume."""
     directory.delete(FILE)
 
 
 def confirm(directory: RunDirectory) -> None:
-    """Writes down that a sweep which was asked to has stopped; a run says so in its journal."""
+    """Records that a sweep has stopped on request; a run records this in its journal."""
     directory.write(FILE, _DONE)
 
 
 def is_confirmed(directory: RunDirectory) -> bool:
-    """Whether a sweep has stopped as it was asked to, and not been started again."""
+    """Whether a sweep has stopped on request and was not started again."""
     return directory.exists(FILE) and directory.read(FILE) == _DONE
 
 
 class StopWatch:
-    """Looks every second, beside the loop that trains or waits for trials, whether it was asked to stop."""
+    """A thread that looks every second for a request to stop."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -48,7 +50,7 @@ class StopWatch:
         return self._asked.is_set()
 
     def close(self) -> None:
-        """Looks no more."""
+        """Ends the thread."""
         self._over.set()
 
     def _look(self) -> None:

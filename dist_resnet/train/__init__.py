@@ -1,1 +1,1 @@
-"""Training: the loop, its parts, and the state that a resume needs."""
+"""Training: the loop, its parts, and the state that a resume restores."""

@@ -1,9 +1,9 @@
 """Checkpoints: complete or invisible, hashed, and free of pickle.
 
 `checkpoints/step_00000040/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, written last,
-`manifest.json` with the size and sha256 of each. A folder without a manifest is not a checkpoint; one whose files
-disagree with the manifest is damaged and the one before it is used. Which checkpoints there are, the storage alone
-decides: nothing else is asked.
+`manifest.json` with the size and sha256 of each. A folder without a manifest is not a checkpoint. If a file does not
+match the manifest, the checkpoint is damaged and the one before it is used. Only the storage decides which checkpoints
+exist.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read and verified: tensors on the CPU by name, the optimizer's slots, and the counters."""
+    """A verified checkpoint: the weights and the optimizer's slots by name, on the CPU, and the counters."""
 
     folder: str
     weights: dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A copy of the training state on the CPU, as it stood after a step, to be written while training goes on."""
+    """A copy of the training state after a step, on the CPU, to be written while training continues."""
 
     step: int
     weights: dict[str, torch.Tensor]
@@ -64,12 +64,12 @@ def folder_of(step: int) -> str:
 
 
 def save(directory: RunDirectory, snapshot: Snapshot) -> None:
-    """Writes a checkpoint: it counts from the moment that its manifest, the last of its files, lies on the storage.
+    """Writes a checkpoint, which exists once its manifest, written last, is on the storage.
 
-    Raises OSError where the storage fails; what was written till then is no checkpoint.
+    Raises OSError if the storage fails; the files written so far are then not a checkpoint.
     """
     folder = folder_of(snapshot.step)
-    # Where a damaged one is written again, the old manifest must not vouch for a mixture.
+    # If a damaged checkpoint is rewritten, its old manifest must not cover a mixture of files.
     directory.delete(f"{folder}/{MANIFEST}")
     state = json.dumps(snapshot.counters).encode()
     manifest = {
@@ -82,8 +82,10 @@ def save(directory: RunDirectory, snapshot: Snapshot) -> None:
 
 
 def _write_tensors(directory: RunDirectory, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Writes tensors and returns the file's size and sha256. Straight to a file: a copy as bytes would hold up Python,
-    and with it the training loop."""
+    """Writes tensors directly to a file; returns its size and sha256.
+
+    A copy as bytes would block Python, and with it the training loop.
+    """
     with directory.staged(name) as path:
         try:
             safetensors.torch.save_file(tensors, path)
@@ -94,38 +96,38 @@ def _write_tensors(directory: RunDirectory, name: str, tensors: dict[str, torch.
 
 
 def newest_step(directory: RunDirectory) -> int | None:
-    """The step of the newest checkpoint that was committed, whole or damaged since; None where there is none."""
+    """The step of the newest committed checkpoint, damaged or not; None if there is none."""
     complete = _complete(directory)
     return _step_of(complete[-1]) if complete else None
 
 
 def prune(directory: RunDirectory, *, newest: int, keep: int, errors: Mapping[int, float]) -> None:
-    """Deletes what is older than the checkpoint of the step `newest`, but for some that are kept.
+    """Deletes checkpoints older than the one of step `newest`, except the newest `keep` and the best.
 
-    Kept are the newest `keep` and, of those whose validation error `errors` tells, the best. What is newer than
-    `newest` is not touched: it was damaged, or training would have gone on from there.
+    The best has the lowest validation error in `errors`, by step. Checkpoints newer than `newest` stay: they are
+    damaged, or training would have resumed from them.
     """
     complete = [name for name in _complete(directory) if _step_of(name) <= newest]
-    told = [name for name in complete if _step_of(name) in errors]
-    kept = {*complete[-keep:], *sorted(told, key=lambda name: (errors[_step_of(name)], name))[:1]}
+    evaluated = [name for name in complete if _step_of(name) in errors]
+    kept = {*complete[-keep:], *sorted(evaluated, key=lambda name: (errors[_step_of(name)], name))[:1]}
     for name in _folders(directory):
         if _step_of(name) < newest and name not in kept:
-            # The manifest first: a folder half deleted is no checkpoint.
+            # The manifest first, so that a half-deleted folder is not a checkpoint.
             directory.delete(f"{FOLDER}/{name}/{MANIFEST}")
             directory.delete(f"{FOLDER}/{name}")
 
 
 def latest(directory: RunDirectory) -> Checkpoint | None:
-    """The newest undamaged checkpoint of a run, or None where none was completed.
+    """The newest undamaged checkpoint of a run; None if none was completed.
 
-    Raises ValueError where there are checkpoints and all are damaged.
+    Raises ValueError if there are checkpoints and all are damaged.
     """
     damaged = []
     for name in reversed(_folders(directory)):
         try:
             found = read(directory, f"{FOLDER}/{name}")
         except ValueError as error:
-            logger.warning("checkpoint %s is damaged and passed over: %s", directory.child(f"{FOLDER}/{name}"), error)
+            logger.warning("checkpoint %s is damaged and skipped: %s", directory.child(f"{FOLDER}/{name}"), error)
             damaged.append(name)
             continue
         if found is not None:
@@ -133,13 +135,13 @@ def latest(directory: RunDirectory) -> Checkpoint | None:
     if damaged:
         raise ValueError(
             f"all checkpoints under {directory.child(FOLDER)} are damaged ({', '.join(damaged)}); "
-            "restore one from a copy, or start anew under another --execution.name"
+            "restore one from a copy, or start a new run under another --execution.name"
         )
     return None
 
 
 def read(directory: RunDirectory, folder: str) -> Checkpoint | None:
-    """The checkpoint in a folder, or None where it was never completed. Raises ValueError where it is damaged."""
+    """The checkpoint in a folder; None if it was never completed. Raises ValueError if it is damaged."""
     manifest = directory.read_json(f"{folder}/{MANIFEST}")
     if manifest is None:
         return None

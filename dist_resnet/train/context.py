@@ -1,4 +1,4 @@
-"""What travels together through the training of a run on one worker."""
+"""Everything that the parts of the training loop share on one worker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,32 +18,35 @@ Evaluated = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """The run that a worker trains, and who hears of it."""
+    """The run that a worker trains, and the callbacks for its progress."""
 
     recipe: Recipe
     execution: Execution
     worker: Worker
     directory: RunDirectory
     watchdog: Watchdog
-    """Hears of every step and of every try to reach the storage."""
+    """Notified of every step and of every attempt to reach the storage."""
     evaluated: Evaluated | None = None
     """Called with the step and the metrics after each evaluation is recorded."""
     warned: Callable[[], bool] = lambda: False
-    """Whether machines are about to be taken away, the same on every worker, which call it together; a checkpoint is
-    made at once then."""
+    """Whether machines are about to be taken away; then a checkpoint is saved at once. All workers call it together and
+    must get the same answer."""
     observer: Observer = nobody
-    """Told of every record of this worker, whatever its rank."""
+    """Called with every record of this worker, whatever its rank."""
     intervals: Intervals = field(default_factory=Intervals)
     """How often the workers decide together."""
 
     @property
     def patience_seconds(self) -> float:
-        """How long the storage may fail."""
+        """Seconds that the storage may fail."""
         return self.execution.recovery.storage_seconds
 
     def patiently(self, action: Callable[[], T], complaint: str) -> T:
-        """What `action` returns, tried again while the storage fails it; `complaint`: what the run's directory then
-        cannot be, such as "cannot be read". Raises OSError once it has failed for too long."""
+        """The result of `action`, retried while the storage fails.
+
+        `complaint` completes the warning about the run's directory, such as "cannot be read". Raises OSError once the
+        storage has failed for too long.
+        """
         return patiently(
             action,
             what=f"the run's directory {self.directory.uri} {complaint}",

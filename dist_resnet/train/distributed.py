@@ -1,4 +1,4 @@
-"""The gradients of all workers, added up once a step."""
+"""Data parallelism: the gradients of all workers, summed once per step."""
 
 import inspect
 from typing import Any
@@ -9,16 +9,16 @@ import torch.distributed as dist
 from dist_resnet.worker import Worker
 
 _DDP = torch.nn.parallel.DistributedDataParallel
-# Rank 0's buffers are given out before evaluations, not before every forward pass; newer torch renamed the option.
+# Rank 0's buffers are broadcast before evaluations, not before every forward pass; newer torch renamed the option.
 _SYNC_BUFFERS = (
     "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(_DDP).parameters else "broadcast_buffers"
 )
 
 
 def data_parallel(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
-    """The model in DDP, reducing gradients to their sum over the workers; the model itself with one worker.
+    """The model in DDP, which sums gradients over the workers; with one worker, the model itself.
 
-    DDP's own average would weigh workers equally, whatever their share of the ghost batches.
+    DDP's own average would weight all workers equally, however many ghost batches each has.
     """
     if worker.world_size == 1:
         return model

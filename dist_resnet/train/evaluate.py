@@ -20,25 +20,24 @@ def _silent(*_: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """A network, the images that it is evaluated on, and who hears of it. All workers call it together."""
+    """Evaluates a network on a split's images. All workers call it together."""
 
     model: torch.nn.Module
     images: EvaluationImages
     worker: Worker
     report: Callable[[int, int], None] = _silent
-    """Called after each batch with the crop and the number of images that this worker has classified at it."""
+    """Called after each batch with the crop and the number of images this worker has classified at that crop."""
     name_damaged: Callable[[Sequence[Damaged]], None] = _silent
-    """Called on every worker with the damaged images of all, if there are any."""
+    """Called on every worker with the damaged images of all workers, if there are any."""
 
     @torch.no_grad()
     def at_crop(self, crop: int, shorter_side: int, confusion: torch.Tensor | None = None) -> dict[str, float]:
-        """Classifies the center crops of the images with BN's running statistics, in fp32.
+        """The error and loss of the images' center crops, classified with BN's running statistics in fp32.
 
-        Every worker gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5 is top-k of
-        all classes where there are fewer) and `images`. `confusion`, int64 [classes, classes] of zeros on the worker's
-        device, becomes the count of images by label and by the class they were taken for. An image that cannot be
-        decoded counts as an error, has no loss and is taken for nothing. Raises TooDamagedError, on every worker, if
-        none can be decoded.
+        Every worker gets the same `loss` (mean cross-entropy), `top1_error`, `top5_error` (fractions; top-5 counts all
+        classes if there are fewer than 5) and `images`. `confusion`, int64 [classes, classes] of zeros on the worker's
+        device, becomes the number of images by label and predicted class. An image that cannot be decoded counts as an
+        error, but not in loss or confusion. Raises TooDamagedError, on every worker, if none can be decoded.
         """
         self.model.eval()
         totals = torch.zeros(5, dtype=torch.float64, device=self.worker.device)
@@ -47,39 +46,39 @@ class Evaluator:
             logits = self.model(batch.images)
             losses = F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            whole = batch.weights > 0
-            hits = (best == batch.labels[:, None]) & whole[:, None]
+            decoded = batch.weights > 0
+            hits = (best == batch.labels[:, None]) & decoded[:, None]
             totals += torch.stack(
                 (
                     losses.sum().double(),
                     (~hits[:, 0]).sum().double(),
                     (~hits.any(dim=1)).sum().double(),
                     hits.new_tensor(len(hits), dtype=torch.float64),
-                    whole.sum().double(),
+                    decoded.sum().double(),
                 )
             )
             if confusion is not None:
-                places = (batch.labels * confusion.shape[1] + best[:, 0])[whole]
-                confusion.view(-1).add_(torch.bincount(places, minlength=confusion.numel()))
+                entries = (batch.labels * confusion.shape[1] + best[:, 0])[decoded]
+                confusion.view(-1).add_(torch.bincount(entries, minlength=confusion.numel()))
             done += len(hits)
             damaged += batch.damaged
             self.report(crop, done)
         if confusion is not None:
             self.worker.sum(confusion)
-        loss, top1, top5, images, whole = self.worker.sum(totals).tolist()
-        if whole < images:
+        loss, top1, top5, images, num_decoded = self.worker.sum(totals).tolist()
+        if num_decoded < images:
             of_all = self.worker.gather(damaged)
             self.name_damaged(of_all)
-            if not whole:
+            if not num_decoded:
                 raise TooDamagedError(
                     f"none of the {images:.0f} validation images can be decoded, the first is {of_all[0]}; give others"
                 )
-        return {"loss": loss / whole, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
+        return {"loss": loss / num_decoded, "top1_error": top1 / images, "top5_error": top5 / images, "images": images}
 
     def at_crops(self, evaluation: Evaluation, confusion: torch.Tensor | None = None) -> dict[str, float]:
-        """Evaluates at every crop: `val/loss`, `val/top1_error`, `val/top5_error` at the first, the same keys with the
-        crop appended, as in `val/top1_error_320px`, at the others. `confusion` is that of the first, and damaged
-        images are named there."""
+        """The metrics at every crop: `val/loss`, `val/top1_error`, `val/top5_error` at the first, and the same keys
+        with a suffix, as in `val/top1_error_320px`, at the others. `confusion` and the damaged images are those of the
+        first crop."""
         (crop, side), *others = zip(evaluation.crops, evaluation.shorter_sides, strict=True)
         metrics = _keyed(self.at_crop(crop, side, confusion), "")
         quiet = dataclasses.replace(self, name_damaged=_silent)

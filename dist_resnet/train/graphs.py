@@ -1,6 +1,6 @@
-"""CUDA graphs: the work of a ghost batch recorded once and replayed, so that small networks do not wait for launches.
+"""CUDA graphs: a ghost batch's work is recorded once and replayed, so that small networks do not wait for launches.
 
-Nothing here runs on the CPU. A replay runs the kernels that the recorded calls launched, on the same addresses.
+For GPUs only. A replay runs the recorded kernels on the same addresses.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import torch
 # Forward and backward pass of one ghost batch: (images, labels, weights) -> float64 [3], adding to the gradients.
 Pass = Callable[..., torch.Tensor]
 
-# Libraries choose their algorithms and allocate their workspaces in the first passes, which must not be recorded.
+# In the first passes, libraries choose algorithms and allocate workspaces, which must not be recorded.
 _WARM_UPS = 3
 
 
 class GraphedPass:
-    """A pass over one ghost batch as a CUDA graph, recorded when it is made; recording changes no numbers.
+    """A pass over one ghost batch as a CUDA graph, recorded on construction; recording changes no numbers.
 
-    Every call brings images of the shape and memory format of the first. Gradients must keep their addresses: zero
-    them with `set_to_none=False`. Masks drawn within follow the seed that is set ahead of each call.
+    Every call needs images of the same shape and memory format. Gradients must keep their addresses: zero them with
+    `set_to_none=False`. Dropout masks follow the seed set before each call.
     """
 
     def __init__(self, run: Pass, *inputs: torch.Tensor) -> None:
@@ -36,7 +36,7 @@ class GraphedPass:
 
 
 def warm_up(run: Pass, *inputs: torch.Tensor) -> None:
-    """Runs a pass on a stream of its own, ahead of recording; what it adds to gradients is the caller's to undo."""
+    """Runs a pass on a separate stream before recording; the caller must zero the gradients that it adds."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,6 +1,6 @@
-"""The training loop: from a recipe and its images to a trained model on storage, resuming wherever it was stopped.
+"""The training loop: trains a recipe's model on its images and resumes wherever the run was stopped.
 
-It knows neither Ray nor MLflow. Every worker runs it; rank 0 also writes the journal and the checkpoints.
+It uses neither Ray nor MLflow. Every worker runs it; rank 0 also writes the journal and the checkpoints.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import configure_backend, loss_scaler
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.resume import resume
-from dist_resnet.train.run_images import Show
+from dist_resnet.train.run_images import RunImages
 from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
@@ -41,15 +41,14 @@ _SECONDS_BETWEEN_EVALUATION_EVENTS = 5.0
 
 
 class StopRequestedError(Exception):
-    """The run was asked to stop; its state is handed over for a checkpoint."""
+    """The run was asked to stop; a checkpoint of its state is being written."""
 
 
 def train(context: RunContext, training: TrainingImages, validation: EvaluationImages) -> None:
     """Trains to the recipe's end, from the newest checkpoint in the run's directory if there is one.
 
-    The journal ends with `Finished`, with `Diverged`, with `TooDamaged`, or with `Stopped` where `stop.request` asked
-    for it. Raises OSError once the storage has failed for longer than the execution allows, and ValueError where there
-    are checkpoints and none is whole.
+    The journal ends with `Finished`, `Diverged`, `TooDamaged` or, after `stop.request`, `Stopped`. Raises OSError once
+    the storage has failed for longer than the execution allows, ValueError if all checkpoints are damaged.
     """
     session = Session(context, training, validation)
     try:
@@ -67,7 +66,7 @@ def train(context: RunContext, training: TrainingImages, validation: EvaluationI
 
 
 class Session:
-    """One start of the training loop on one worker, from where the run stands to its end."""
+    """One start of the training loop on one worker, from the newest checkpoint to the end."""
 
     def __init__(self, context: RunContext, training: TrainingImages, validation: EvaluationImages) -> None:
         recipe, execution, worker, directory = context.recipe, context.execution, context.worker, context.directory
@@ -76,8 +75,8 @@ class Session:
         self._total = num_steps(recipe.epochs, training.steps_per_epoch)
         self._evaluate_every = max(1, round(recipe.evaluation.every_epochs * training.steps_per_epoch))
         self._metrics: dict[str, float] = {}
-        self._told_at = 0.0
-        self._begun = time.time()
+        self._reported_at = 0.0
+        self._entered_at = time.time()
 
         self._state = create_state(recipe, execution, worker)
         self._step = TrainStep(recipe, execution, worker, self._state)
@@ -89,7 +88,7 @@ class Session:
         earlier = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
         self._damage = DamageRecord(
-            worker, self._journal, images=training.num_images, share=execution.max_damaged_fraction, records=earlier
+            worker, self._journal, images=training.num_images, fraction=execution.max_damaged_fraction, records=earlier
         )
         self._evaluator = Evaluator(
             model=self._state.model,
@@ -98,7 +97,7 @@ class Session:
             report=self._report_evaluation,
             name_damaged=self._damage.name_validation,
         )
-        self._system, self._show = System(worker.device), Show.of_rank(worker.rank, directory)
+        self._system, self._run_images = System(worker.device), RunImages.of_rank(worker.rank, directory)
         self._writer = self._checkpoint_writer(earlier) if worker.rank == 0 else None
         self._stop_watch = StopWatch(directory) if worker.rank == 0 else None
         self._agreement = Agreement(
@@ -115,17 +114,17 @@ class Session:
         return self._state.step
 
     def run(self) -> None:
-        """Takes every step that is left. Raises DivergedError, and StopRequestedError where it was asked to stop."""
-        self._journal.event(self._beginning())
-        # A run stopped in the middle of an evaluation left the checkpoint from just before it.
+        """Takes the remaining steps. Raises DivergedError, TooDamagedError, and StopRequestedError after a request."""
+        self._journal.event(self._session_record())
+        # A run that stopped during an evaluation resumes from the checkpoint before it.
         if self._is_evaluated():
             self._evaluate()
         for epoch, first_step, last_step in _epochs(self._state.step, self._total, self._training.steps_per_epoch):
             self._train_epoch(epoch, first_step, last_step)
-        self.end(self._outcome())
+        self.end(self._finished_record())
 
     def end(self, ending: records.Ending) -> None:
-        """Commits what is left to be written, and the ending as the journal's last record."""
+        """Commits pending checkpoints and records, with the ending as the journal's last record."""
         if self._writer:
             self._writer.wait(self._context.watchdog.alive)
         self._journal.event(ending)
@@ -145,7 +144,7 @@ class Session:
         for ghost_batches, data_seconds in _timed(itertools.islice(batches, last_step - first_step)):
             # Forward and backward over this worker's ghost batches, one reduction, one update.
             if state.step == 0:
-                self._show.augmented_batch(ghost_batches[0].images, recipe.data.dataset)
+                self._run_images.augmented_batch(ghost_batches[0].images, recipe.data.dataset)
             rate = learning_rate(recipe.schedule, state.step, self._total)
             totals = self._step(ghost_batches, rate)
             self._context.watchdog.alive()
@@ -154,7 +153,7 @@ class Session:
                 state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
             )
 
-            # Record every step's numbers, a block at a time, and all of them before a checkpoint.
+            # Record every step's numbers in blocks, always before a checkpoint.
             decision = self._agreement.after_step()
             scheduled = self._is_evaluated() or state.step % execution.checkpoints.every == 0
             saved = scheduled or decision.save or decision.stop
@@ -163,7 +162,7 @@ class Session:
                     self._damage.report(state.step)
                 self._journal.metrics(state.step, self._system.sample())
 
-            # Save before evaluating: an evaluation can be repeated, steps should not be.
+            # Save before evaluating: repeating an evaluation is cheaper than repeating steps.
             if saved:
                 self._save()
             if decision.stop:
@@ -175,12 +174,12 @@ class Session:
         batches.close()
 
     def _is_evaluated(self) -> bool:
-        """Whether the step just taken is followed by an evaluation."""
+        """Whether an evaluation follows the last step."""
         step = self._state.step
         return step == self._total or (step > 0 and step % self._evaluate_every == 0)
 
     def _save(self) -> None:
-        """Hands a copy of the state over to be written."""
+        """Hands a copy of the state to the writer."""
         self._agreement.saved()
         if self._writer:
             self._journal.metrics(self._state.step, {"time/checkpoint_seconds": self._writer.save(self._state)})
@@ -197,12 +196,12 @@ class Session:
 
     def _evaluate(self) -> None:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         self._worker.broadcast_buffers(self._state.model)
         classes = self._recipe.model.num_classes
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self._worker.device)
         self._metrics = self._evaluator.at_crops(self._recipe.evaluation, confusion)
-        self._show.confusion(confusion)
+        self._run_images.confusion(confusion)
         self._journal.metrics(self._state.step, self._metrics)
         self._journal.flush()
         if self._writer:
@@ -211,16 +210,15 @@ class Session:
             self._context.evaluated(self._state.step, self._metrics)
 
     def _report_evaluation(self, crop: int, images: int) -> None:
-        """Lets a long evaluation show how far it is, and that it goes on."""
+        """Records the progress of a long evaluation and keeps the watchdog quiet."""
         self._context.watchdog.alive()
-        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_EVALUATION_EVENTS:
+            self._reported_at = time.monotonic()
             share = self._validation.num_images // self._worker.world_size
-            told = records.Evaluating(step=self._state.step, crop=crop, images=images, share=share)
-            self._journal.event(told)
+            self._journal.event(records.Evaluating(step=self._state.step, crop=crop, images=images, share=share))
 
-    def _beginning(self) -> records.Session:
-        """What the journal says of this session: its length, workers and hardware, precision and commit."""
+    def _session_record(self) -> records.Session:
+        """This session's length, workers, hardware, precision and commit."""
         device = self._worker.device
         cuda = device.type == "cuda"
         return records.Session(
@@ -229,14 +227,14 @@ class Session:
             steps_per_epoch=self._training.steps_per_epoch,
             global_batch=self._recipe.global_batch,
             world_size=self._worker.world_size,
-            begun=self._begun,
+            begun=self._entered_at,
             precision=self._execution.precision,
             commit=provenance.commit(),
             device=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
         )
 
-    def _outcome(self) -> records.Finished:
-        """What rank 0's journal says of the finished run, once its last checkpoint is committed."""
+    def _finished_record(self) -> records.Finished:
+        """The finished run's results, once its last checkpoint is committed; empty on ranks other than 0."""
         if not self._writer:
             return records.Finished()
         self._writer.wait(self._context.watchdog.alive)
@@ -259,7 +257,7 @@ class Session:
 def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainState:
     """The state before the first step: weights drawn from the recipe's seed, the same on every worker.
 
-    Settles torch's own settings for the execution too, so that training, evaluation and measuring share them.
+    Also applies the execution's settings to torch, so that training, evaluation and benchmarks share them.
     """
     configure_backend(execution)
     torch.manual_seed(recipe.seed)
@@ -275,7 +273,7 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
 
 
 def _epochs(step: int, total: int, steps_per_epoch: int) -> Iterator[tuple[int, int, int]]:
-    """(epoch, first step, last step + 1), the steps counted within the epoch, for every epoch with steps left."""
+    """(epoch, first step, last step + 1) of every epoch with steps left; steps count within the epoch."""
     while step < total:
         epoch, first = divmod(step, steps_per_epoch)
         last = min(steps_per_epoch, total - epoch * steps_per_epoch)
@@ -284,8 +282,8 @@ def _epochs(step: int, total: int, steps_per_epoch: int) -> Iterator[tuple[int, 
 
 
 def _timed(batches: Iterator) -> Iterator[tuple[list, float]]:
-    """Each item with the seconds that were spent waiting for it."""
-    asked = time.perf_counter()
+    """Each item with the seconds spent waiting for it."""
+    start = time.perf_counter()
     for batch in batches:
-        yield batch, time.perf_counter() - asked
-        asked = time.perf_counter()
+        yield batch, time.perf_counter() - start
+        start = time.perf_counter()

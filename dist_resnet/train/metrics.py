@@ -1,8 +1,9 @@
-"""Every step's numbers, gathered on the device and recorded a block at a time."""
+"""Every step's metrics, collected on the device and recorded in blocks."""
 
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -11,11 +12,11 @@ from dist_resnet.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-_TOO_LARGE_A_SHARE = 0.2
+_INPUT_BOUND_FRACTION = 0.2
 
 
 class DivergedError(Exception):
-    """The training loss is no longer a finite number."""
+    """The training loss is no longer finite."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the training loss is {loss} after step {step}")
@@ -23,25 +24,35 @@ class DivergedError(Exception):
 
 
 class StepMeter:
-    """Collects what each step gave, without making the device wait, until `flush` records it."""
+    """Collects each step's metrics, without making the device wait, until `flush` records them.
 
-    def __init__(self, worker: Worker, run: Recorder, *, input_watch_seconds: float = 60.0) -> None:
-        self._worker, self._run = worker, run
+    Logs once if training is input-bound over `input_watch_seconds`. `clock` returns seconds.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        recorder: Recorder,
+        *,
+        input_watch_seconds: float = 60.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._worker, self._recorder, self._clock = worker, recorder, clock
         self._steps: list[tuple[int, dict[str, float]]] = []
         self._totals: list[torch.Tensor] = []
         self._images, self._expected = 0, 0
         self._seconds = 0.0
         self._input = _InputWatch(input_watch_seconds)
-        self._since = time.perf_counter()
+        self._since = clock()
 
     def start(self) -> None:
-        """The next step's time counts from here."""
-        self._since = time.perf_counter()
+        """Starts the next step's time now."""
+        self._since = self._clock()
 
     def add(self, step: int, totals: torch.Tensor, *, images: int, learning_rate: float, data_seconds: float) -> None:
-        """Adds a finished step: its totals float64 [3] of this worker (losses, errors, images), the images of the
-        global batch, its learning rate and the seconds spent waiting for data."""
-        now = time.perf_counter()
+        """Adds a finished step: this worker's totals float64 [3] (losses, errors, images), the images of the global
+        batch, the learning rate and the seconds spent waiting for data."""
+        now = self._clock()
         seconds, self._since = now - self._since, now
         self._totals.append(totals)
         self._images += images
@@ -59,7 +70,7 @@ class StepMeter:
     def flush(self) -> int:
         """Records the steps added since the last call; all workers call it together.
 
-        Returns how many images of theirs, on all workers, were damaged. Raises DivergedError, after recording, on
+        Returns the number of damaged images in these steps, on all workers. Raises DivergedError, after recording, for
         the first loss that is not finite.
         """
         diverged, counted = None, 0.0
@@ -68,7 +79,7 @@ class StepMeter:
             for (step, values), (loss, errors, images) in zip(self._steps, totals, strict=True):
                 counted += images
                 means = {"train/loss": loss / max(images, 1), "train/top1_error": errors / max(images, 1)}
-                self._run.metrics(step, means | values)
+                self._recorder.metrics(step, means | values)
                 if diverged is None and not math.isfinite(loss):
                     diverged = DivergedError(step, loss)
         expected, self._expected = self._expected, 0
@@ -80,30 +91,30 @@ class StepMeter:
 
     @property
     def images_per_second(self) -> float:
-        """Images trained on over the seconds of the steps, since the meter was made."""
+        """Images per second of step time, since the meter was created."""
         return self._images / self._seconds if self._seconds else 0.0
 
 
 class _InputWatch:
-    """Says once, in the log, when steps wait for images."""
+    """Logs once if training is input-bound."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._waited, self._spent = 0.0, 0.0
-        self._has_told = False
+        self._has_warned = False
 
     def add(self, data_seconds: float, step_seconds: float) -> None:
-        """Adds a step of which so much was spent waiting for data."""
+        """Adds a step's time and its part spent waiting for data."""
         self._waited += data_seconds
         self._spent += step_seconds
         if self._spent < self._seconds:
             return
-        share, self._waited, self._spent = self._waited / self._spent, 0.0, 0.0
-        if share > _TOO_LARGE_A_SHARE and not self._has_told:
-            self._has_told = True
+        fraction, self._waited, self._spent = self._waited / self._spent, 0.0, 0.0
+        if fraction > _INPUT_BOUND_FRACTION and not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "the input limits this run: %.0f %% of the last minute went into waiting for images; give "
-                "each worker more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode-on gpu), "
-                "or shrink the images (jobs/prepare_imagenet.py --shorter-side)",
-                100 * share,
+                "training is input-bound: %.0f %% of the last minute was spent waiting for images; give each worker "
+                "more cores (--execution.cpus-per-worker), decode on the GPU (--execution.decode-on gpu), or shrink "
+                "the images (jobs/prepare_imagenet.py --shorter-side)",
+                100 * fraction,
             )

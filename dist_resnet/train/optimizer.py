@@ -11,8 +11,8 @@ def build_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim
     """SGD over parameters that decay and parameters that do not. The learning rate is set at every step.
 
     Weights of convolutions and classifier decay; BN's scale and shift and the classifier's bias only under
-    `decay_norm_and_bias`; the biases of gates never, since decay alone would take them from -6 to -0.24 within half of
-    the paper's iterations and open gates whose initial bias Table 1 compares.
+    `decay_norm_and_bias`; the biases of gates never: decay alone would take them from -6 to -0.24 within half of the
+    paper's iterations and open the gates, whose initial bias Table 1 compares.
     """
     gates = {id(module.bias) for module in model.modules() if isinstance(module, torch.nn.Conv2d)}
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
@@ -36,12 +36,12 @@ _SLOTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {torch.optim.SGD: fr
 
 
 def check_slots(optimizer: torch.optim.Optimizer, slots: Iterable[str]) -> None:
-    """Raises ValueError where one of these slots is not what the optimizer keeps for its parameters."""
+    """Raises ValueError if the optimizer does not keep one of these slots for its parameters."""
     known = _SLOTS.get(type(optimizer), frozenset())
     if unknown := sorted(set(slots) - known):
         raise ValueError(
-            f"{type(optimizer).__name__} keeps {', '.join(sorted(known)) or 'nothing that is known'} for each "
-            f"parameter, not {', '.join(unknown)}: it is another optimizer's state"
+            f"{type(optimizer).__name__} keeps {', '.join(sorted(known)) or 'no known state'} for each parameter, not "
+            f"{', '.join(unknown)}: the state belongs to another optimizer"
         )
 
 

@@ -13,9 +13,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(execution: Execution) -> None:
-    """Raises ValueError if the execution's device, settled by now, cannot train at its precision; warns if it is slow.
+    """Raises ValueError if the execution's device cannot train at its precision; warns if it is slow.
 
-    The warning is about this machine's CPU, which stands for those of a cluster.
+    The device must be settled. The warning is about this machine's CPU, assumed to be that of the cluster's machines.
     """
     if execution.device != "cpu":
         return
@@ -31,19 +31,19 @@ def check_precision(execution: Execution) -> None:
 
 
 def configure_backend(execution: Execution) -> None:
-    """Chooses cuDNN's algorithms, the same every time or the fastest measured, and whether GPUs round fp32 to TF32."""
+    """Chooses cuDNN's algorithms (deterministic, or the fastest measured) and whether GPUs round fp32 to TF32."""
     torch.backends.cudnn.deterministic = execution.performance.deterministic
     torch.backends.cudnn.benchmark = not execution.performance.deterministic
-    # Both explicitly: by default torch lets cuDNN's convolutions round and cuBLAS's products not.
+    # Set both: by default, torch rounds in cuDNN's convolutions but not in cuBLAS's matrix products.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = execution.precision == "tf32"
 
 
 def autocast(execution: Execution, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context under which the model and the loss are computed."""
+    """The context in which the model and the loss are computed."""
     dtype = _AUTOCAST.get(execution.precision)
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
 def loss_scaler(execution: Execution, device: torch.device) -> torch.amp.GradScaler:
-    """The scaler of fp16's gradients; it passes everything through at other precisions."""
+    """The scaler of fp16 gradients; disabled at other precisions."""
     return torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")

@@ -1,8 +1,7 @@
-"""Recomputation: residual units keep only their input, and are computed again when the backward pass needs them.
+"""Recomputation: residual units keep only their input and are computed again in the backward pass.
 
-Of each unit only its input stays in memory, so activations grow by one tensor a unit and not by some ten, and a step
-costs one more forward pass of the units. Numbers stay as they are: the second forward pass is the first one's, with
-the dropout mask of the first, and leaves BN's running statistics alone.
+Activations grow by one tensor per unit instead of about ten, and a step costs one more forward pass of the units. The
+numbers do not change: the second forward pass uses the same dropout mask and does not update BN's running statistics.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from dist_resnet.model.resnet import ResNet
 
 
 def recompute_units(network: ResNet) -> None:
-    """Makes every residual unit of a network recompute itself; the names of its weights stay."""
+    """Makes every residual unit of a network recompute itself; the names of its weights do not change."""
     for unit in network.units:
         unit.forward = functools.partial(_recomputed, unit.forward, unit.shortcut.draws_masks)
 
@@ -25,15 +24,15 @@ def recompute_units(network: ResNet) -> None:
 def _recomputed(forward: Callable[[Tensor], Tensor], draws: bool, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x)
-    # The generator's state is kept and put back around the second pass only where a mask is drawn: that costs time.
+    # Saving and restoring the generator's state costs time, so only for units that draw a mask.
     return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=draws)
 
 
 @contextlib.contextmanager
 def held_statistics(norms: Sequence[torch.nn.BatchNorm2d]) -> Generator[None]:
-    """Within the block, such as a backward pass, forward passes leave BN's running statistics as they are.
+    """Within the block, such as a backward pass, forward passes do not update BN's running statistics.
 
-    The forward pass must still be given them: the tensors that it saves are compared with those of the first pass.
+    The forward pass still needs them: torch compares the tensors that it saves with those of the first pass.
     """
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Where a start of the training loop takes over: the newest whole checkpoint, the same one on every worker."""
+"""Resuming: every worker loads the same newest undamaged checkpoint."""
 
 import logging
 import time
@@ -13,15 +13,15 @@ from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# What rank 0 says in place of a step: there is no checkpoint, or the storage does not tell.
+# Sent by rank 0 in place of a step: there is no checkpoint, or the storage fails.
 _NONE, _UNKNOWN = -1, -2
 
 
 def resume(state: TrainState, context: RunContext, *, pause_seconds: float = 5.0) -> None:
-    """Puts the newest whole checkpoint of a run, if there is any, into the state; all workers call it together.
+    """Loads the newest undamaged checkpoint of a run, if there is one, into the state; all workers call it together.
 
-    Rank 0 says which one it is, and while the storage fails it that it is still trying. Raises OSError once it has
-    failed for too long, and ValueError as `newest_checkpoint` does.
+    Rank 0 chooses it and, while the storage fails, lets the others wait. Raises OSError once the storage has failed for
+    too long, ValueError as `newest_checkpoint` does.
     """
     found, step = _agree(context, pause_seconds)
     if step == _NONE:
@@ -32,19 +32,19 @@ def resume(state: TrainState, context: RunContext, *, pause_seconds: float = 5.0
 
 
 def newest_checkpoint(directory: RunDirectory) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None where none was ever committed.
+    """The newest undamaged checkpoint of a run; None if none was ever committed.
 
-    Raises ValueError where all are damaged or gone, for a run shall not silently begin anew, and OSError where the
+    Raises ValueError if all are damaged or gone, because a run never restarts from scratch silently; OSError if the
     storage fails.
     """
     directory.check_present()
     found = checkpoint.latest(directory)
     if found is None:
-        told = [told.step for told in read_journal(directory) if isinstance(told, records.Checkpoint)]
-        if told:
+        steps = [record.step for record in read_journal(directory) if isinstance(record, records.Checkpoint)]
+        if steps:
             raise ValueError(
-                f"the journal of {directory.uri} tells of a checkpoint after step {told[-1]}, but there is none under "
-                f"{checkpoint.FOLDER}; restore it from a copy, or start anew under another --execution.name"
+                f"the journal of {directory.uri} records a checkpoint after step {steps[-1]}, but there is none under "
+                f"{checkpoint.FOLDER}; restore it from a copy, or start a new run under another --execution.name"
             )
     return found
 
@@ -62,7 +62,7 @@ def _agree(context: RunContext, pause_seconds: float) -> tuple[Checkpoint | None
             except OSError as error:
                 if failing_since is None:
                     failing_since = time.monotonic()
-                    logger.warning("the run's directory %s cannot be read (%s); trying again", directory.uri, error)
+                    logger.warning("the run's directory %s cannot be read (%s); retrying", directory.uri, error)
                 if time.monotonic() - failing_since > context.patience_seconds:
                     raise
                 time.sleep(pause_seconds)
@@ -73,8 +73,10 @@ def _agree(context: RunContext, pause_seconds: float) -> tuple[Checkpoint | None
 
 
 def _read_step(directory: RunDirectory, step: int) -> Checkpoint:
-    """The checkpoint of a step that rank 0 has seen. Raises FileNotFoundError where it cannot be seen from here."""
+    """The checkpoint of a step that rank 0 has found. Raises FileNotFoundError if this machine does not see it."""
     found = checkpoint.read(directory, checkpoint.folder_of(step))
     if found is None:
-        raise FileNotFoundError(f"{directory.child(checkpoint.folder_of(step))} is not seen on this machine")
+        raise FileNotFoundError(
+            f"this machine does not see {directory.child(checkpoint.folder_of(step))}; mount the storage on every node"
+        )
     return found

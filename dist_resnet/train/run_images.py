@@ -1,4 +1,4 @@
-"""What people would rather look at than read: files beside the journal, which nothing else depends on."""
+"""Files for people to look at, next to the journal; training does not depend on them."""
 
 import io
 import logging
@@ -19,24 +19,24 @@ _MOST_IMAGES = 32
 _COLUMNS, _GAP = 8, 2
 
 
-class Show:
-    """Writes files for people; on ranks other than 0 it writes nothing, and a storage that fails costs a warning."""
+class RunImages:
+    """Writes these files, on rank 0 only; if the storage fails, logs a warning."""
 
     def __init__(self, directory: RunDirectory | None) -> None:
         self._directory = directory
 
     @classmethod
     def of_rank(cls, rank: int, directory: RunDirectory) -> Self:
-        """What one rank shows: rank 0 all, the others nothing."""
+        """The writer of one rank; ranks other than 0 write nothing."""
         return cls(directory if rank == 0 else None)
 
     def augmented_batch(self, images: torch.Tensor, dataset: str) -> None:
-        """Shows the first images, float32 [N, 3, H, W], as the network sees them."""
+        """Writes the first images, float32 [N, 3, H, W], as the network sees them."""
         if self._directory is not None:
             self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_IMAGES], DATASETS[dataset])))
 
     def confusion(self, counts: torch.Tensor) -> None:
-        """Keeps how many images of each class were taken for which: int64 [classes, classes]."""
+        """Writes the number of images by label and predicted class: int64 [classes, classes]."""
         if self._directory is not None:
             buffer = io.BytesIO()
             np.save(buffer, counts.cpu().numpy(), allow_pickle=False)
@@ -58,8 +58,8 @@ def contact_sheet(images: np.ndarray) -> bytes:
     rows = -(-num // columns)
     sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
     for number, image in enumerate(images):
-        place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
-        sheet.paste(Image.fromarray(image), place)
+        corner = (number % columns * (width + _GAP), number // columns * (height + _GAP))
+        sheet.paste(Image.fromarray(image), corner)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -6,7 +6,7 @@ from dist_resnet.recipe import Schedule
 
 
 def num_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps of a run of so many epochs, at least one."""
+    """Optimizer steps of a run of this many epochs, at least one."""
     return max(1, round(epochs * steps_per_epoch))
 
 
@@ -25,7 +25,7 @@ def learning_rate(schedule: Schedule, step: int, total: int) -> float:
 
 
 def _share(schedule: Schedule, step: int, total: int) -> float:
-    """The learning rate over the full one."""
+    """The learning rate as a fraction of the full one."""
     warmup_steps = round(schedule.warmup * total)
     if step < warmup_steps:
         ramp = step / warmup_steps if schedule.warmup_kind == "linear" else 0.0

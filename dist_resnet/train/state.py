@@ -1,6 +1,6 @@
-"""Everything that a resume needs: weights, BN statistics, the optimizer's state, loss scale and the steps done.
+"""Everything that a resume needs: weights, BN statistics, the optimizer's state, loss scale and step count.
 
-Order and augmentation are pure functions of the step, so no generator's state belongs here.
+Order and augmentation are pure functions of the step, so no random generator's state is needed.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 from dist_resnet.train.optimizer import check_slots
 
-# As checkpoints of the first release call SGD's slot.
+# The name of SGD's slot in checkpoints of the first release.
 _OLD_SLOTS = {"momentum": "momentum_buffer"}
 
 
@@ -28,9 +28,9 @@ class TrainState:
         return {name: _portable(tensor) for name, tensor in self.model.state_dict().items()}
 
     def slots(self) -> dict[str, torch.Tensor]:
-        """What the optimizer keeps by `<slot>.<parameter>`, such as `momentum_buffer.head.classifier.weight`.
+        """The optimizer's state by `<slot>.<parameter>`, such as `momentum_buffer.head.classifier.weight`.
 
-        Empty before the first step. Raises ValueError for a slot that `load` would not put back.
+        Empty before the first step. Raises ValueError for a slot that `load` would not restore.
         """
         tensors = {}
         for name, parameter in self.model.named_parameters():
@@ -45,22 +45,22 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Any], slots: dict[str, Any], counters: dict[str, Any]) -> None:
-        """Puts back what the three methods above gave, keeping device and memory format.
+        """Restores what the three methods above returned, keeping device and memory format.
 
-        Raises ValueError where the tensors are not those of this model and this optimizer.
+        Raises ValueError if the tensors do not match this model and this optimizer.
         """
         try:
             self.model.load_state_dict(weights, strict=True)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint holds another model: {str(error).splitlines()[-1].strip()}") from error
+            raise ValueError(f"the checkpoint is of another model: {str(error).splitlines()[-1].strip()}") from error
         parameters = dict(self.model.named_parameters())
         for key, value in slots.items():
             slot, _, name = key.partition(".")
             slot = _OLD_SLOTS.get(slot, slot)
             check_slots(self.optimizer, [slot])
-            # A scalar, such as a count of steps, is kept beside the tensors of a parameter's shape.
+            # Slots have the parameter's shape or are scalars, such as a step count.
             if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
-                raise ValueError(f"the checkpoint's {key} of shape {tuple(value.shape)} belongs to no parameter here")
+                raise ValueError(f"the checkpoint's {key} of shape {tuple(value.shape)} matches no parameter")
             like = (
                 torch.empty_like(parameters[name])
                 if value.ndim

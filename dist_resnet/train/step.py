@@ -20,17 +20,17 @@ from dist_resnet.worker import Worker
 
 
 class TrainStep:
-    """Takes optimizer steps: BN per ghost batch, gradients reduced over the workers once a step.
+    """Takes optimizer steps: BN per ghost batch, gradients reduced over the workers once per step.
 
-    The loss is the mean over the global batch, so a step does not depend on how many workers share it, up to the
-    order of floating-point sums. BN's running statistics follow ghost batch 0, which is rank 0's.
+    The loss is the mean over the global batch, so a step does not depend on the number of workers, except for the order
+    of floating-point sums. BN's running statistics follow ghost batch 0, which is rank 0's.
     """
 
     def __init__(self, recipe: Recipe, execution: Execution, worker: Worker, state: TrainState) -> None:
         self._recipe, self._execution, self._worker, self._state = recipe, execution, worker, state
         self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self._parallel = data_parallel(state.model, worker)
-        # One for ghost batch 0, which changes BN's running statistics, and one for the others; made in the first step.
+        # One for ghost batch 0, which updates BN's running statistics, one for the others; recorded in the first step.
         self._graphs: dict[bool, GraphedPass] = {}
         self._settle_buckets()
 
@@ -38,7 +38,7 @@ class TrainStep:
         """Takes the step numbered `state.step` and counts it.
 
         `batches` are this worker's ghost batches in rising order. Returns this worker's float64 [3] on the device:
-        the sum of the losses, the number of top-1 errors, the number of images, all but those of weight 0.
+        the sum of losses, the number of top-1 errors and the number of images, without images of weight 0.
         """
         state = self._state
         state.model.train()
@@ -69,14 +69,14 @@ class TrainStep:
             losses = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing, reduction="none")
         total = (losses * weights).sum()
         with held_statistics(self._norms) if self._execution.performance.recompute else contextlib.nullcontext():
-            # By all images of a step, so that a damaged one does not change the weight of the others.
+            # Divided by all images, so that a damaged one does not change the weight of the others.
             self._state.scaler.scale(total / recipe.global_batch).backward()
         errors = ((logits.argmax(dim=1) != labels) * weights).sum()
         return torch.stack((total.detach().double(), errors.double(), weights.sum().double()))
 
     def _settle_buckets(self) -> None:
-        """DDP orders its reduction buckets anew after its first backward pass: a discarded one on blank images
-        lets every step, also the first after a resume, add gradients up in the same order."""
+        """Runs a discarded backward pass on blank images: DDP reorders its reduction buckets after the first one, so
+        every step, also the first after a resume, sums gradients in the same order."""
         if self._worker.world_size == 1:
             return
         recipe, device = self._recipe, self._worker.device
@@ -107,7 +107,7 @@ class TrainStep:
 
     @contextlib.contextmanager
     def _running_statistics(self, kept: bool) -> Iterator[None]:
-        """BN's running statistics take in the images of the block only if `kept`."""
+        """Within the block, BN's running statistics are updated only if `kept`."""
         for norm in self._norms:
             norm.track_running_stats = kept
         try:
@@ -117,12 +117,12 @@ class TrainStep:
                 norm.track_running_stats = True
 
     def _reduction(self, reduce: bool) -> contextlib.AbstractContextManager:
-        """Gradients are reduced over the workers at the end of the block only if `reduce`."""
+        """Within the block, gradients are reduced over the workers only if `reduce`."""
         if reduce or self._worker.world_size == 1:
             return contextlib.nullcontext()
         return self._parallel.no_sync()  # pyrefly: ignore
 
 
 def _dropout_seed(seed: int, step: int, ghost: int) -> int:
-    """Dropout masks are a pure function of (seed, step, ghost batch), like everything random."""
+    """The seed of a ghost batch's dropout masks, a pure function of (seed, step, ghost batch)."""
     return int(np.random.SeedSequence((seed, step, ghost)).generate_state(1, np.uint64)[0] >> np.uint64(1))

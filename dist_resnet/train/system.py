@@ -1,4 +1,4 @@
-"""How busy rank 0's machine is, under the names that MLflow's own page of system metrics knows."""
+"""The load of rank 0's machine, under the metric names that MLflow's system-metrics page shows."""
 
 import time
 
@@ -9,16 +9,16 @@ _MEGABYTE = 1 << 20
 
 
 class System:
-    """Samples CPU, memory and the worker's GPU every so often."""
+    """Samples CPU, memory and the worker's GPU at an interval."""
 
     def __init__(self, device: torch.device, *, seconds_between: float = 10.0) -> None:
         self._device, self._seconds_between = device, seconds_between
         self._sampled_at = time.monotonic()
-        # The first call only starts psutil's count.
+        # psutil's first call only starts its measurement.
         psutil.cpu_percent(None)
 
     def sample(self) -> dict[str, float]:
-        """Use of cores in percent, of memory in megabytes; nothing within `seconds_between` of the last sample."""
+        """CPU and memory use in percent and megabytes; empty within `seconds_between` of the last sample."""
         now = time.monotonic()
         if now - self._sampled_at < self._seconds_between:
             return {}
@@ -39,5 +39,5 @@ class System:
         try:
             values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
         except (ModuleNotFoundError, RuntimeError):
-            return values  # nvidia-ml-py is not installed, or the driver does not tell.
+            return values  # nvidia-ml-py is not installed, or the driver does not report it.
         return values

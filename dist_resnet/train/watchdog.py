@@ -1,4 +1,4 @@
-"""A worker that stands still is ended, so that whoever started it sees a death and starts it again."""
+"""Kills a hung worker so that its launcher restarts it."""
 
 import faulthandler
 import sys
@@ -9,10 +9,10 @@ _TIMES_WHILE_STARTING = 3
 
 
 class Watchdog:
-    """Ends this process, after writing every thread's stack to standard error, unless it hears `alive` in time.
+    """Ends this process, after writing every thread's stack to standard error, unless `alive` is called in time.
 
-    A collective that waits for a dead host, a read that never returns and a stopped peer all look alike from here. It
-    watches within a `with` block, which begins with the time for starting; there is one clock in a process.
+    A collective that waits for a dead host, a read that never returns and a stopped peer all look alike. It watches
+    within a `with` block, which starts with the longer time for starting. A process has only one such clock.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -29,7 +29,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def alive(self, *, starting: bool = False) -> None:
-        """Starts the time anew; `starting` for what takes longer than steps do.
+        """Restarts the time; `starting` allows for work that takes longer than a step.
 
         Any thread may call it. After the `with` block it does nothing.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training loop: the loop stops for a copy to the CPU's memory and no longer."""
+"""Checkpoints written in the background: the training loop stops only for a copy to the CPU's memory."""
 
 import logging
 import threading
@@ -21,16 +21,16 @@ _SECONDS_TO_CLOSE = 5.0
 class CheckpointWriter:
     """Commits copies of the training state, one after the other, in a thread of rank 0.
 
-    A checkpoint is committed once the journal up to its step, its files and last its manifest lie on the storage. A
-    copy that is still waiting when a newer one comes is dropped for it. Where the storage fails, the newest copy is
-    tried again for `patience_seconds`; then the error reaches the loop by its next call. The newest `keep` are kept,
-    and the one of the step with the lowest validation error; `errors` are those of earlier sessions by step.
+    A checkpoint is committed once the journal up to its step, its files and, last, its manifest are on the storage. A
+    newer copy replaces one that still waits. If the storage fails, the newest copy is retried for `patience_seconds`;
+    then the loop's next call raises the error. The newest `keep` checkpoints and the one with the lowest validation
+    error are kept; `errors` are those of earlier sessions by step.
     """
 
     def __init__(
         self,
         directory: RunDirectory,
-        run: Recorder,
+        recorder: Recorder,
         *,
         keep: int,
         patience_seconds: float,
@@ -38,7 +38,7 @@ class CheckpointWriter:
         grace_seconds: float = 60.0,
     ) -> None:
         self._grace_seconds = grace_seconds
-        self._directory, self._run = directory, run
+        self._directory, self._recorder = directory, recorder
         self._keep, self._patience_seconds = keep, patience_seconds
         self._errors = dict(errors)
         self._waiting: Snapshot | None = None
@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def save(self, state: TrainState) -> float:
-        """Copies the state and returns the seconds that took. Raises what writing an earlier one failed with."""
+        """Copies the state; returns the seconds this took. Raises the error of an earlier checkpoint's writing."""
         start = time.perf_counter()
         snapshot = Snapshot.of(state)
         seconds = time.perf_counter() - start
@@ -62,14 +62,11 @@ class CheckpointWriter:
         return seconds
 
     def note_error(self, step: int, error: float) -> None:
-        """Notes the validation error after a step, for the best checkpoint is kept however old it gets."""
+        """Notes the validation error after a step: the best checkpoint is kept however old it gets."""
         self._errors[step] = error
 
     def wait(self, alive: Callable[[], None]) -> None:
-        """Returns once everything handed over is committed, calling `alive` every second.
-
-        Raises what writing it failed with.
-        """
+        """Returns once every copy is committed, calling `alive` every second. Raises the error of writing it."""
         with self._changed:
             self._check()
             while self._current or self._waiting:
@@ -78,7 +75,7 @@ class CheckpointWriter:
                 self._check()
 
     def close(self) -> None:
-        """Drops a copy that waits, gives the one being written a few seconds, and writes no other."""
+        """Drops a waiting copy and gives the one being written a few seconds."""
         with self._changed:
             self._over, self._waiting = True, None
             self._changed.notify_all()
@@ -88,9 +85,9 @@ class CheckpointWriter:
         if self._error is not None:
             raise self._error
         # A storage that neither fails nor answers, such as a network disk without its server.
-        standing = time.monotonic() - self._taken_at
-        if self._current and standing > self._patience_seconds + self._grace_seconds:
-            raise TimeoutError(f"a checkpoint has not come to its end on {self._directory.uri} for {standing:.0f} s")
+        seconds = time.monotonic() - self._taken_at
+        if self._current and seconds > self._patience_seconds + self._grace_seconds:
+            raise TimeoutError(f"writing a checkpoint to {self._directory.uri} has not finished after {seconds:.0f} s")
 
     def _work(self) -> None:
         while self._take():
@@ -103,7 +100,7 @@ class CheckpointWriter:
                 self._changed.notify_all()
 
     def _take(self) -> bool:
-        """Waits for a copy and takes it on; False once there will be none."""
+        """Waits for a copy and makes it the current one; False if there will be none."""
         with self._changed:
             while self._waiting is None and not self._over:
                 self._changed.wait()
@@ -115,10 +112,10 @@ class CheckpointWriter:
         start = time.perf_counter()
         step = patiently(
             self._write_newest,
-            what=f"no checkpoint can be written to {self._directory.uri}, training goes on meanwhile",
+            what=f"no checkpoint can be written to {self._directory.uri}, training continues meanwhile",
             seconds=self._patience_seconds,
         )
-        self._run.event(records.Checkpoint(step=step, seconds=time.perf_counter() - start))
+        self._recorder.event(records.Checkpoint(step=step, seconds=time.perf_counter() - start))
         try:
             checkpoint.prune(self._directory, newest=step, keep=self._keep, errors=dict(self._errors))
         except OSError as error:
@@ -131,6 +128,6 @@ class CheckpointWriter:
             snapshot = self._current
         assert snapshot is not None
         self._directory.check_present()
-        self._run.commit()
+        self._recorder.commit()
         checkpoint.save(self._directory, snapshot)
         return snapshot.step

@@ -208,7 +208,9 @@ def test_a_sweep_on_the_name_of_a_run_is_refused(base, ten_classes, quick, monke
     monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
     run = RunDirectory(f"{quick.storage}/sweep")
     run.write_json("recipe.json", {})
-    with pytest.raises(ValueError, match="runs/sweep is that of a run; use another --execution.name for a sweep"):
+    with pytest.raises(
+        ValueError, match="runs/sweep is the directory of a run; use another --execution.name for a sweep"
+    ):
         sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
     assert [name for name, _ in run.list("")] == ["recipe.json"]
 

@@ -141,7 +141,7 @@ def test_trained_weights_see_the_labels_that_they_were_trained_on(recipe: Recipe
 
 def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execution):
     weights = {"stem.conv.weight": torch.zeros(16, 3, 3, 3)}
-    with pytest.raises(ValueError, match="the checkpoint holds another model"):
+    with pytest.raises(ValueError, match="the checkpoint is of another model"):
         probe.run(prepared([subject_of(recipe, weights=weights)], execution))
 
 
@@ -222,7 +222,7 @@ def test_networks_that_cannot_be_are_refused(recipe: Recipe, execution: Executio
 def test_the_directory_of_a_run_or_of_another_probe_is_refused(recipe: Recipe, execution: Execution):
     plan = local.prepare_run(recipe, dataclasses.replace(execution, name="training"), job="test")
     plan.claim()
-    with pytest.raises(ValueError, match="is that of a run; use another --execution.name for a probe"):
+    with pytest.raises(ValueError, match="is the directory of a run; use another --execution.name for a probe"):
         prepared([subject_of(recipe)], dataclasses.replace(execution, name="training"))
     probe.run(prepared([subject_of(recipe)], execution))
     with pytest.raises(ValueError, match="holds a probe of other networks or images"):

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.mlflow.ledger import Ledger
-from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -38,8 +38,8 @@ def runs(tmp_path: Path) -> list[str]:
         for step in range(1, POINTS + 1):
             journal.append(Metrics(step=step, values={"train/loss": 1.0 / step}))
         journal.commit()
-        card = RunCard(experiment=f"{tmp_path.name} {name}", name=name, params={}, tags={})
-        Ledger(directory, "http://127.0.0.1:9").note_card(card, parent=None, every=1)
+        card = RunDescription(experiment=f"{tmp_path.name} {name}", name=name, params={}, tags={})
+        Ledger(directory, "http://127.0.0.1:9").note_description(card, parent=None, every=1)
         found.append(directory.uri)
     return found
 

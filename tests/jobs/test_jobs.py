@@ -205,7 +205,7 @@ def test_a_small_demo_through_the_whole_job_trains_and_is_evaluated_to_the_same_
         ("pull_model", ["--model", "models:/a/1", "--target", "x"], "no tracking server is given"),
         ("pull_model", ["--model", "m", "--target", "x", "--tracking-uri", "htp://x"], "a tracking address is"),
         ("pull_model", ["--model", "m", "--target", "x", "--tracking-uri", "http://h.invalid"], "is not found"),
-        ("pull_model", ["--model", "m", "--target", ".", "--tracking-uri", "http://localhost"], ". is there already"),
+        ("pull_model", ["--model", "m", "--target", ".", "--tracking-uri", "http://localhost"], ". exists already"),
         ("evaluate", [], "give either --run or --model"),
         ("evaluate", ["--run", "/nowhere"], "/nowhere is not a run"),
     ],

@@ -125,7 +125,7 @@ def test_a_storage_that_stays_away_is_not_waited_for_longer_than_asked(directory
 def test_a_damaged_journal_is_said_in_one_line_and_raises_nothing_in_a_thread(directory: RunDirectory, caplog):
     directory.write("journal/000001.jsonl", b"{broken}\n")
     Lookout(RunFollower(directory).look).close(wait_seconds=0.1)
-    assert "000001.jsonl is damaged: what begins at byte 0 is no record" in caplog.text
+    assert "000001.jsonl is damaged: the line at byte 0 is not a record" in caplog.text
 
 
 def test_an_observer_learns_what_waits_for_mlflow_at_each_look(directory: RunDirectory):

@@ -61,12 +61,12 @@ def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, executi
 def test_the_name_of_a_sweep_or_a_probe_is_none_for_a_run(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, execution, job="test")
     plan.directory.write_json("sweep.json", {})
-    _refused(recipe, execution, "runs/run is that of a sweep; use another --execution.name for a run")
+    _refused(recipe, execution, "runs/run is the directory of a sweep; use another --execution.name for a run")
     plan.directory.delete("sweep.json")
     plan.claim()
     known = plan.directory.read_json("recipe.json")
     plan.directory.write_json("recipe.json", known | {"probe": {}})
-    _refused(recipe, execution, "runs/run is that of a probe; use another --execution.name for a run")
+    _refused(recipe, execution, "runs/run is the directory of a probe; use another --execution.name for a run")
 
 
 def test_no_shards(recipe: Recipe, execution: Execution, tmp_path: Path):
@@ -277,7 +277,7 @@ def test_a_store_beside_the_runs_that_is_no_database_is_refused(recipe: Recipe, 
     store = Path(execution.storage, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
-    _refused(recipe, execution, f"{store} is no sqlite database .* --execution.tracking.uri")
+    _refused(recipe, execution, f"{store} is not a sqlite database .* --execution.tracking.uri")
 
 
 def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):

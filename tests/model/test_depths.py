@@ -1,4 +1,4 @@
-"""What each depth means; oracle: arXiv:1512.03385, Table 1 and Sec. 4.2, and arXiv:1603.05027, Sec. 5."""
+"""Layouts of the depths; oracle: arXiv:1512.03385, Table 1 and Sec. 4.2, and arXiv:1603.05027, Sec. 5."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_any_other_depth_is_refused_with_the_nearest_allowed_ones(depth, nearest
         layout_of(depth)
 
 
-def test_a_driver_can_ask_without_importing_torch():
+def test_a_depth_can_be_checked_without_importing_torch():
     code = (
         "import sys; from dist_resnet.model.depths import layout_of; layout_of(200); assert 'torch' not in sys.modules"
     )

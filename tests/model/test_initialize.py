@@ -63,7 +63,7 @@ def test_a_network_that_gets_its_memory_later_starts_with_the_same_weights():
 
 
 class _Scale(nn.Module):
-    """Multiplies by one number of its own."""
+    """Multiplies by one parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,9 +75,9 @@ class _ScaleOfTwo(_Scale):
         nn.init.constant_(self.scale, 2.0)
 
 
-def test_weights_that_nothing_sets_are_refused_and_a_modules_own_way_is_taken():
+def test_weights_that_nothing_sets_are_refused_and_reset_parameters_is_used():
     network = nn.Sequential(_ScaleOfTwo())
     initialize(network, 0.0)
     assert network[0].scale == 2.0
-    with pytest.raises(TypeError, match="_Scale has weights of its own and no reset_parameters"):
+    with pytest.raises(TypeError, match="_Scale has weights but no reset_parameters"):
         initialize(nn.Sequential(_Scale()), 0.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Model, Placement, Shortcut
 
-# Depth -> units in each stage, widths, bottleneck, ImageNet stem; typed here, not asked of the package.
+# Depth -> units in each stage, widths, bottleneck, ImageNet stem; independent of the package.
 LAYOUTS: dict[int, tuple[tuple[int, ...], tuple[int, ...], bool, bool]] = {
     14: ((2, 2, 2), (16, 32, 64), False, False),
     11: ((1, 1, 1), (64, 128, 256), True, False),
@@ -46,7 +46,7 @@ def network_of(**fields: Any) -> nn.Module:
 
 
 def check_against_formulas(size: int = 8, training: bool = True, **fields: Any) -> None:
-    """Insists that logits and all gradients equal the oracle's."""
+    """Asserts that logits and all gradients equal the oracle's."""
     network = network_of(num_classes=5, **fields).train(training)
     num_units, widths, bottleneck, imagenet = LAYOUTS[fields["depth"]]
     images = torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -130,7 +130,7 @@ def test_evaluation_follows_the_formulas_with_running_statistics(shortcut: Short
 
 
 @pytest.mark.parametrize("num_classes", [2, 7, 1000])
-def test_any_number_of_classes_is_answered_with_as_many_logits(num_classes: int):
+def test_there_is_one_logit_per_class(num_classes: int):
     assert build_model(Model(depth=8, num_classes=num_classes))(torch.zeros(2, 3, 8, 8)).shape == (2, num_classes)
 
 

@@ -12,7 +12,7 @@ from dist_resnet.recipe import Model, Placement, Shortcut
 
 
 def record(network: ResNet, images: Tensor) -> dict[str, list[Tensor]]:
-    """Inputs and outputs of the units, and outputs of their branches, as they stand after the forward pass."""
+    """Inputs and outputs of the units, and outputs of their branches, after the forward pass."""
     seen: dict[str, list[Tensor]] = {"input": [], "output": [], "branch": [], "output_copy": [], "branch_copy": []}
 
     def keep_unit(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -44,7 +44,7 @@ def images_of(num: int = 4) -> Tensor:
 
 @pytest.mark.parametrize("placement", ["relu_before_addition", "relu_only_preactivation", "full_preactivation"])
 def test_the_deep_feature_is_the_shallow_one_plus_all_residuals(placement: Placement):
-    # Eqn. (4), x_L = x_l + sum F, wherever f is the identity; units 3 to 5 are the second stage.
+    # Eqn. (4), x_L = x_l + sum F, if f is the identity; units 3 to 5 are the second stage.
     seen = record(build(placement=placement), images_of())
     for first, last in ((0, 2), (4, 5), (7, 8)):
         total = seen["input"][first] + sum(seen["branch"][first : last + 1])
@@ -93,7 +93,7 @@ def test_dropout_is_the_identity_shortcut_in_evaluation_only():
 
 
 @pytest.mark.parametrize("placement", ["relu_only_preactivation", "full_preactivation"])
-def test_the_first_unit_has_no_preactivation_of_its_own_and_every_other_has(placement: Placement):
+def test_every_unit_but_the_first_has_its_own_preactivation(placement: Placement):
     first, *others = build(placement=placement).units
     assert isinstance(first.preactivation, nn.Identity)
     assert not any(isinstance(unit.preactivation, nn.Identity) for unit in others)
@@ -111,7 +111,7 @@ def test_the_last_unit_is_followed_by_an_extra_activation_of_the_placements_kind
 
 @pytest.mark.parametrize("placement", get_args(Placement))
 @pytest.mark.parametrize("shortcut", get_args(Shortcut))
-def test_what_hooks_saw_is_not_changed_in_place_afterwards(shortcut: Shortcut, placement: Placement):
+def test_tensors_seen_by_hooks_are_not_changed_in_place_afterwards(shortcut: Shortcut, placement: Placement):
     seen = record(build(shortcut=shortcut, placement=placement), images_of(2))
     for name in ("output", "branch"):
         assert all(torch.equal(kept, copy) for kept, copy in zip(seen[name], seen[f"{name}_copy"], strict=True))
@@ -136,7 +136,7 @@ def test_only_the_conv1x1_shortcut_has_a_convolution_where_the_shape_stays():
         assert weights == expected.get(shortcut, [])
 
 
-def test_the_stride_lies_on_the_convolution_that_the_recipe_names():
+def test_the_convolution_that_the_recipe_names_has_the_stride():
     for stride_on, name in (("conv1x1", "conv1"), ("conv3x3", "conv2")):
         with torch.device("meta"):
             unit = build_model(Model(depth=164, num_classes=10, stride_on=stride_on)).units[18]

@@ -1,4 +1,4 @@
-"""A run that stands finished: its recipe, a checkpoint with drawn weights and BN statistics, its errors."""
+"""A finished run: its recipe, a checkpoint with random weights and BN statistics, its errors."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def trained(recipe: Recipe, execution: Execution, seed: int = 0) -> TrainState:
-    """A state as if trained: weights drawn from the seed, BN statistics that are not the first ones."""
+    """A state as if trained: weights drawn from the seed, BN statistics other than the initial ones."""
     state = create_state(dataclasses.replace(recipe, seed=seed), execution, WORKER)
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in state.model.named_buffers():
@@ -62,7 +62,7 @@ def make_run(tmp_path: Path, execution: Execution) -> MakeRun:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sqlite store whose schema exists: making it takes ten seconds."""
+    """A sqlite store with its schema, which takes ten seconds to create."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
     MlflowClient(uri).search_experiments()
     return uri

@@ -52,7 +52,7 @@ print(json.dumps({name: logits.tolist() for name, logits in answers.items()}))
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment made for this."""
+    """The interpreter of an environment created for this test."""
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv is not installed")
@@ -98,7 +98,7 @@ def test_three_loaders_give_the_published_networks_logits(
     images = Normalizer(DATASETS["cifar10"], torch.device("cpu"), channels_last=True)(torch.from_numpy(pixels))
     with torch.no_grad():
         expected = model(images)
-    # Bit for bit on the same number of threads; another number adds up in another order.
+    # Bit-identical on the same number of threads; another number sums in another order.
     torch.testing.assert_close(answers["pull"], answers["pyfunc"], rtol=0, atol=0)
     torch.testing.assert_close(answers["pyfunc"], expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(answers["pytorch"], expected, rtol=1e-4, atol=1e-5)
@@ -145,7 +145,7 @@ def _post(url: str, body: object) -> tuple[int, dict]:
             return error.code, json.loads(error.read())
 
 
-def test_a_served_model_answers_images_and_refuses_what_is_none(served: str):
+def test_a_served_model_classifies_images_and_refuses_other_data(served: str):
     pixels = smooth(50, 60, 0)
     image = base64.b64encode(jpeg(pixels, format="PNG")).decode()
     rubbish = base64.b64encode(b"rubbish").decode()
@@ -184,7 +184,7 @@ def test_a_served_model_answers_images_and_refuses_what_is_none(served: str):
 
     record = {"image": image}
     for body, reason in (
-        ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer from 1 on"),
+        ({"dataframe_records": [record], "params": {"top_k": 0}}, "top_k must be an integer of at least 1"),
         ({"dataframe_records": [record], "params": {"top_k": "many"}}, "top_k"),
         ({"dataframe_records": [{"photo": image}]}, "Model is missing inputs ['image']"),
         ({}, "exactly one of the input fields"),

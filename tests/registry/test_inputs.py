@@ -1,4 +1,4 @@
-"""What a request has for images. Oracle: the same image as plain bytes, and Python's own encoders of base64.
+"""The images of a request. Oracle: the same image as plain bytes, and Python's own base64 encoders.
 
 MLflow's scoring server takes the bodies apart as it does behind `mlflow models serve`, in this process.
 """
@@ -25,10 +25,11 @@ from registry.test_predictor import CLASSES, RECIPE
 
 from dist_resnet.data.image.pixels import decode
 from dist_resnet.recipe import Execution
-from dist_resnet.registry import package, publish
+from dist_resnet.registry import package
 from dist_resnet.registry.inputs import from_text, images_of, open_image
+from dist_resnet.registry.mlmodel import write_mlmodel
 
-# Of a size that needs padding, and whose base64 has both of the letters that URLs write otherwise.
+# Its size needs padding, and its base64 has both characters that URL-safe base64 replaces.
 IMAGE = next(
     encoded
     for encoded in (jpeg(smooth(40, 50, seed), quality=80) for seed in range(100))
@@ -65,7 +66,7 @@ WRAPPINGS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_every_common_wrapping_of_base64_gives_the_bytes(wrapping: str) -> None:
+def test_every_common_form_of_base64_gives_the_bytes(wrapping: str) -> None:
     assert from_text(WRAPPINGS[wrapping]) == IMAGE
     expected = np.asarray(decode(IMAGE))
     text = WRAPPINGS[wrapping]
@@ -104,14 +105,14 @@ def test_any_length_is_padded(extra: int) -> None:
         (np.zeros((4, 4, 4), np.uint8), r"got uint8 \[4, 4, 4\]"),
     ],
 )
-def test_what_is_no_image_is_named(value: object, reason: str) -> None:
+def test_a_value_that_is_not_an_image_is_named(value: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         open_image(value, upright=True)
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
 
 
-def test_ascii_image_files_are_not_taken_for_base64() -> None:
+def test_ascii_image_files_are_not_decoded_as_base64() -> None:
     content = b"P2\n2 2\n255\n0 255\n128 64\n"
     assert np.asarray(open_image(content, upright=True))[..., 0].tolist() == [[0, 255], [128, 64]]
 
@@ -120,13 +121,13 @@ def test_ascii_image_files_are_not_taken_for_base64() -> None:
     ("array", "said"),
     [
         (smooth(9, 8, 0) / 255, r"got float64 \[9, 8, 3\]; multiply values from 0 to 1 by 255"),
-        (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a list around an image that is alone"),
-        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat gray values for the three colors"),
-        (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the colors last"),
+        (smooth(9, 8, 0)[0], r"got uint8 \[8, 3\]; put a single image into a list"),
+        (smooth(9, 8, 0)[..., 0], r"got uint8 \[9, 8\]; repeat the gray values for three color channels"),
+        (smooth(9, 8, 0).transpose(2, 0, 1), r"got uint8 \[3, 9, 8\]; put the color channels last"),
         (np.zeros((9, 8, 4), np.uint8), r"got uint8 \[9, 8, 4\]$"),
     ],
 )
-def test_an_array_that_is_nearly_an_image_is_told_what_to_do(array: np.ndarray, said: str) -> None:
+def test_an_array_that_is_nearly_an_image_is_refused_with_advice(array: np.ndarray, said: str) -> None:
     for form in (array, array.tolist()):
         with pytest.raises(ValueError, match=said):
             open_image(form, upright=True)
@@ -136,7 +137,7 @@ def test_an_array_that_is_nearly_an_image_is_told_what_to_do(array: np.ndarray, 
     "given",
     [[PLAIN, PLAIN], [np.array([PLAIN, PLAIN])], [[PLAIN, PLAIN]], {"image": [[PLAIN, PLAIN]]}, np.array([PLAIN] * 2)],
 )
-def test_a_list_of_texts_is_as_many_images(given: object) -> None:
+def test_a_list_of_texts_is_one_image_per_text(given: object) -> None:
     assert images_of(given) == [PLAIN, PLAIN]
 
 
@@ -145,14 +146,14 @@ Ask = Callable[[dict], list[dict]]
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """Answers to the body of a request, as MLflow's scoring server gives them."""
+    """The answers of MLflow's scoring server to the body of a request."""
     made = package.write(
         tmp_path_factory.mktemp("served") / "package",
         RECIPE,
         trained(RECIPE, Execution(precision="fp32")).weights(),
         CLASSES,
     )
-    publish._add_mlflow_files(made)
+    write_mlmodel(made)
     model = mlflow.pyfunc.load_model(str(made.folder))
     schema = model.metadata.get_input_schema()
 
@@ -191,7 +192,7 @@ def test_every_body_has_an_answer_for_each_image(body: str, count: int, ask: Ask
 
 
 @pytest.mark.parametrize("body", ["inputs", "inputs by column", "instances", "dataframe_records"])
-def test_a_bad_row_costs_the_others_nothing(body: str, ask: Ask) -> None:
+def test_a_bad_row_does_not_affect_the_others(body: str, ask: Ask) -> None:
     good, bad, other = ask(BODIES[body]([PLAIN, "not base64!", URL_SAFE]))
     assert good["error"] is other["error"] is None
     assert "text must be base64, got 'not base64!'" in bad["error"]
@@ -201,7 +202,7 @@ def test_no_images_have_no_answers(ask: Ask) -> None:
     assert ask({"inputs": []}) == []
 
 
-def test_a_photograph_is_turned_unless_that_is_declined(ask: Ask) -> None:
+def test_a_photograph_is_rotated_unless_declined(ask: Ask) -> None:
     encoded = _oriented("PNG", 6)
     upright = np.asarray(decode(encoded, upright=True))
     stored = np.asarray(decode(encoded))
@@ -214,7 +215,7 @@ def test_a_photograph_is_turned_unless_that_is_declined(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("kind", ["RGBA PNG", "gray and alpha PNG", "16-bit gray PNG", "palette PNG, shares", "GIF"])
-def test_odd_files_are_seen_as_training_sees_them(kind: str, ask: Ask) -> None:
+def test_unusual_files_have_the_pixels_of_training(kind: str, ask: Ask) -> None:
     encoded, expected = TRANSPARENT[kind]()
     (found,) = ask({"inputs": [base64.b64encode(encoded).decode()]})
     (plain,) = ask({"dataframe_records": [{"image": np.asarray(decode(encoded)).tolist()}]})
@@ -222,7 +223,7 @@ def test_odd_files_are_seen_as_training_sees_them(kind: str, ask: Ask) -> None:
     assert found == plain
 
 
-def test_the_code_that_travels_reads_a_16_bit_image_as_gray_and_not_as_white(ask: Ask, tmp_path: Path) -> None:
+def test_the_packages_code_reads_a_16_bit_image_as_gray_and_not_as_white(ask: Ask, tmp_path: Path) -> None:
     values = np.linspace(0, 65_535, 80 * 90).reshape(80, 90).astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")

@@ -43,7 +43,7 @@ def _of(depth: int, side: int, **knobs: object) -> Recipe:
 
 
 @pytest.mark.parametrize(("shortcut", "placement"), list(itertools.product(get_args(Shortcut), get_args(Placement))))
-def test_every_network_comes_back_to_the_last_bit(shortcut, placement, execution: Execution, tmp_path: Path):
+def test_every_network_is_restored_bit_for_bit(shortcut, placement, execution: Execution, tmp_path: Path):
     recipe = _of(8, 32, shortcut=shortcut, placement=placement)
     state = trained(recipe, execution)
     data = tmp_path / "data"
@@ -63,7 +63,7 @@ def test_the_program_gives_the_networks_logits_for_any_number_of_images(depth, e
             torch.testing.assert_close(program(_images(count)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_there_is_no_pickle_in_it(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_a_package_has_no_pickle(recipe: Recipe, execution: Execution, tmp_path: Path):
     made, _ = _write(recipe, execution, tmp_path)
     files = [path for path in made.folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".pt2", ".py", ""}
@@ -74,7 +74,7 @@ def test_there_is_no_pickle_in_it(recipe: Recipe, execution: Execution, tmp_path
     assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
 
 
-def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_a_packages_code_runs_without_this_project(recipe: Recipe, execution: Execution, tmp_path: Path):
     made, model = _write(recipe, execution, tmp_path)
     sealed = package.seal(made.folder)
     before = _files(made.folder)
@@ -104,7 +104,7 @@ def test_its_code_runs_without_this_project(recipe: Recipe, execution: Execution
 
 def test_weights_of_another_network_are_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
     weights = trained(_of(20, 32), execution).weights()
-    with pytest.raises(ValueError, match=r"model.safetensors is not of the network in recipe.json"):
+    with pytest.raises(ValueError, match=r"model.safetensors does not match the network in recipe.json"):
         package.write(tmp_path / "package", recipe, weights, CLASSES)
 
 
@@ -123,7 +123,7 @@ def _fill(path: Path) -> None:
 
 
 def _plant(path: Path) -> None:
-    """Makes a file and the folders above it, in place of the file that keeps Python from making one."""
+    """Creates a file and its folders, replacing the empty file that keeps Python from doing so."""
     for folder in reversed(path.parents):
         if folder.is_file():
             folder.unlink()
@@ -140,16 +140,32 @@ def _plant(path: Path) -> None:
         ("manifest.json", _alter, "manifest.json is not the one that the registry recorded"),
         ("manifest.json", Path.unlink, "has no manifest.json"),
         ("MLmodel", _alter, "MLmodel was altered"),
-        ("data/more.py", Path.touch, "files that were not in it when it was made: data/more.py"),
-        ("more.pyc", Path.touch, "files that were not in it when it was made: more.pyc"),
-        ("{code}/recipe.pyc", Path.touch, r"files that were not in it.*/recipe\.pyc"),
-        ("{code}/recipe.cpython-311.pyc", Path.touch, r"files that were not in it.*/recipe\.cpython-311\.pyc"),
-        ("{code}/model/so.cpython-311-x86_64-linux-gnu.so", Path.touch, r"files that were not in it.*\.so"),
+        ("data/more.py", Path.touch, "files that its manifest does not list: data/more.py"),
+        ("more.pyc", Path.touch, "files that its manifest does not list: more.pyc"),
+        ("{code}/recipe.pyc", Path.touch, r"files that its manifest does not list.*/recipe\.pyc"),
+        (
+            "{code}/recipe.cpython-311.pyc",
+            Path.touch,
+            r"files that its manifest does not list.*/recipe\.cpython-311\.pyc",
+        ),
+        ("{code}/model/so.cpython-311-x86_64-linux-gnu.so", Path.touch, r"files that its manifest does not list.*\.so"),
         ("{code}/model/__pycache__", _fill, r"/model/__pycache__ was altered"),
-        ("{code}/model/__pycache__/other.cpython-311.pyc", _plant, r"files that were not in it.*/other\.cpython"),
-        ("{code}/model/__pycache__/resnet.py", _plant, r"files that were not in it.*/__pycache__/resnet\.py"),
-        ("{code}/model/__pycache__/resnet.pyc", _plant, r"files that were not in it.*/__pycache__/resnet\.pyc"),
-        ("{code}/__pycache__/__pycache__/recipe.cpython-311.pyc", _plant, r"files that were not in it"),
+        (
+            "{code}/model/__pycache__/other.cpython-311.pyc",
+            _plant,
+            r"files that its manifest does not list.*/other\.cpython",
+        ),
+        (
+            "{code}/model/__pycache__/resnet.py",
+            _plant,
+            r"files that its manifest does not list.*/__pycache__/resnet\.py",
+        ),
+        (
+            "{code}/model/__pycache__/resnet.pyc",
+            _plant,
+            r"files that its manifest does not list.*/__pycache__/resnet\.pyc",
+        ),
+        ("{code}/__pycache__/__pycache__/recipe.cpython-311.pyc", _plant, r"files that its manifest does not list"),
     ],
 )
 def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, execution: Execution, tmp_path: Path):
@@ -180,7 +196,7 @@ def test_a_tampered_package_is_refused_by_name(name, act, complaint, recipe, exe
         "data/.nfs0000000000a1b2c300000001",
     ],
 )
-def test_what_python_and_desktops_leave_behind_is_neither_refused_nor_taken(
+def test_files_added_by_python_and_desktops_are_neither_refused_nor_pulled(
     left, recipe, execution: Execution, tmp_path: Path
 ):
     made, _ = _write(recipe, execution, tmp_path)

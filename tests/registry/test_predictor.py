@@ -1,4 +1,4 @@
-"""Prediction. Oracle: the network's own logits for what the evaluation path, DALI's, makes of the same images."""
+"""Prediction. Oracle: the network's logits for the same images from the evaluation path, DALI's."""
 
 import base64
 import dataclasses
@@ -67,13 +67,13 @@ PIXELS = smooth(90, 120, 0)
         lambda: json.loads(json.dumps([PIXELS.tolist()])),
     ],
 )
-def test_an_image_has_the_same_answer_however_it_comes(request_of, served: Predictor):
+def test_an_image_has_the_same_answer_in_every_encoding(request_of, served: Predictor):
     (expected,) = served.predict([_png(PIXELS)])
     assert expected["error"] is None
     assert served.predict(request_of()) == [expected]
 
 
-def test_answers_are_the_likeliest_classes_with_their_names(served: Predictor):
+def test_answers_are_the_most_probable_classes_with_their_names(served: Predictor):
     (answer,) = served.predict(PIXELS, {"top_k": 3})
     (everything,) = served.predict(PIXELS, {"top_k": 99})
     assert answer["classes"] == everything["classes"][:3]
@@ -92,7 +92,7 @@ def test_answers_are_the_likeliest_classes_with_their_names(served: Predictor):
         (np.zeros((5, 5, 3), np.float32), "got float32"),
         (np.full((5, 5, 3), 300), "got int64"),
         (7, "an array must be"),
-        ([[1, 2], [3]], "of one length"),
+        ([[1, 2], [3]], "the same length"),
         (None, "an array must be"),
     ],
 )
@@ -101,7 +101,7 @@ def test_an_image_that_cannot_be_read_has_an_error_and_the_others_their_answers(
     assert bad["classes"] == []
     with pytest.raises(ValueError, match=reason):
         raise ValueError(bad["error"])
-    # Alone or together, a convolution's sums may be taken in another order.
+    # Convolutions may sum in another order for one image than for several.
     for answer, pixels in ((good, PIXELS), (other, PIXELS[:, ::-1])):
         (alone,) = served.predict([_png(pixels)])
         assert answer["classes"] == alone["classes"]
@@ -116,7 +116,7 @@ def test_gray_and_cmyk_images_are_read(mode: str, served: Predictor):
 
 @pytest.mark.parametrize("top_k", [0, -1, "3", 1.5, True])
 def test_an_impossible_top_k_is_refused(top_k, served: Predictor):
-    with pytest.raises(ValueError, match="top_k must be an integer from 1 on"):
+    with pytest.raises(ValueError, match="top_k must be an integer of at least 1"):
         served.predict(PIXELS, {"top_k": top_k})
 
 
@@ -140,7 +140,7 @@ def test_logits_are_those_of_the_evaluation_path(tmp_path: Path):
     found = np.stack([decode_center(group.images[place], 64, 72) for place in range(16)])
     with torch.no_grad():
         expected = served.model(batch.images[:16])
-    # DALI and PIL decode and resize alike to a level or two of 255.
+    # DALI and PIL agree to one or two levels of 255.
     ours = served.logits(found)
     assert (ours - expected).abs().max() < 0.05 * expected.abs().max()
     assert (ours.argmax(1) == expected.argmax(1)).float().mean() > 0.9

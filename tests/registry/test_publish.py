@@ -1,33 +1,24 @@
-"""Registration. Oracle: what MLflow's own client and loaders find, in sqlite."""
+"""Publishing. Oracle: what MLflow's own client and loaders find, in sqlite."""
 
 import contextlib
 import dataclasses
 import json
-import marshal
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow.pyfunc
 import mlflow.pytorch
-import numpy as np
 import pytest
-import torch
 from jobs.inside import run_inside
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from oracle.sources import rename_classes
 from registry.conftest import MakeRun
 
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Evaluation, Model, Recipe
-from dist_resnet.registry import publish, pull, read
 from dist_resnet.registry.publish import default_name, publish_run, record_evaluation
 from dist_resnet.registry.pull import download
-from dist_resnet.tracking.mlflow.ledger import Ledger
-from dist_resnet.tracking.run_directory import RunDirectory
 
 
 def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store: str):
@@ -45,26 +36,26 @@ def test_a_version_carries_its_evidence(recipe: Recipe, make_run: MakeRun, store
 
 
 def _names(uri: str, store: str, target: Path) -> tuple[list[str], str]:
-    """The class names in a version's package, and what its tag says of them."""
+    """The class names in a version's package, and the tag with their source."""
     pulled = download(uri, target, tracking_uri=store)
     return json.loads((pulled.folder / "data" / "classes.json").read_text()), pulled.version.tags["class_names"]
 
 
-def test_the_names_are_those_that_the_run_recorded_of_its_training_images(recipe, make_run, store, tmp_path, caplog):
+def test_the_class_names_are_those_of_the_runs_training_images(recipe, make_run, store, tmp_path, caplog):
     run = make_run(recipe, classes={"names": ["ant", "bee", "cat", "dog"], "validation_labels": [3, 2, 1, 0]})
     published = publish_run(run, tracking_uri=store, name="named")
     assert _names(published.uri, store, tmp_path / "p") == (["ant", "bee", "cat", "dog"], "of the training images")
     assert not [line for line in caplog.messages if "numbers" in line]
 
 
-def test_outputs_that_no_class_has_are_named_so(recipe, make_run, store, tmp_path):
+def test_outputs_without_a_class_are_named_unnamed(recipe, make_run, store, tmp_path):
     wide = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=6))
     run = make_run(wide, classes={"names": ["0", "1", "10", "5"], "validation_labels": None})
     names, _ = _names(publish_run(run, tracking_uri=store, name="wide").uri, store, tmp_path / "package")
     assert names == ["0", "1", "10", "5", "unnamed 4", "unnamed 5"]
 
 
-def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, store, tmp_path):
+def test_an_older_runs_class_names_are_those_of_its_training_shards(recipe, make_run, store, tmp_path):
     run = make_run(recipe)
     record = json.loads(Path(run, "recipe.json").read_text())
     record["recipe"]["data"]["train_digest"] = open_split(recipe.data.train).digest
@@ -77,18 +68,18 @@ def test_an_older_runs_names_are_those_of_its_training_shards(recipe, make_run, 
     ("recorded", "reason"),
     [
         ({"names": None, "validation_labels": None}, "its training images have no class names"),
-        (None, "the run recorded no class names and the training images at .* tell none"),
+        (None, "the run recorded no class names and the training images at .* have none"),
     ],
 )
-def test_numbers_stand_for_names_only_where_there_are_none_and_it_is_said(
+def test_numbers_replace_names_only_if_there_are_none_and_this_is_logged(
     recorded, reason, recipe, make_run, store, tmp_path, caplog
 ):
-    # The images are normalized as CIFAR-10's are, which does not make them airplanes.
+    # The images are normalized like CIFAR-10's, but they do not show its classes.
     assert recipe.data.dataset == "cifar10"
     published = publish_run(make_run(recipe, classes=recorded), tracking_uri=store, name="numbered")
     assert _names(published.uri, store, tmp_path / "package") == (["0", "1", "2", "3"], "numbers")
     (line,) = [line for line in caplog.messages if "registered as numbers" in line]
-    assert re.fullmatch(f"the model's classes are registered as numbers, for {reason}", line)
+    assert re.fullmatch(f"the model's classes are registered as numbers: {reason}", line)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
@@ -127,7 +118,7 @@ def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe,
     assert run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options).returncode == 2
 
 
-def test_the_name_tells_networks_and_data_sets_apart(recipe: Recipe, make_run: MakeRun, store: str):
+def test_the_name_distinguishes_networks_and_data_sets(recipe: Recipe, make_run: MakeRun, store: str):
     assert publish_run(make_run(recipe), tracking_uri=store).name == "full_preactivation-resnet8-cifar10"
 
 
@@ -145,155 +136,7 @@ def test_only_the_papers_network_on_imagenet_has_the_short_name(placement, short
     assert default_name(model, dataset) == name
 
 
-def test_the_champion_is_the_one_of_lowest_error_on_the_same_images(recipe: Recipe, make_run: MakeRun, store: str):
-    def champion_after(
-        error: float, recipe: Recipe = recipe, promote: publish.Promotion = "better"
-    ) -> tuple[bool, str]:
-        run = make_run(recipe, top1_error=error, name=f"run{error}{promote}{recipe.evaluation.crops}")
-        published = publish_run(run, tracking_uri=store, name="contest", promote=promote)
-        return published.is_champion, str(MlflowClient(store).get_model_version_by_alias("contest", "champion").version)
-
-    other = dataclasses.replace(
-        recipe, evaluation=dataclasses.replace(recipe.evaluation, crops=(24,), shorter_sides=(28,))
-    )
-    assert champion_after(0.3) == (True, "1")
-    assert champion_after(0.4) == (False, "1")
-    assert champion_after(0.2) == (True, "3")
-    assert champion_after(0.1, other) == (False, "3")
-    assert champion_after(0.5, promote="always") == (True, "5")
-    assert champion_after(0.01, promote="never") == (False, "5")
-
-
-@pytest.mark.parametrize(
-    "call", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"]
-)
-def test_nothing_is_half_registered(call: str, recipe: Recipe, make_run: MakeRun, store: str, monkeypatch):
-    run, client = make_run(recipe), MlflowClient(store)
-    before = {model.model_id for model in _logged_models(client)}
-
-    def fail(*_: object, **__: object) -> None:
-        raise MlflowException("no room")
-
-    monkeypatch.setattr(MlflowClient, call, fail)
-    with pytest.raises(OSError, match="the registry did not take the model: no room"):
-        publish_run(run, tracking_uri=store, name=f"half-{call}")
-    assert {model.model_id for model in _logged_models(client)} == before
-    assert client.search_model_versions(f"name='half-{call}'") == []
-
-
-def test_a_registry_that_cannot_say_who_the_champion_is_changes_none(
-    recipe, make_run: MakeRun, store: str, monkeypatch
-):
-    publish_run(make_run(recipe, top1_error=0.2), tracking_uri=store, name="asked")
-
-    def fail(*_: object) -> None:
-        raise MlflowException("timed out")
-
-    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
-    with pytest.raises(OSError, match="timed out"):
-        publish_run(make_run(recipe, top1_error=0.9, name="worse"), tracking_uri=store, name="asked")
-    monkeypatch.undo()
-    assert str(MlflowClient(store).get_model_version_by_alias("asked", "champion").version) == "1"
-    assert len(MlflowClient(store).search_model_versions("name='asked'")) == 1
-
-
-def test_a_champion_without_an_evaluation_gives_way_to_the_first_that_has_one(recipe, make_run: MakeRun, store: str):
-    run = Path(make_run(recipe))
-    for journal in (run / "journal").iterdir():
-        journal.unlink()
-    publish_run(str(run), tracking_uri=store, name="unknown", promote="always")
-    assert publish_run(make_run(recipe, name="known"), tracking_uri=store, name="unknown").is_champion
-
-
-def _logged_models(client: MlflowClient) -> list:
-    experiment = client.get_experiment_by_name("dist_resnet")
-    return client.search_logged_models([experiment.experiment_id]) if experiment else []
-
-
-def test_what_is_pulled_has_the_trained_logits_and_can_train(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe, seed=3), tracking_uri=store, name="pulled")
-    model = pull("models:/pulled@champion", tracking_uri=store)
-    served = mlflow.pyfunc.load_model(f"{_location(store, 'pulled', published.version)}")
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    images = served._model_impl._normalize(torch.from_numpy(pixels))
-    with torch.no_grad():
-        assert torch.equal(model(images), served._model_impl.logits(pixels))
-    model.train()
-    model(images).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    download(published.uri, tmp_path / "here", tracking_uri=store)
-    again = read(tmp_path / "here")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
-
-
-@pytest.fixture
-def _byte_code(monkeypatch) -> None:
-    """Python as it is by default, and without the package's modules, whichever test has loaded them."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    monkeypatch.setattr(sys, "pycache_prefix", None)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("dist_resnet_")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-@pytest.mark.usefixtures("_byte_code")
-def test_loading_by_mlflow_writes_nothing_into_the_store(recipe: Recipe, make_run: MakeRun, store: str):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="read-only")
-    folder = Path(_location(store, "read-only", published.version).removeprefix("file://"))
-    before = _contents(folder)
-    mlflow.pyfunc.load_model(str(folder))
-    assert _contents(folder) == before
-
-
-@pytest.mark.usefixtures("_byte_code")
-def test_byte_code_beside_an_older_package_is_neither_refused_nor_pulled_nor_run(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="older")
-    folder = Path(_location(store, "older", published.version).removeprefix("file://"))
-    for guard in folder.rglob("__pycache__"):
-        guard.unlink()  # earlier versions of this project had none
-    before = _contents(folder)
-    mlflow.pyfunc.load_model(str(folder))
-    written = [name for name in _contents(folder) if name.endswith(".pyc")]
-    assert len(written) > 10
-    planted = compile(f"open({str(tmp_path / 'ran')!r}, 'w')", "planted", "exec")
-    for name in written:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:16] + marshal.dumps(planted))
-    pull(published.uri, tracking_uri=store)
-    download(published.uri, tmp_path / "here", tracking_uri=store)
-    assert _contents(tmp_path / "here") == before
-    assert not (tmp_path / "ran").exists()
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _location(store: str, name: str, version: str) -> str:
-    return MlflowClient(store).get_model_version_download_uri(name, version)
-
-
-def test_a_tampered_version_is_refused_and_not_left_behind(
-    recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path
-):
-    published = publish_run(make_run(recipe), tracking_uri=store, name="tampered")
-    weights = Path(_location(store, "tampered", published.version).removeprefix("file://"), "data/model.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
-        download(published.uri, tmp_path / "here", tracking_uri=store)
-    with pytest.raises(ValueError, match=r"model.safetensors was altered"):
-        pull(published.uri, tracking_uri=store)
-    assert not (tmp_path / "here").exists()
-    assert [path for path in tmp_path.iterdir() if path.name != "runs"] == []
-
-
-def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
+def test_an_evaluation_is_recorded_on_the_version(recipe: Recipe, make_run: MakeRun, store: str):
     published = publish_run(make_run(recipe), tracking_uri=store, name="evaluated")
     record_evaluation(
         published.uri,
@@ -307,33 +150,6 @@ def test_an_evaluation_is_written_down_on_the_version(recipe: Recipe, make_run: 
     assert tags["evaluation.cccccccccccc.evaluated_at"] == "224 px of 256 px, 320 px of 320 px"
 
 
-@pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        ("models:/nobody@champion", r"the registry has no models:/nobody@champion.*it has .*"),
-        ("models:/known/99", r"the registry has no models:/known/99"),
-        ("models:/known@gone", r"the registry has no models:/known@gone"),
-        ("models:/known", r"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got 'models:/known'"),
-        ("known@champion", r"a model is models:/NAME/VERSION"),
-        ("models:/known/latest", r"a model is models:/NAME/VERSION"),
-    ],
-)
-def test_an_unknown_model_is_a_clear_line(model, complaint, recipe: Recipe, make_run: MakeRun, store: str):
-    if not MlflowClient(store).search_registered_models("name='known'"):
-        publish_run(make_run(recipe), tracking_uri=store, name="known")
-    with pytest.raises(ValueError, match=complaint):
-        pull(model, tracking_uri=store)
-
-
-def test_a_foreign_version_is_not_taken_for_verified(store: str, tmp_path: Path):
-    client = MlflowClient(store)
-    client.create_registered_model("foreign")
-    (tmp_path / "model").mkdir()
-    client.create_model_version("foreign", f"{tmp_path}/model")
-    with pytest.raises(ValueError, match="no tag manifest_sha256 to verify it by"):
-        pull("models:/foreign/1", tracking_uri=store)
-
-
 def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, store: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"is not a run: it has no recipe.json"):
         publish_run(str(tmp_path), tracking_uri=store)
@@ -345,20 +161,12 @@ def test_bad_runs_and_checkpoints_are_named(recipe: Recipe, make_run: MakeRun, s
         publish_run(run, tracking_uri=store)
 
 
-def test_a_store_that_is_not_there_is_no_registry(tmp_path: Path):
-    with pytest.raises(ValueError, match="there is no tracking store"):
-        pull("models:/any/1", tracking_uri=f"sqlite:///{tmp_path}/none.db")
-    assert not (tmp_path / "none.db").exists()
-    with pytest.raises(ValueError, match="no tracking server is given"):
-        pull("models:/any/1")
-
-
 def test_a_summary_names_the_registered_version_of_its_weights(store: str, make_run: MakeRun, recipe):
     run = make_run(recipe)
     weights = publish_run(run, tracking_uri=store, name="summed-up").weights_sha256
     file = Path(run, "summary.json")
     assert not file.exists()
-    # As versions of this project wrote it that did not know `weights_uri`.
+    # As earlier versions of this project wrote it, without `weights_uri`.
     summary = {"status": "finished", "weights_sha256": weights, "model_uri": f"{run}/checkpoints/x/model.safetensors"}
     file.write_text(json.dumps(summary))
     published = publish_run(run, tracking_uri=store, name="summed-up")
@@ -382,15 +190,3 @@ def _tracking_in(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(earlier)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-
-def test_a_deleted_experiment_takes_no_model_and_says_what_restores_it(store: str, make_run: MakeRun, recipe):
-    client = MlflowClient(store)
-    run = make_run(recipe, name="orphan")
-    experiment = client.create_experiment("deleted")
-    run_id = client.create_run(experiment).info.run_id
-    Ledger(RunDirectory(run), store).note_run(run_id)
-    client.delete_experiment(experiment)
-    with pytest.raises(OSError, match=f"experiments restore --experiment-id {experiment}"):
-        publish_run(run, tracking_uri=store, name="orphan")
-    assert not [model for model in client.search_registered_models() if model.name == "orphan"]

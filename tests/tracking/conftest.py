@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sqlite store whose schema exists: making it takes ten seconds."""
+    """A sqlite store with its schema, which takes ten seconds to create."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
     MlflowClient(uri).search_experiments()
@@ -18,7 +18,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def own_store(store: str, tmp_path: Path) -> str:
-    """Such a store of the test's own, empty."""
+    """Such a store for one test, empty."""
     folder = tmp_path / "store"
     folder.mkdir()
     shutil.copy(store.removeprefix("sqlite:///"), folder / "mlflow.db")

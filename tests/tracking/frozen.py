@@ -10,7 +10,7 @@ import pytest
 
 @contextlib.contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
-    """Nobody can write these within the block."""
+    """Makes files immutable within the block."""
     done = subprocess.run(["chattr", "+i", *map(str, paths)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"files cannot be made immutable here: {done.stderr.strip()}")

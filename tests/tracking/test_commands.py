@@ -1,4 +1,4 @@
-"""Commands that are printed. Oracle: which programs a shell with that environment finds."""
+"""Printed commands. Oracle: the programs that a shell with that environment finds."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def _command(environment: Path, variables: dict[str, str], folder: Path) -> str:
     return commands._python(variables, str(environment / "bin" / "python"), str(environment), folder)
 
 
-def test_uv_run_is_named_where_uv_started_this_in_its_project(environment: Path):
-    # As `uv run` sets them for what it starts.
+def test_uv_run_is_printed_if_uv_started_this_process_in_its_project(environment: Path):
+    # As `uv run` sets them for the process it starts.
     variables = {"UV": "/usr/bin/uv", "VIRTUAL_ENV": str(environment), "PATH": f"{environment}/bin:/usr/bin"}
     project = environment.parent
     assert _command(environment, variables, project) == "uv run"
@@ -31,12 +31,21 @@ def test_uv_run_is_named_where_uv_started_this_in_its_project(environment: Path)
     assert _command(environment, variables, Path("/")) == f"{environment}/bin/python"
 
 
-def test_the_plain_name_is_given_where_the_shell_finds_this_environment(environment: Path):
+def test_the_plain_name_is_printed_if_the_shell_finds_this_environment(environment: Path):
     project = environment.parent
     assert _command(environment, {"PATH": f"{environment}/bin:/usr/bin"}, project) == "python"
     assert _command(environment, {"PATH": "/nowhere"}, project) == f"{environment}/bin/python"
     (environment / "bin" / "mlflow").unlink()
     assert _command(environment, {"PATH": f"{environment}/bin"}, project) == f"{environment}/bin/python"
+
+
+def test_a_jobs_path_is_absolute_outside_of_the_checkout(monkeypatch, tmp_path: Path):
+    checkout = Path(__file__).parents[2]
+    monkeypatch.setattr(commands, "python", lambda: "uv run")
+    monkeypatch.chdir(checkout)
+    assert commands.job("deliver_tracking") == "uv run jobs/deliver_tracking.py"
+    monkeypatch.chdir(tmp_path)
+    assert commands.job("deliver_tracking") == f"uv run {checkout}/jobs/deliver_tracking.py"
 
 
 @pytest.mark.parametrize(

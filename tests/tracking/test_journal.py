@@ -27,7 +27,7 @@ def _steps(records: list[Record]) -> list[int]:
     return [record.step for record in records if isinstance(record, Metrics)]
 
 
-def test_records_are_read_in_their_order(directory: RunDirectory):
+def test_records_are_read_in_order(directory: RunDirectory):
     journal = Journal(directory)
     journal.append(Session(start_step=0))
     _metrics(journal, 1, 2)
@@ -38,13 +38,13 @@ def test_records_are_read_in_their_order(directory: RunDirectory):
     ]
 
 
-def test_each_start_writes_a_file_of_its_own(directory: RunDirectory, tmp_path: Path):
+def test_each_start_writes_a_new_file(directory: RunDirectory, tmp_path: Path):
     for _ in range(2):
         _metrics(Journal(directory), 1)
     assert sorted(path.name for path in tmp_path.glob("journal/*")) == ["000001.jsonl", "000002.jsonl"]
 
 
-def test_a_tail_returns_each_record_once_and_no_half_lines(directory: RunDirectory, tmp_path: Path):
+def test_a_tail_returns_each_record_once_and_no_incomplete_lines(directory: RunDirectory, tmp_path: Path):
     journal, tail = Journal(directory), Tail(directory)
     _metrics(journal, 1)
     assert _steps(tail.poll()) == [1]
@@ -59,7 +59,7 @@ def test_a_tail_returns_each_record_once_and_no_half_lines(directory: RunDirecto
     assert _steps(tail.poll()) == [2]
 
 
-def test_steps_that_a_later_session_did_again_count_once(directory: RunDirectory):
+def test_steps_that_a_later_session_repeated_count_once(directory: RunDirectory):
     first = Journal(directory)
     first.append(Session(start_step=0))
     _metrics(first, 1, 2, 3, value=1.0)
@@ -70,7 +70,7 @@ def test_steps_that_a_later_session_did_again_count_once(directory: RunDirectory
     assert points == [(1, 1.0), (2, 5.0)]
 
 
-def test_what_is_not_a_number_is_kept_in_valid_json(directory: RunDirectory, tmp_path: Path):
+def test_nan_and_infinities_are_kept_in_valid_json(directory: RunDirectory, tmp_path: Path):
     journal = Journal(directory)
     for step, value in enumerate((math.nan, math.inf, -math.inf)):
         journal.append(Metrics(step=step, values={"train/loss": value}))
@@ -96,7 +96,7 @@ def test_on_an_object_store_each_commit_is_an_object(s3: str):
     assert len(directory.list("journal")) == 2
 
 
-def test_what_a_full_disk_cut_off_is_written_again_and_once(directory: RunDirectory, tmp_path: Path, monkeypatch):
+def test_records_that_a_full_disk_cut_off_are_written_again_once(directory: RunDirectory, tmp_path: Path, monkeypatch):
     journal = Journal(directory)
     _metrics(journal, 1)
     journal.append(Metrics(step=2, values={"train/loss": 2.0}))
@@ -114,7 +114,7 @@ def _full(_: int) -> None:
     raise OSError("no space")
 
 
-def test_a_directory_that_is_gone_is_not_made_anew(directory: RunDirectory, tmp_path: Path):
+def test_a_directory_that_is_gone_is_not_created_again(directory: RunDirectory, tmp_path: Path):
     journal = Journal(RunDirectory(str(tmp_path / "gone")))
     journal.append(Session(start_step=0))
     with pytest.raises(FileNotFoundError, match="is its disk mounted"):
@@ -158,10 +158,10 @@ def test_a_tail_reads_again_what_it_has_returned_and_no_more(directory: RunDirec
 @pytest.mark.parametrize(
     "line", [b"{broken}", b"[]", b"7", b'{"no": "kind"}', b'{"kind": "metrics", "time": 1}', b"\xff"]
 )
-def test_a_line_that_is_no_record_is_told_with_its_file_and_place(directory: RunDirectory, line: bytes):
+def test_a_line_that_is_not_a_record_is_reported_with_its_file_and_byte(directory: RunDirectory, line: bytes):
     _metrics(Journal(directory), 1)
     ((name, size),) = directory.list("journal")
     whole = directory.read(f"journal/{name}")
     directory.write(f"journal/{name}", whole + line + b"\n" + whole)
-    with pytest.raises(ValueError, match=f"journal/{name} is damaged: what begins at byte {size} is no record"):
+    with pytest.raises(ValueError, match=f"journal/{name} is damaged: the line at byte {size} is not a record"):
         read_journal(directory)

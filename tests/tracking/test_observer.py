@@ -19,32 +19,34 @@ from dist_resnet.worker import Worker
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def test_an_observer_is_told_what_the_journal_says(recipe: Recipe, execution: Execution):
+def test_an_observer_gets_what_the_journal_records(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, execution, job="test")
     plan.claim()
-    told: list[Record] = []
-    run_worker(plan, WORKER, observer=told.extend)
-    # Checkpoints are written by a thread, which may come in between the two.
-    assert sorted(map(str, told)) == sorted(map(str, read_journal(plan.directory)))
-    assert isinstance(told[0], Session)
-    assert {Session, Metrics, Checkpoint, Finished} <= {type(record) for record in told}
+    observed: list[Record] = []
+    run_worker(plan, WORKER, observer=observed.extend)
+    # A thread writes checkpoints, so their records may come in another order.
+    assert sorted(map(str, observed)) == sorted(map(str, read_journal(plan.directory)))
+    assert isinstance(observed[0], Session)
+    assert {Session, Metrics, Checkpoint, Finished} <= {type(record) for record in observed}
 
 
 def test_ranks_without_a_journal_are_observed_too(tmp_path: Path):
-    told: list[Record] = []
-    run = Recorder.of_rank(1, RunDirectory(str(tmp_path)), told.extend)
+    observed: list[Record] = []
+    run = Recorder.of_rank(1, RunDirectory(str(tmp_path)), observed.extend)
     run.event(Session(start_step=0, time=1.0))
     run.metrics(3, {"train/loss": 0.5})
     run.metrics(4, {})
     run.close()
-    session, metrics = told
+    session, metrics = observed
     assert session == Session(start_step=0, time=1.0)
     assert isinstance(metrics, Metrics)
     assert (metrics.step, metrics.values) == (3, {"train/loss": 0.5})
     assert not list(tmp_path.iterdir())
 
 
-def test_an_observer_that_fails_costs_one_warning_and_not_a_bit(recipe: Recipe, execution: Execution, caplog):
+def test_a_failing_observer_causes_one_warning_and_does_not_change_the_weights(
+    recipe: Recipe, execution: Execution, caplog
+):
     weights = []
     calls = 0
 
@@ -64,5 +66,5 @@ def test_an_observer_that_fails_costs_one_warning_and_not_a_bit(recipe: Recipe, 
         weights.append(ending.weights_sha256)
     assert weights[0] == weights[1]
     assert calls == 2
-    warnings = [record.getMessage() for record in caplog.records if "observed" in record.getMessage()]
-    assert warnings == ["the run goes on without being observed: RuntimeError: no agent"]
+    warnings = [record.getMessage() for record in caplog.records if "observer" in record.getMessage()]
+    assert warnings == ["an observer of the run failed and is no longer called: RuntimeError: no agent"]

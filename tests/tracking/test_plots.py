@@ -1,4 +1,4 @@
-"""The training curve. Oracle: PIL opens the encoded and finds the colors of the curves in it."""
+"""The training curve. Oracle: PIL opens the PNG and finds the curves' colors in it."""
 
 import io
 
@@ -24,6 +24,6 @@ def test_the_curve_shows_training_and_validation():
     assert (0xD5, 0x5E, 0x00) in colors
 
 
-def test_a_run_without_an_evaluation_has_a_curve_too():
+def test_a_run_without_an_evaluation_also_has_a_curve():
     colors = _colors(training_curve({"train/loss": [(1, 0.0, 1.0), (2, 0.0, 0.5)]}, "run"))
     assert (0xD5, 0x5E, 0x00) not in colors

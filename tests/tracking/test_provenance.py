@@ -22,7 +22,7 @@ def test_the_commit_is_the_checkouts(monkeypatch: pytest.MonkeyPatch):
     assert provenance.collect()["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
-def test_an_image_can_say_its_commit(monkeypatch: pytest.MonkeyPatch):
+def test_a_container_image_states_its_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIST_RESNET_COMMIT", "abc123")
     assert provenance.collect()["commit"] == "abc123"
 
@@ -32,7 +32,7 @@ def test_versions_are_the_installed_ones():
     assert f"pyarrow=={importlib.metadata.version('pyarrow')}\n" in provenance.environment()
 
 
-def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_no_password_of_an_address_is_recorded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking.uri", "https://someone:secret@host/x"])
     assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
 
@@ -44,7 +44,7 @@ def test_a_notebook_has_no_command(monkeypatch: pytest.MonkeyPatch):
     assert "command" not in provenance.collect()
 
 
-def test_the_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch):
+def test_the_recorded_command_works_in_a_shell(monkeypatch: pytest.MonkeyPatch):
     given = ["job.py", "--data.train", "/data/set [v1]/train-*.parquet", "--execution.name", "it's"]
     monkeypatch.setattr("sys.argv", ["jobs/job.py", *given[1:]])
     assert shlex.split(provenance.collect()["command"]) == given

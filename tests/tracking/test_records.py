@@ -31,7 +31,7 @@ from dist_resnet.tracking.run_directory import RunDirectory
 FROZEN = Path(__file__).parents[1] / "released" / "first.frozen"
 
 
-def test_a_journal_of_the_first_format_is_written_as_it_was(tmp_path: Path):
+def test_a_journal_of_the_first_format_is_written_unchanged(tmp_path: Path):
     with zipfile.ZipFile(FROZEN) as archive:
         lines = archive.read("run/journal/000001.jsonl")
     first, second = (RunDirectory(str(tmp_path / name)) for name in ("first", "second"))
@@ -46,7 +46,7 @@ def test_a_journal_of_the_first_format_is_written_as_it_was(tmp_path: Path):
     assert second.read("journal/000001.jsonl") == lines
 
 
-def test_what_a_journal_of_the_first_format_lacks_is_none(tmp_path: Path):
+def test_fields_that_a_journal_of_the_first_format_lacks_are_none(tmp_path: Path):
     with zipfile.ZipFile(FROZEN) as archive:
         stored = json.loads(archive.read("run/journal/000001.jsonl").partition(b"\n")[0])
     session = from_stored(stored)
@@ -98,19 +98,19 @@ def test_a_record_is_stored_as_every_version_stored_it(record: Record, line: str
     assert from_stored(json.loads(line)) == record
 
 
-def test_a_metric_that_an_earlier_version_named_otherwise_has_the_name_of_today():
+def test_a_metric_that_an_earlier_version_named_differently_has_its_current_name():
     stored = {"kind": "metrics", "time": 1, "step": 1, "values": {"data/damaged_pictures": 2.0}}
     record = from_stored(stored)
     assert isinstance(record, Metrics)
     assert record.values == {"data/damaged_images": 2.0}
 
 
-def test_a_number_that_is_none_is_read_as_one():
+def test_nan_and_infinities_are_read_as_numbers():
     (value,) = from_stored({"kind": "metrics", "time": 1, "step": 1, "values": {"train/loss": "nan"}}).values.values()
     assert math.isnan(value)
 
 
-def test_a_newer_versions_field_is_left_out_and_its_kind_is_kept(tmp_path: Path):
+def test_a_newer_versions_field_is_dropped_and_its_kind_is_kept(tmp_path: Path):
     stored: list[dict[str, Any]] = [
         {"kind": "stopped", "time": 1.0, "step": 3, "by": "a scheduler"},
         {"kind": "resized", "time": 2.0, "world_size": 4, "from": {"machines": [1, 2]}},
@@ -141,7 +141,7 @@ def test_a_newer_versions_field_is_left_out_and_its_kind_is_kept(tmp_path: Path)
         {"kind": "metrics", "time": 1, "step": 1, "values": {"train/loss": "much"}},
     ],
 )
-def test_what_is_no_record_raises_valueerror(stored: Any):
+def test_values_that_are_not_a_record_raise_valueerror(stored: Any):
     with pytest.raises(ValueError, match=r"Error: "):
         from_stored(stored)
 

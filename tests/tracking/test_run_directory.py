@@ -13,7 +13,7 @@ from dist_resnet.storage.uri import absolute_uri, child_uri, open_uri
 from dist_resnet.tracking.run_directory import RunDirectory
 
 
-def test_what_is_written_is_read_and_listed(tmp_path: Path):
+def test_written_files_are_read_and_listed(tmp_path: Path):
     directory = RunDirectory(str(tmp_path / "run"))
     directory.write("a/b.bin", b"content")
     assert (tmp_path / "run/a/b.bin").read_bytes() == b"content"
@@ -23,7 +23,7 @@ def test_what_is_written_is_read_and_listed(tmp_path: Path):
     assert directory.list("nowhere") == []
 
 
-def test_writing_again_replaces_and_leaves_nothing_else(tmp_path: Path):
+def test_writing_again_replaces_the_file_and_leaves_no_other(tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     directory.write("file", b"old")
     directory.write("file", b"new")
@@ -39,20 +39,20 @@ def test_a_missing_json_file_is_none(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"status": "fin', b"[1, 2]", b'"text"', b"null", b"\xff\xfe\x00"])
-def test_a_file_that_holds_no_json_object_is_named(tmp_path: Path, content: bytes):
+def test_a_file_without_a_json_object_is_named(tmp_path: Path, content: bytes):
     directory = RunDirectory(str(tmp_path))
     directory.write("summary.json", content)
     with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged, .*; restore it from a copy$"):
         directory.read_json("summary.json")
 
 
-def test_a_directory_travels_between_processes(tmp_path: Path):
+def test_a_directory_can_be_pickled(tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     directory.write("file", b"x")
     assert pickle.loads(pickle.dumps(directory)).read("file") == b"x"  # noqa: S301
 
 
-def test_local_paths_become_absolute_and_uris_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_local_paths_become_absolute_and_uris_do_not_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     assert absolute_uri("runs") == str(tmp_path / "runs")
@@ -63,7 +63,7 @@ def test_local_paths_become_absolute_and_uris_stay(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "uri", ["s3:/bucket/runs", "s3:runs", "S3://", "s3:///runs", "gs:/bucket", "file:runs", "file://runs"]
 )
-def test_half_a_uri_is_no_folder_of_that_name(uri: str):
+def test_half_a_uri_is_not_a_folder_of_that_name(uri: str):
     with pytest.raises(ValueError, match=f"'{uri}' is no whole URI; give a local path, s3://bucket/path"):
         RunDirectory(uri)
 
@@ -82,7 +82,7 @@ def test_a_relative_path_in_a_folder_that_is_gone_is_refused(monkeypatch: pytest
     RunDirectory(str(tmp_path))
 
 
-def test_slashes_too_many_change_nothing():
+def test_extra_slashes_change_nothing():
     assert RunDirectory("//tmp//runs//").uri == "/tmp/runs"
     assert RunDirectory("/").child("run") == "/run"
     assert RunDirectory("/run").parent.uri == "/"
@@ -92,7 +92,7 @@ _NAMES = ("a run", "50%", "a%20b", "what?", "a#b", "r\u00e9seau", "it's $HOME")
 
 
 @pytest.mark.parametrize("storage", ["local", "file", "s3", "az"])
-def test_a_run_of_any_name_has_a_folder_of_its_own_with_that_name(storage: str, tmp_path: Path, request):
+def test_a_run_of_any_name_has_its_own_folder_with_that_name(storage: str, tmp_path: Path, request):
     if storage in ("s3", "az"):
         root = RunDirectory(child_uri(request.getfixturevalue(storage), "my runs"))
     else:
@@ -128,7 +128,9 @@ def test_a_directory_of_another_kind_is_refused(tmp_path: Path):
         directory.write_json(name, content)
         for other in ("run", "sweep", "probe"):
             with (
-                contextlib.nullcontext() if other == kind else pytest.raises(ValueError, match=f"is that of a {kind}; ")
+                contextlib.nullcontext()
+                if other == kind
+                else pytest.raises(ValueError, match=f"is the directory of a {kind}; ")
             ):
                 directory.check_kind(other)
 
@@ -140,8 +142,8 @@ def test_an_unknown_kind_of_storage_is_named():
         RunDirectory("ftp://host/runs")
 
 
-def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path):
-    """A limit on files' sizes has the part of a disk that is full."""
+def test_a_full_disk_is_named_and_keeps_existing_files(tmp_path: Path):
+    """A limit on file sizes stands in for a full disk."""
     directory, limits = RunDirectory(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
     directory.write("file", b"old")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -150,9 +152,7 @@ def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path):
             directory.write("file", b"x" * 2000)
         with pytest.raises(OSError, match=f"File too large: '{tmp_path}/large'"), directory.staged("large") as path:
             path.write_bytes(b"x" * 2000)
-        with pytest.raises(
-            ValueError, match=r"cannot be written \(.*File too large.*\); make room or rights there, or"
-        ):
+        with pytest.raises(ValueError, match=r"cannot be written \(.*File too large.*\); free some space, correct"):
             directory.check_writable()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -167,7 +167,7 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("store", ["s3", "gs", "az"])
-def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureRequest):
+def test_an_object_store_works_too(store: str, request: pytest.FixtureRequest):
     directory = RunDirectory(child_uri(request.getfixturevalue(store), "runs/one"))
     directory.check_writable()
     directory.write("checkpoints/step_1/model", b"weights")
@@ -181,7 +181,7 @@ def test_an_object_store_serves_as_well(store: str, request: pytest.FixtureReque
     assert pickle.loads(pickle.dumps(directory)).read_json("summary.json") == {"steps": 1}  # noqa: S301
 
 
-def test_what_is_being_written_to_azures_store_is_not_there_before_all_of_it_is(az: str):
+def test_an_object_on_azure_appears_only_when_complete(az: str):
     directory = RunDirectory(child_uri(az, "runs/whole"))
     directory.write_json("summary.json", {"steps": 1})
     filesystem, path = open_uri(directory.child("summary.json"))
@@ -197,7 +197,7 @@ def test_what_is_being_written_to_azures_store_is_not_there_before_all_of_it_is(
     assert directory.list("") == [("summary.json", 5)]
 
 
-def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path: Path):
+def test_a_staged_file_appears_complete_or_not_at_all(tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     with directory.staged("a/large.bin") as path:
         path.write_bytes(b"content")

@@ -44,7 +44,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a PostgreSQL of our own."""
+    """The URI of a PostgreSQL server started for these tests."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
     if not found:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -80,7 +80,7 @@ def _quietly(command: list[str]) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an S3 server with a bucket `models`, named to MLflow and boto by the environment."""
+    """The address of an S3 server with a bucket `models`, which the environment names to MLflow and boto."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -143,7 +143,7 @@ def _status(url: str, **headers: str) -> int:
             return error.code
 
 
-def test_a_run_and_its_model_live_on_postgresql_and_s3(
+def test_a_run_and_its_model_are_stored_on_postgresql_and_s3(
     server: str, bucket: str, recipe: Recipe, execution: Execution, tmp_path: Path, monkeypatch, caplog
 ):
     assert _status(f"{server}/api/2.0/mlflow/experiments/search?max_results=1") == 401
@@ -169,7 +169,7 @@ def test_a_run_and_its_model_live_on_postgresql_and_s3(
     ]
     assert any(key.endswith("data/model.safetensors") for key in keys)
 
-    told = caplog.text + str(run.data.tags) + str(run.data.params) + str(version.tags)
-    told += "".join(path.read_text(errors="replace") for path in (tmp_path / "runs").rglob("*.json*"))
-    assert not re.search(re.escape(_PASSWORD), told)
+    written = caplog.text + str(run.data.tags) + str(run.data.params) + str(version.tags)
+    written += "".join(path.read_text(errors="replace") for path in (tmp_path / "runs").rglob("*.json*"))
+    assert not re.search(re.escape(_PASSWORD), written)
     assert RunDirectory(plan.directory.uri).read_json("mlflow.json")["servers"][server]["ended"]

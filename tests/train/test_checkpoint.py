@@ -59,7 +59,7 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(recipe: Recipe, execution: Ex
         assert torch.equal(tensor, other.slots()[name]), name
 
 
-def test_checkpoints_of_the_first_release_bring_their_momentum(recipe: Recipe, execution: Execution):
+def test_checkpoints_of_the_first_release_restore_their_momentum(recipe: Recipe, execution: Execution):
     state = _trained(recipe, execution)
     other = create_state(recipe, execution, WORKER)
     old = {key.replace("momentum_buffer.", "momentum."): tensor for key, tensor in state.slots().items()}
@@ -73,8 +73,8 @@ def test_checkpoints_of_the_first_release_bring_their_momentum(recipe: Recipe, e
     ("key", "shape", "complaint"),
     [
         ("exp_avg.head.classifier.weight", None, "SGD keeps momentum_buffer for each parameter, not exp_avg"),
-        ("momentum_buffer.head.nothing", (4,), r"momentum_buffer.head.nothing of shape \(4,\) belongs to no parameter"),
-        ("momentum_buffer.head.classifier.bias", (5,), r"head.classifier.bias of shape \(5,\) belongs to no parameter"),
+        ("momentum_buffer.head.nothing", (4,), r"momentum_buffer.head.nothing of shape \(4,\) matches no parameter"),
+        ("momentum_buffer.head.classifier.bias", (5,), r"head.classifier.bias of shape \(5,\) matches no parameter"),
     ],
 )
 def test_state_of_another_optimizer_or_network_is_refused(
@@ -86,11 +86,11 @@ def test_state_of_another_optimizer_or_network_is_refused(
         create_state(recipe, execution, WORKER).load(state.weights(), {key: foreign}, state.counters())
 
 
-def test_a_slot_that_could_not_be_put_back_is_not_saved_in_silence(recipe: Recipe, execution: Execution):
+def test_a_slot_that_could_not_be_restored_is_not_saved_silently(recipe: Recipe, execution: Execution):
     state = _trained(recipe, execution)
     parameter = next(state.model.parameters())
     state.optimizer.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-    with pytest.raises(ValueError, match="not exp_avg: it is another optimizer's state"):
+    with pytest.raises(ValueError, match="not exp_avg: the state belongs to another optimizer"):
         state.slots()
 
 
@@ -111,7 +111,9 @@ def test_the_newest_and_the_best_are_kept(recipe: Recipe, execution: Execution, 
     assert _steps(directory) == kept
 
 
-def test_what_was_half_written_goes_once_a_newer_one_is_complete(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_partial_checkpoints_are_deleted_once_a_newer_one_is_complete(
+    recipe: Recipe, execution: Execution, tmp_path: Path
+):
     directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3))
     for step in (2, 3):
         directory.delete(f"checkpoints/step_{step:08d}/manifest.json")
@@ -120,8 +122,8 @@ def test_what_was_half_written_goes_once_a_newer_one_is_complete(recipe: Recipe,
     assert _steps(directory) == [1, 4]
 
 
-def test_a_damaged_newer_one_does_not_cost_the_good_ones(recipe: Recipe, execution: Execution, tmp_path: Path):
-    # Training went on from 2, for 9 is damaged, and has come to 3.
+def test_a_damaged_newer_checkpoint_does_not_delete_the_good_ones(recipe: Recipe, execution: Execution, tmp_path: Path):
+    # Training resumed from 2, because 9 is damaged, and has reached 3.
     directory = _saved(tmp_path, create_state(recipe, execution, WORKER), steps=(1, 2, 3, 9))
     checkpoint.prune(directory, newest=3, keep=1, errors={})
     assert _steps(directory) == [3, 9]
@@ -131,13 +133,13 @@ def _steps(directory: RunDirectory) -> list[int]:
     return [int(name.removeprefix("step_")) for name, _ in directory.list("checkpoints")]
 
 
-def test_no_checkpoint_is_none(tmp_path: Path):
+def test_a_run_without_checkpoints_has_none(tmp_path: Path):
     assert checkpoint.latest(RunDirectory(str(tmp_path))) is None
 
 
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, execution, tmp_path, caplog, name, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(recipe, execution, tmp_path, caplog, name, damage):
     directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
     file = tmp_path / "run/checkpoints/step_00000002" / name
     content = bytearray(file.read_bytes())
@@ -156,18 +158,18 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, execution, t
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", '"text"', '{"model.safetensors": 3}', '{"model.safetensors": {}}'])
-def test_a_damaged_manifest_is_passed_over_with_a_warning(recipe, execution, tmp_path, caplog, manifest):
+def test_a_checkpoint_with_a_damaged_manifest_is_skipped_with_a_warning(recipe, execution, tmp_path, caplog, manifest):
     directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
     directory.write("checkpoints/step_00000002/manifest.json", manifest.encode())
     with caplog.at_level("WARNING", logger="dist_resnet"):
         found = checkpoint.latest(directory)
     assert found is not None
     assert found.counters["step"] == 1
-    assert "step_00000002 is damaged and passed over" in caplog.text
+    assert "step_00000002 is damaged and skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["step_00000009 (copy)", "step_00000009.bak", ".DS_Store", "__pycache__"])
-def test_what_others_leave_beside_checkpoints_is_none(name, recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_other_files_next_to_checkpoints_are_ignored(name, recipe: Recipe, execution: Execution, tmp_path: Path):
     directory = _saved(tmp_path, _trained(recipe, execution), steps=(1, 2))
     checkpoints = Path(directory.path("checkpoints"))
     shutil.copytree(checkpoints / "step_00000002", checkpoints / name)
@@ -196,7 +198,7 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(recipe: Recipe, execution
 def test_the_checkpoint_of_another_model_is_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
     found = checkpoint.latest(_saved(tmp_path, _trained(recipe, execution)))
     other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=5))
-    with pytest.raises(ValueError, match="the checkpoint holds another model"):
+    with pytest.raises(ValueError, match="the checkpoint is of another model"):
         create_state(other, execution, WORKER).load(found.weights, found.slots, found.counters)
 
 

@@ -1,4 +1,4 @@
-"""Runs on damaged images. Oracle: the same run by another number of workers, and the rows that were damaged."""
+"""Runs on damaged images. Oracle: the same run on another number of workers, and the rows that were damaged."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ def hurt_recipe(request, recipe: Recipe, shard_recipe: Recipe, tmp_path: Path) -
     return dataclasses.replace(base, data=data)
 
 
-def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
+def test_damaged_images_do_not_stop_a_run_and_are_listed_by_file_and_row(hurt_recipe, execution: Execution, caplog):
     execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     plan = local.prepare_run(hurt_recipe, execution, job="test")
     summary = local.run(plan)
@@ -47,14 +47,14 @@ def test_damaged_images_cost_no_run_and_are_listed_by_file_and_row(hurt_recipe, 
     }
     assert len(events) == 4  # once each, in two epochs
     assert history(records)["data/damaged_images"][-1][2] == 3
-    assert caplog.text.count("cannot be decoded and is left out of the loss") == 3
+    assert caplog.text.count("cannot be decoded and is excluded from the loss") == 3
     assert caplog.text.count("cannot be decoded and counts as an error") == 1
     listed = plan.directory.read("damaged_images.csv").decode().splitlines()
     assert len(listed) == 1 + 4
     assert any(line.startswith("train,") and line.split(",")[1].endswith("b.parquet") for line in listed)
 
 
-def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, execution: Execution):
+def test_the_numbers_do_not_depend_on_the_number_of_workers(hurt_recipe: Recipe, execution: Execution):
     execution = dataclasses.replace(execution, max_damaged_fraction=0.1)
     losses = []
     for workers in (1, 2):
@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_any_number_of_workers(hurt_recipe: Recipe, exe
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed(hurt_recipe, execution, caplog):
+def test_too_many_end_the_run_with_the_list_and_it_resumes_once_more_are_allowed(hurt_recipe, execution, caplog):
     plan = local.prepare_run(hurt_recipe, dataclasses.replace(execution, max_damaged_fraction=0.03), job="test")
     summary = local.run(plan)
     assert summary["status"] == "too_damaged"
@@ -83,11 +83,11 @@ def test_too_many_end_the_run_with_the_list_and_it_goes_on_once_more_are_allowed
 
 
 def headers_only(images: list[bytes]) -> list[bytes]:
-    """JPEGs that have a size and an end, and no image in between."""
+    """JPEGs with a header and an end marker, but no image data."""
     return [image[: image.index(b"\xff\xda")] + b"\xff\xd9" for image in images]
 
 
-def test_validation_images_none_of_which_can_be_decoded_are_an_error_and_no_result(
+def test_validation_images_that_all_fail_to_decode_are_an_error_and_not_a_result(
     recipe: Recipe, execution: Execution, tmp_path: Path, caplog
 ):
     images = headers_only([jpeg(smooth(32, 32, index)) for index in range(20)])

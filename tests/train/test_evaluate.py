@@ -15,7 +15,7 @@ WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 class _Images:
-    """Twenty-three images whose means are their logits, in batches of five."""
+    """23 images whose means are their logits, in batches of five."""
 
     def __init__(self, num_classes: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def test_a_damaged_image_counts_as_an_error_has_no_loss_and_is_named():
                     batch.damaged = (hurt,)
                 yield batch
 
-    # Taken for the right class if it were counted: the error must come from its weight alone.
+    # Its class would be predicted correctly, so the error can only come from its weight.
     damaged = Hurt(10)
     for each in (images, damaged):
         each.logits[7, each.labels[7]] = 99.0
@@ -78,7 +78,7 @@ def test_a_damaged_image_counts_as_an_error_has_no_loss_and_is_named():
     assert int(confusion.sum()) == 22
 
 
-def test_evaluation_leaves_the_running_statistics_alone():
+def test_evaluation_does_not_change_the_running_statistics():
     images = _Images(4)
     images.logits = images.logits[:, :, None, None]
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Flatten())

@@ -1,4 +1,4 @@
-"""CUDA graphs. Oracle: the same steps without them, on the GPU bit for bit; on the CPU there are none."""
+"""CUDA graphs. Oracle: the same steps without them, bit-identical on a GPU; the CPU has no graphs."""
 
 import dataclasses
 
@@ -52,5 +52,5 @@ def test_graphs_take_the_same_steps_bit_for_bit(recipe: Recipe, execution: Execu
     _assert_same(recipe, dataclasses.replace(execution, device="gpu", precision=precision), torch.device("cuda", 0))
 
 
-def test_the_cpu_goes_on_without(recipe: Recipe, execution: Execution):
+def test_the_cpu_trains_without_graphs(recipe: Recipe, execution: Execution):
     _assert_same(recipe, execution, torch.device("cpu"))

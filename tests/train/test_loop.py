@@ -1,4 +1,4 @@
-"""The training loop. Oracle: an uninterrupted run of the same recipe, and one worker beside two and three."""
+"""The training loop. Oracle: an uninterrupted run of the same recipe, and one worker against two and three."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ def _context(plan: Plan) -> RunContext:
 
 
 def _train_until(plan: Plan, step: int) -> None:
-    """Trains and dies before the step numbered `step` of the run, without any warning."""
+    """Trains and dies without warning before the step numbered `step`."""
     training, validation = _images(plan)
     whole, left = training.epoch, [step]
 
@@ -80,7 +80,7 @@ def _last(plan: Plan) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["pad", "scale"])
-def test_a_run_that_died_in_mid_epoch_ends_with_the_bits_of_one_that_did_not(
+def test_a_run_that_died_in_mid_epoch_ends_bit_identical_to_one_that_did_not(
     recipe: Recipe, shard_recipe: Recipe, execution: Execution, kind
 ):
     recipe = recipe if kind == "pad" else shard_recipe
@@ -137,7 +137,7 @@ def test_two_and_three_workers_take_the_steps_of_one(shard_recipe: Recipe, execu
 
 
 @pytest.mark.slow
-def test_a_run_may_stop_on_any_number_of_workers_and_go_on_with_any_other(shard_recipe: Recipe, execution: Execution):
+def test_a_run_may_stop_on_any_number_of_workers_and_resume_on_any_other(shard_recipe: Recipe, execution: Execution):
     # Every ordered pair of 1 to 4 workers is next to each other once; two steps on each.
     workers = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
     schedule = Schedule(kind="step", learning_rate=0.01, drops=(), warmup=0.0)
@@ -174,7 +174,7 @@ def _on_real_images(recipe: Recipe) -> Recipe:
     )
 
 
-def test_the_journal_tells_every_steps_numbers(recipe: Recipe, execution: Execution):
+def test_the_journal_has_every_steps_metrics(recipe: Recipe, execution: Execution):
     plan = _plan(recipe, execution)
     run_worker(plan, WORKER)
     points = history(read_journal(plan.directory))
@@ -193,14 +193,14 @@ def test_the_journal_tells_every_steps_numbers(recipe: Recipe, execution: Execut
     assert rates == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
 
 
-def test_a_part_of_an_epoch_is_a_run(recipe: Recipe, execution: Execution):
+def test_a_run_may_be_shorter_than_an_epoch(recipe: Recipe, execution: Execution):
     plan = _plan(dataclasses.replace(recipe, epochs=4 / 3), execution)
     run_worker(plan, WORKER)
     assert _last(plan).steps == 4
     assert [step for step, _, _ in history(read_journal(plan.directory))["val/loss"]] == [3, 4]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execution: Execution):
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, schedule=Schedule(learning_rate=1e30))
     plan = _plan(recipe, execution)
     run_worker(plan, WORKER)
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(recipe: Recipe, execu
     assert not math.isfinite(history(read_journal(plan.directory))["train/loss"][-1][2])
 
 
-def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(recipe: Recipe, execution: Execution):
+def test_a_run_that_is_asked_to_stop_saves_and_resumes_bit_identically(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, epochs=40)
     rarely = Checkpoints(every=1000)
     whole, stopped = (_plan(recipe, execution, name=name, checkpoints=rarely) for name in ("whole", "stopped"))
@@ -227,7 +227,7 @@ def test_a_run_that_is_asked_to_stop_saves_stops_and_goes_on_to_the_same_bits(re
     assert _last(stopped).weights_sha256 == _last(whole).weights_sha256
 
 
-def test_a_run_on_googles_store_goes_on_from_its_checkpoint(recipe: Recipe, execution: Execution, gs: str):
+def test_a_run_on_google_storage_resumes_from_its_checkpoint(recipe: Recipe, execution: Execution, gs: str):
     whole, away = _plan(recipe, execution, name="whole"), _plan(recipe, execution, storage=f"{gs}/runs")
     run_worker(whole, WORKER)
     _train_until(away, 4)
@@ -243,15 +243,15 @@ def _train(plan: Plan, **changes) -> None:
     training.close()
 
 
-def test_a_warning_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution):
+def test_a_preemption_notice_makes_one_checkpoint_at_once(recipe: Recipe, execution: Execution):
     plan = _plan(dataclasses.replace(recipe, epochs=4), execution, checkpoints=Checkpoints(every=1000))
     warnings = iter([False, True])
-    _train(plan, intervals=Intervals(decisions=0.0, questions=0.0), warned=lambda: next(warnings))
-    # After the second question, which follows the second step, and at the ends of the four epochs of three steps.
+    _train(plan, intervals=Intervals(decisions=0.0, preemption_checks=0.0), warned=lambda: next(warnings))
+    # After the second check, which follows the second step, and at the ends of the four epochs of three steps.
     assert _checkpoints(plan) == {2, 3, 6, 9, 12}
 
 
-def test_the_clock_makes_checkpoints_too(recipe: Recipe, execution: Execution):
+def test_elapsed_time_makes_checkpoints_too(recipe: Recipe, execution: Execution):
     plan = _plan(recipe, execution, checkpoints=Checkpoints(every=1000, minutes=1e-9))
     _train(plan, intervals=Intervals(decisions=0.0))
     assert _checkpoints(plan) == {1, 2, 3, 4, 5, 6}
@@ -266,7 +266,7 @@ def test_checkpoints_that_are_gone_are_an_error_and_not_a_fresh_start(recipe: Re
     plan = _plan(recipe, execution)
     _train_until(plan, 5)
     plan.directory.delete("checkpoints")
-    with pytest.raises(ValueError, match="tells of a checkpoint after step 4, but there is none"):
+    with pytest.raises(ValueError, match="records a checkpoint after step 4, but there is none"):
         run_worker(plan, WORKER)
 
 

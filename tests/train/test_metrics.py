@@ -1,7 +1,8 @@
 """The step meter. Oracle: means worked out by hand."""
 
+import itertools
 import math
-import time
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from dist_resnet.worker import Worker
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def _meter(tmp_path, **options: float) -> tuple[StepMeter, Recorder, RunDirectory]:
+def _meter(tmp_path, **options: Any) -> tuple[StepMeter, Recorder, RunDirectory]:
     directory = RunDirectory(str(tmp_path))
     directory.write("recipe.json", b"{}")
-    run = Recorder.of_rank(0, directory)
-    return StepMeter(WORKER, run, **options), run, directory
+    recorder = Recorder.of_rank(0, directory)
+    return StepMeter(WORKER, recorder, **options), recorder, directory
 
 
 def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
@@ -28,55 +29,55 @@ def _add(meter: StepMeter, step: int, loss: float, errors: float) -> None:
 
 
 def test_means_are_sums_over_images(tmp_path):
-    meter, run, directory = _meter(tmp_path)
+    meter, recorder, directory = _meter(tmp_path)
     _add(meter, 1, 16.0, 2)
     _add(meter, 2, 4.0, 8)
     meter.flush()
-    run.close()
+    recorder.close()
     points = history(read_journal(directory))
     assert [value for _, _, value in points["train/loss"]] == [2.0, 0.5]
     assert [value for _, _, value in points["train/top1_error"]] == [0.25, 1.0]
 
 
-def test_means_leave_damaged_images_out_and_the_meter_counts_them(tmp_path):
-    meter, run, directory = _meter(tmp_path)
+def test_means_exclude_damaged_images_and_the_meter_counts_them(tmp_path):
+    meter, recorder, directory = _meter(tmp_path)
     meter.add(1, torch.tensor([12.0, 3.0, 6.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
     meter.add(2, torch.tensor([0.0, 0.0, 0.0]).double(), images=8, learning_rate=0.1, data_seconds=0.0)
     assert meter.flush() == 2 + 8
     _add(meter, 3, 4.0, 8)
     assert meter.flush() == 0
-    run.close()
+    recorder.close()
     points = history(read_journal(directory))
     assert [value for _, _, value in points["train/loss"]] == [2.0, 0.0, 0.5]
     assert points["train/top1_error"][0][2] == 0.5
 
 
 def test_nothing_is_recorded_twice(tmp_path):
-    meter, run, directory = _meter(tmp_path)
+    meter, recorder, directory = _meter(tmp_path)
     _add(meter, 1, 1.0, 0)
     meter.flush()
     meter.flush()
-    run.close()
+    recorder.close()
     assert len(read_journal(directory)) == 1
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_recorded_and_named(tmp_path, loss):
-    meter, run, directory = _meter(tmp_path)
+    meter, recorder, directory = _meter(tmp_path)
     _add(meter, 1, 1.0, 0)
     _add(meter, 2, loss, 0)
     with pytest.raises(DivergedError, match="after step 2"):
         meter.flush()
-    run.close()
+    recorder.close()
     assert [step for step, _, _ in history(read_journal(directory))["train/loss"]] == [1, 2]
 
 
 @pytest.mark.parametrize(("data_seconds", "hints"), [(0.02, 1), (0.001, 0)])
-def test_waiting_for_images_is_told_once(tmp_path, caplog, data_seconds, hints):
-    meter, run, _ = _meter(tmp_path, input_watch_seconds=0.1)
+def test_input_bound_training_is_logged_once(tmp_path, caplog, data_seconds, hints):
+    # Every step takes 0.03 s.
+    meter, recorder, _ = _meter(tmp_path, input_watch_seconds=0.1, clock=itertools.count(0.0, 0.03).__next__)
     totals = torch.tensor([1.0, 0.0, 8.0], dtype=torch.float64)
     for step in range(1, 31):
-        time.sleep(0.03)
         meter.add(step, totals, images=8, learning_rate=0.1, data_seconds=data_seconds)
-    run.close()
-    assert caplog.text.count("the input limits this run") == hints
+    recorder.close()
+    assert caplog.text.count("training is input-bound: 67 %") == hints

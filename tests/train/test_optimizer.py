@@ -60,7 +60,7 @@ def test_weights_always_decay_gate_biases_never_and_the_rest_by_choice(shortcut:
         assert decays[id(parameter)] == (0.1 if expected else 0.0), name
 
 
-def test_a_gate_keeps_its_bias_where_nothing_but_decay_pulls_at_it():
+def test_a_gates_bias_does_not_decay():
     model = build_model(Model(depth=8, num_classes=4, shortcut="exclusive_gating", gate_bias=-6.0))
     optimizer = build_optimizer(Optimizer(weight_decay=0.1, decay_norm_and_bias=True), model)
     set_learning_rate(optimizer, 0.1)

@@ -1,4 +1,4 @@
-"""Precision. Oracle: the flags that the kernel reports of this CPU, and torch's own settings read back."""
+"""Precision. Oracle: this CPU's flags as the kernel reports them, and torch's own settings read back."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from dist_resnet.worker import Worker
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def test_bf16_is_warned_of_on_a_cpu_without_such_instructions_and_only_there(execution: Execution, caplog):
+def test_bf16_causes_a_warning_only_on_a_cpu_without_such_instructions(execution: Execution, caplog):
     if not CPU_INFO.exists():
         pytest.skip("the kernel reports no flags of the CPU here")
     has_bf16 = "bf16" in CPU_INFO.read_text()
@@ -35,7 +35,7 @@ def test_bf16_is_warned_of_on_a_cpu_without_such_instructions_and_only_there(exe
 
 
 @pytest.mark.parametrize(("precision", "rounds"), [("fp32", False), ("tf32", True), ("bf16", False)])
-def test_gpus_round_fp32_only_if_they_are_asked_to(execution: Execution, precision: Any, rounds: bool):
+def test_gpus_round_fp32_only_at_tf32(execution: Execution, precision: Any, rounds: bool):
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         configure_backend(dataclasses.replace(execution, precision=precision))

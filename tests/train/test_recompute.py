@@ -1,4 +1,4 @@
-"""Recomputation. Oracle: the same steps without it, and the bytes that autograd is handed to save."""
+"""Recomputation. Oracle: the same steps without it, and the bytes that autograd saves."""
 
 import copy
 import dataclasses
@@ -72,7 +72,7 @@ def test_weights_statistics_and_losses_are_the_same_bits(
 
 
 @pytest.mark.parametrize("depth", [20, 29])
-def test_far_fewer_bytes_are_saved(recipe: Recipe, execution: Execution, depth):
+def test_recomputation_saves_far_fewer_bytes(recipe: Recipe, execution: Execution, depth):
     recipe = dataclasses.replace(recipe, model=Model(depth=depth, num_classes=4))
     saved = {}
     for recompute in (False, True):

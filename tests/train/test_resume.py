@@ -1,4 +1,4 @@
-"""Where a run goes on. Oracle: the state that was saved, and a storage made to fail."""
+"""Resuming. Oracle: the saved state, and a storage made to fail."""
 
 from pathlib import Path
 
@@ -45,12 +45,12 @@ def _save(state: TrainState, directory: RunDirectory, step: int) -> None:
     state.step = 0
 
 
-def test_a_run_without_a_checkpoint_begins_at_the_beginning(state: TrainState, directory: RunDirectory):
+def test_a_run_without_a_checkpoint_starts_from_scratch(state: TrainState, directory: RunDirectory):
     _resume(state, directory)
     assert state.step == 0
 
 
-def test_a_run_goes_on_from_the_newest(state: TrainState, directory: RunDirectory):
+def test_a_run_resumes_from_the_newest_checkpoint(state: TrainState, directory: RunDirectory):
     for step in (2, 7):
         _save(state, directory, step)
     _resume(state, directory)
@@ -74,6 +74,6 @@ def test_a_storage_that_fails_for_a_while_is_waited_for(state, directory, monkey
     assert caplog.text.count("the storage works again") == 1
 
 
-def test_a_directory_that_is_no_run_is_no_fresh_start(state: TrainState, tmp_path: Path):
+def test_a_directory_without_a_run_is_not_a_fresh_start(state: TrainState, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="is its disk mounted"):
         _resume(state, RunDirectory(str(tmp_path)), patience_seconds=0.05)

@@ -1,4 +1,4 @@
-"""Contact sheets. Oracle: the images that were put on them."""
+"""Contact sheets. Oracle: the images on them."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 from dist_resnet.train.run_images import contact_sheet
 
 
-def test_every_image_is_on_the_sheet_at_its_place():
+def test_every_image_is_at_its_place_on_the_sheet():
     images = np.random.default_rng(0).integers(0, 256, (11, 5, 7, 3), dtype=np.uint8)
     sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(images))))
     assert sheet.shape == (2 * 7 - 2, 8 * 9 - 2, 3)

@@ -1,4 +1,4 @@
-"""Learning rates. Oracle: the paper's schedules written out, and the closed forms of cosine and line."""
+"""Learning rates. Oracle: the paper's schedules written out, and the formulas of cosine and linear decay."""
 
 import math
 

@@ -57,7 +57,7 @@ def test_a_step_is_one_update_by_the_mean_loss_with_statistics_per_ghost_batch(r
     assert state.step == 1
 
 
-def test_an_image_of_no_weight_moves_nothing_but_the_statistics_it_is_seen_in(recipe: Recipe, execution: Execution):
+def test_an_image_of_weight_zero_changes_only_the_batch_statistics(recipe: Recipe, execution: Execution):
     """By the formula: the losses of the others, over the images of the global batch."""
     batches = _batches(recipe)
     batches[1].weights[3] = batches[2].weights[5] = 0
@@ -87,9 +87,7 @@ def test_running_statistics_follow_ghost_batch_0_alone(recipe: Recipe, execution
         torch.testing.assert_close(buffer, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_dropout_masks_depend_on_the_step_and_the_ghost_batch_and_on_nothing_drawn_before(
-    recipe: Recipe, execution: Execution
-):
+def test_dropout_masks_depend_only_on_the_step_and_the_ghost_batch(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, model=Model(depth=8, num_classes=4, shortcut="dropout"))
     weights = []
     for seed in (1, 2):
@@ -103,7 +101,7 @@ def test_dropout_masks_depend_on_the_step_and_the_ghost_batch_and_on_nothing_dra
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_steps_bring_the_loss_down(recipe: Recipe, execution: Execution, precision):
+def test_steps_lower_the_loss(recipe: Recipe, execution: Execution, precision):
     execution = dataclasses.replace(execution, precision=precision)
     state = create_state(recipe, execution, WORKER)
     step = TrainStep(recipe, execution, WORKER, state)

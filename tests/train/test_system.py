@@ -1,4 +1,4 @@
-"""Use of the machine. Oracle: psutil's own figures."""
+"""Machine load. Oracle: psutil's own figures."""
 
 import psutil
 import pytest
@@ -7,7 +7,7 @@ import torch
 from dist_resnet.train.system import System
 
 
-def test_a_sample_is_that_of_psutil_and_not_more_often_than_asked():
+def test_samples_are_psutils_at_the_given_interval():
     assert System(torch.device("cpu")).sample() == {}
     sample = System(torch.device("cpu"), seconds_between=0.0).sample()
     assert 0 <= sample["system/cpu_utilization_percentage"] <= 100

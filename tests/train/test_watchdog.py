@@ -1,4 +1,4 @@
-"""The watchdog. Oracle: the exit code of a process that stands still."""
+"""The watchdog. Oracle: the exit code of a hung process."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from dist_resnet.storage import ranges
 from dist_resnet.train.watchdog import Watchdog
 from dist_resnet.worker import Worker
 
+# The sleeps are the thing under test: a worker that takes no step for so long.
 _SCRIPT = """
 import sys, time
 from dist_resnet.train.watchdog import Watchdog
@@ -25,7 +26,7 @@ with Watchdog(2.0) as dog:
 
 
 class FailingStore:
-    """A local file system that passes for a remote one and fails some times."""
+    """A local file system that acts as a remote one and fails a few times."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
@@ -44,14 +45,14 @@ def _run(**parts: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_process_that_stands_still_ends_and_says_where_it_stood():
+def test_a_hung_process_is_killed_and_its_stack_is_printed():
     done = _run(steps=1, pause=30, end="")
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "most recent call first" in done.stderr
 
 
-def test_a_process_that_is_alive_lives_on():
+def test_a_process_that_is_alive_is_not_killed():
     done = _run(steps=8, pause=0.5, end="time.sleep(2.5); print('here')")
     assert (done.returncode, done.stdout.strip()) == (0, "here")
 
@@ -65,12 +66,12 @@ def test_a_start_may_take_three_times_as_long_as_a_step():
     assert ends == [0, 1]
 
 
-def test_a_watchdog_whose_block_is_over_hears_nothing_and_ends_nothing():
+def test_a_watchdog_does_nothing_after_its_block():
     done = _run(steps=1, pause=0.1, end="dog.alive(); time.sleep(2.5); print('here')")
     assert (done.returncode, done.stdout.strip()) == (0, "here")
 
 
-def test_a_worker_lives_on_while_its_images_store_is_asked_again(recipe, execution, monkeypatch):
+def test_a_worker_is_alive_while_it_retries_its_images_storage(recipe, execution, monkeypatch):
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     store, threads = FailingStore(failures=2), []

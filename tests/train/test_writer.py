@@ -1,8 +1,9 @@
-"""Checkpoints in the background. Oracle: what lies on the storage, and a storage made to fail."""
+"""Checkpoints in the background. Oracle: the files on the storage, and a storage made to fail."""
 
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ def directory(tmp_path: Path) -> RunDirectory:
 def _writer(
     directory: RunDirectory, *, keep: int = 2, patience: float = 60.0, errors=(), grace: float = 60.0
 ) -> CheckpointWriter:
-    run = Recorder.of_rank(0, directory)
+    recorder = Recorder.of_rank(0, directory)
     return CheckpointWriter(
-        directory, run, keep=keep, patience_seconds=patience, errors=dict(errors), grace_seconds=grace
+        directory, recorder, keep=keep, patience_seconds=patience, errors=dict(errors), grace_seconds=grace
     )
 
 
@@ -53,11 +54,18 @@ def _save(writer: CheckpointWriter, state: TrainState, *steps: int) -> None:
         writer.wait(lambda: None)
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def _steps(directory: RunDirectory) -> list[int]:
     return [int(name.split("_")[1]) for name, _ in directory.list("checkpoints")]
 
 
-def test_a_checkpoint_holds_the_state_as_it_was_when_it_was_handed_over(directory: RunDirectory, state: TrainState):
+def test_a_checkpoint_has_the_state_at_the_time_of_saving(directory: RunDirectory, state: TrainState):
     writer = _writer(directory)
     name = next(iter(state.weights()))
     expected = state.weights()[name]
@@ -84,27 +92,27 @@ def test_the_loop_does_not_wait_for_the_storage(directory: RunDirectory, state: 
     writer.close()
 
 
-def test_a_copy_that_waits_gives_way_to_a_newer_one(directory: RunDirectory, state: TrainState, monkeypatch):
-    begun, release, whole = threading.Event(), threading.Event(), checkpoint.save
+def test_a_newer_copy_replaces_one_that_waits(directory: RunDirectory, state: TrainState, monkeypatch):
+    started, release, save = threading.Event(), threading.Event(), checkpoint.save
 
     def slow(*arguments) -> None:
-        begun.set()
+        started.set()
         release.wait(30)
-        whole(*arguments)
+        save(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", slow)
     writer = _writer(directory, keep=9)
     for step in (1, 2, 3):
         state.step = step
         writer.save(state)
-        assert begun.wait(30)
+        assert started.wait(30)
     release.set()
     writer.wait(lambda: None)
     writer.close()
     assert _steps(directory) == [1, 3]
 
 
-def test_the_best_is_kept_also_when_an_earlier_session_found_it(directory: RunDirectory, state: TrainState):
+def test_the_best_is_kept_even_if_an_earlier_session_found_it(directory: RunDirectory, state: TrainState):
     writer = _writer(directory, keep=1)
     _save(writer, state, 1)
     writer.note_error(1, 0.5)
@@ -120,13 +128,13 @@ def test_the_best_is_kept_also_when_an_earlier_session_found_it(directory: RunDi
     assert _steps(directory) == [2, 4]
 
 
-def test_a_storage_that_vanishes_for_a_while_delays_checkpoints(directory, state, tmp_path: Path, caplog):
+def test_a_storage_that_disappears_for_a_while_delays_checkpoints(directory, state, tmp_path: Path, caplog):
     writer = _writer(directory)
     _save(writer, state, 1)
     os.rename(tmp_path / "run", tmp_path / "elsewhere")
     state.step = 2
     writer.save(state)
-    time.sleep(0.7)
+    _wait_until(lambda: "no checkpoint can be written" in caplog.text)
     state.step = 3
     writer.save(state)
     assert not (tmp_path / "run").exists()
@@ -138,7 +146,7 @@ def test_a_storage_that_vanishes_for_a_while_delays_checkpoints(directory, state
     assert caplog.text.count("the storage works again") == 1
 
 
-def test_a_storage_that_stays_away_is_an_error_after_the_stated_time(directory, state, tmp_path: Path):
+def test_a_storage_that_stays_unreachable_is_an_error_after_the_stated_time(directory, state, tmp_path: Path):
     writer = _writer(directory, patience=0.6)
     os.rename(tmp_path / "run", tmp_path / "elsewhere")
     writer.save(state)
@@ -149,21 +157,22 @@ def test_a_storage_that_stays_away_is_an_error_after_the_stated_time(directory, 
     writer.close()
 
 
-def test_a_full_disk_delays_checkpoints_and_leaves_no_half_one(directory, state, monkeypatch):
-    full, whole = [True], safetensors.torch.save_file
+def test_a_full_disk_delays_checkpoints_and_leaves_no_partial_one(directory, state, monkeypatch):
+    full, failed, save_whole = [True], threading.Event(), safetensors.torch.save_file
 
     def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if full[0] and path.name.startswith("optimizer.safetensors"):
             path.write_bytes(b"half")
+            failed.set()
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        whole(tensors, path)
+        save_whole(tensors, path)
 
     monkeypatch.setattr(safetensors.torch, "save_file", save_file)
     writer = _writer(directory)
     writer.save(state)
-    time.sleep(0.3)
+    assert failed.wait(30)
+    _wait_until(lambda: not list(Path(directory.uri).rglob("*.partial")))
     assert checkpoint.latest(directory) is None
-    assert not list(Path(directory.uri).rglob("*.partial"))
     full[0] = False
     writer.wait(lambda: None)
     writer.close()
@@ -171,23 +180,23 @@ def test_a_full_disk_delays_checkpoints_and_leaves_no_half_one(directory, state,
 
 
 def test_the_journal_up_to_a_checkpoint_is_durable_before_it(directory: RunDirectory, state: TrainState, monkeypatch):
-    whole, seen = checkpoint.save, []
-    run = Recorder.of_rank(0, directory)
+    save, seen = checkpoint.save, []
+    recorder = Recorder.of_rank(0, directory)
 
     def look(*arguments) -> None:
         seen.append([record.step for record in read_journal(directory) if isinstance(record, Metrics)])
-        whole(*arguments)
+        save(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", look)
-    writer = CheckpointWriter(directory, run, keep=2, patience_seconds=60, errors={})
+    writer = CheckpointWriter(directory, recorder, keep=2, patience_seconds=60, errors={})
     for step in (1, 2, 3):
-        run.metrics(step, {"train/loss": 1.0})
+        recorder.metrics(step, {"train/loss": 1.0})
     _save(writer, state, 3)
     writer.close()
     assert seen == [[1, 2, 3]]
 
 
-def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: TrainState, monkeypatch, caplog):
+def test_an_object_store_that_is_down_delays_checkpoints(s3: str, state: TrainState, monkeypatch, caplog):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -199,9 +208,7 @@ def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: Train
     server.stop()
     state.step = 2
     writer.save(state)
-    deadline = time.monotonic() + 60
-    while "no checkpoint can be written" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _wait_until(lambda: "no checkpoint can be written" in caplog.text)
     again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     again.start()
     writer.wait(lambda: None)
@@ -212,12 +219,12 @@ def test_an_object_store_that_goes_away_delays_checkpoints(s3: str, state: Train
     assert caplog.text.count("the storage works again") == 1
 
 
-def test_a_storage_that_neither_fails_nor_answers_is_an_error_at_last(directory, state, monkeypatch):
+def test_a_storage_that_hangs_is_an_error_in_the_end(directory, state, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda *_: release.wait(30))
     writer = _writer(directory, patience=0.2, grace=0.2)
     writer.save(state)
-    with pytest.raises(TimeoutError, match="has not come to its end"):
+    with pytest.raises(TimeoutError, match="has not finished after"):
         writer.wait(lambda: None)
     release.set()
     writer.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dist_resnet.storage.uri import without_credentials
+from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow import database
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -17,22 +18,22 @@ _SETTINGS = {
     # MLflow's own defaults repeat a failed call for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # It would print the server's address with the password in it.
+    # MLflow would print the server's address with the password.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def set_client_limits() -> None:
-    """Lets MLflow's client give up after seconds and print no address, unless the environment says otherwise."""
+    """Makes MLflow's client give up after seconds and print no address, unless the environment sets otherwise."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def check(uri: str, *, may_be_new: bool = True, resolve: bool = True) -> None:
-    """Raises ValueError if a tracking address is none that MLflow can use.
+    """Raises ValueError if MLflow cannot use a tracking address.
 
-    With `resolve` that includes what surrounds it: a host that is not found, a sqlite file that cannot be written or,
-    without `may_be_new`, is not there.
+    With `resolve`, also if its host is not found, or its sqlite file cannot be written or, without `may_be_new`, does
+    not exist.
     """
     url = database.parse(uri)
     if url is not None:
@@ -55,9 +56,9 @@ def check_database(uri: str, *, resolve: bool = True) -> None:
 
 
 def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
-    """The tracking URI given, else MLFLOW_TRACKING_URI, else the embedded store beside a run.
+    """The tracking URI: `tracking_uri`, MLFLOW_TRACKING_URI, or the sqlite file next to the run, in this order.
 
-    Raises ValueError as `check` does, for the registry's address of the environment too.
+    Raises ValueError as `check` does, also for MLFLOW_REGISTRY_URI.
     """
     check_registry(resolve=resolve)
     uri = tracking_uri or os.environ.get(VARIABLE) or embedded_store(directory.parent)
@@ -67,7 +68,7 @@ def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool
 
 
 def check_registry(*, resolve: bool = True) -> None:
-    """Raises ValueError if MLFLOW_REGISTRY_URI, which every MLflow client opens, is none that MLflow can use."""
+    """Raises ValueError if MLFLOW_REGISTRY_URI, which every MLflow client opens, is set and MLflow cannot use it."""
     uri = os.environ.get(REGISTRY_VARIABLE, "")
     if uri.partition(":")[0] == "databricks-uc":
         _check_databricks(uri)
@@ -76,17 +77,16 @@ def check_registry(*, resolve: bool = True) -> None:
 
 
 def embedded_store(storage: RunDirectory) -> str:
-    """The tracking URI where none is given: a sqlite file beside the runs, or in the home directory where the runs
-    are on an object store."""
+    """The default tracking URI: a sqlite file next to the runs, or in `~/dist_resnet` for runs on an object store."""
     folder = storage.path("") if storage.is_local else os.path.expanduser("~/dist_resnet")
     os.makedirs(folder, exist_ok=True)
-    # What would mean another file in an address.
+    # Characters that would point the address to another file.
     quoted = re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", folder).replace("?", "%3F")
     return f"sqlite:///{quoted}/mlflow.db"
 
 
 def _check_named(variable: str | None, uri: str, *, resolve: bool) -> None:
-    """As `check`; the complaint names the environment variable that the address comes from."""
+    """As `check`; the error names the environment variable that the address comes from."""
     try:
         check(uri, resolve=resolve)
         check_database(uri, resolve=resolve)
@@ -115,7 +115,7 @@ def _hint(uri: str) -> str:
         return f"; perhaps http://{uri}"
     if "://" in uri and not uri.startswith("file:"):
         return ""
-    return "; MLflow no longer tracks in folders, and `mlflow migrate-filestore` moves what is in one to a sqlite file"
+    return f"; MLflow no longer tracks in folders: `{commands.mlflow()} migrate-filestore` moves one to a sqlite file"
 
 
 def _check_host(uri: str, host: str, port: int | None) -> None:
@@ -139,6 +139,6 @@ def _check_databricks(uri: str) -> None:
         raise ValueError(f"the Databricks profiles in {path} cannot be read: {error}; repair the file") from error
     if not profiles.has_section(profile or "DEFAULT"):
         raise ValueError(
-            f"{uri} needs credentials: set DATABRICKS_HOST and DATABRICKS_TOKEN, or make the profile "
-            f"{profile or 'DEFAULT'} in {path}"
+            f"{uri} needs credentials: set DATABRICKS_HOST and DATABRICKS_TOKEN, or add the profile "
+            f"{profile or 'DEFAULT'} to {path}"
         )

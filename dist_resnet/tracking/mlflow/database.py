@@ -1,4 +1,4 @@
-"""Databases that MLflow tracks in: what can be found out about one before MLflow opens it."""
+"""Checks of a database before MLflow opens it: address, driver, and whether it can be written."""
 
 import os
 import sqlite3
@@ -16,15 +16,14 @@ from dist_resnet.storage.uri import without_credentials
 
 ENGINES = ("sqlite", "postgresql", "mysql", "mssql")
 _EXAMPLES = "sqlite:////FOLDER/mlflow.db or postgresql://USER@HOST/DATABASE"
-_SECONDS_FOR_A_LOCK = 5.0
-# What passes by itself: another process writes just now, or a disk is full or away for a while.
-_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+# Failures that may pass: another process is writing, or a disk is full or unreachable for a while.
+_TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def parse(uri: str) -> URL | None:
-    """A database's address in its parts; None if it is the address of something else.
+    """A database's address in its parts; None if it is not a database's.
 
-    Raises ValueError if it begins as a database's does and does not parse.
+    Raises ValueError if it starts like a database's and does not parse.
     """
     if uri.partition(":")[0].partition("+")[0] not in ENGINES:
         return None
@@ -41,7 +40,7 @@ def parse(uri: str) -> URL | None:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite address; None if it is another's address or a database in memory."""
+    """The file of a sqlite address; None for other addresses and for a database in memory."""
     url = parse(uri)
     if url is None or url.get_backend_name() != "sqlite" or not url.database or ":memory:" in url.database:
         return None
@@ -51,7 +50,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def connect(uri: str) -> None:
-    """Raises at once what keeps a database from answering, which MLflow itself would repeat for minutes."""
+    """Raises at once if a database cannot be opened; MLflow itself would retry for minutes."""
     if parse(uri) is None:
         return
     if (file := sqlite_file(uri)) is not None:
@@ -64,65 +63,63 @@ def connect(uri: str) -> None:
 
 
 def check_driver(url: URL) -> None:
-    """Raises ValueError if the Python package that talks to such a database is not installed."""
+    """Raises ValueError if the Python package for such a database is not installed."""
     shown = without_credentials(url.render_as_string())
     try:
         url.get_dialect().import_dbapi()
     except NoSuchModuleError as error:
-        raise ValueError(f"the tracking address {shown} names no known driver; give {_EXAMPLES}") from error
+        raise ValueError(f"the tracking address {shown} names an unknown driver; give {_EXAMPLES}") from error
     except ImportError as error:
         raise ValueError(
             f"the tracking address {shown} needs the Python package {error.name or error}, which is not installed; "
-            "install it (`uv sync --extra server` brings psycopg for postgresql://), or give the address of an MLflow "
-            "server"
+            "install it (`uv sync --extra server` installs psycopg for postgresql://), or give the address of an "
+            "MLflow server"
         ) from error
 
 
-def check_sqlite(uri: str, *, to_write: bool) -> None:
-    """Raises ValueError if a sqlite address is no database or, with `to_write`, none that can be written.
+def check_sqlite(uri: str, *, to_write: bool, lock_seconds: float = 5.0) -> None:
+    """Raises ValueError if a sqlite address is not a database or, with `to_write`, cannot be written.
 
-    The file need not exist yet if it is to be written. A database that is locked, or whose disk is full or
-    fails, passes.
+    A file that is to be written need not exist yet. A database that is still locked after `lock_seconds`, or whose disk
+    is full or fails, passes.
     """
     shown, path = without_credentials(uri), sqlite_file(uri)
     if path is None:
-        raise ValueError(
-            f"{shown} is a database in memory, which ends with the process; give a file: sqlite:////FOLDER/mlflow.db"
-        )
+        raise ValueError(f"{shown} is a database in memory, lost at exit; give a file: sqlite:////FOLDER/mlflow.db")
     if path.exists():
-        _check_file(uri, path, to_write)
+        _check_file(uri, path, to_write, lock_seconds)
     elif to_write:
         _check_folder(path)
     else:
         raise ValueError(f"there is no tracking store {shown}; give the address of one, or of a server")
 
 
-def _check_file(uri: str, path: Path, to_write: bool) -> None:
+def _check_file(uri: str, path: Path, to_write: bool, lock_seconds: float) -> None:
     try:
-        _try(uri, to_write)
+        _try(uri, to_write, lock_seconds)
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _PASSING:
+        if code in _TRANSIENT:
             return
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise ValueError(
-                f"the tracking store {path} is no sqlite database ({error}); move it away, or give another address by "
-                "--execution.tracking.uri or MLFLOW_TRACKING_URI"
+                f"the tracking store {path} is not a sqlite database ({error}); move it away, or give another address "
+                "with --execution.tracking.uri or MLFLOW_TRACKING_URI"
             ) from error
         raise _not_writable(path, error) from error
 
 
-def _try(uri: str, to_write: bool) -> None:
-    """Reads the database and begins to write it, as MLflow would, and takes that back."""
+def _try(uri: str, to_write: bool, lock_seconds: float) -> None:
+    """Reads the database and starts a write as MLflow would, then rolls it back."""
     url = make_url(uri)
     arguments, options = url.get_dialect()().create_connect_args(url)
-    settings: dict[str, Any] = {**options, "timeout": _SECONDS_FOR_A_LOCK, "isolation_level": None}
+    settings: dict[str, Any] = {**options, "timeout": lock_seconds, "isolation_level": None}
     connection = sqlite3.connect(arguments[0], **settings)
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if to_write:
             connection.execute("BEGIN IMMEDIATE")
-            # Only a page that changes makes sqlite write its journal into the folder.
+            # sqlite writes its journal into the folder only if a page changes.
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("ROLLBACK")
     finally:
@@ -130,7 +127,7 @@ def _try(uri: str, to_write: bool) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Raises ValueError if a file cannot be made at a path whose folders may be missing too."""
+    """Raises ValueError if a file cannot be created at a path whose folders may not exist either."""
     folder = next(folder for folder in path.parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -142,6 +139,6 @@ def _check_folder(path: Path) -> None:
 def _not_writable(path: Path, error: Exception) -> ValueError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return ValueError(
-        f"the tracking store {path} cannot be written ({reason}); make it and its folder "
-        f"{os.path.dirname(path)} writable, or give another address by --execution.tracking.uri or MLFLOW_TRACKING_URI"
+        f"the tracking store {path} cannot be written ({reason}); make it and its folder {os.path.dirname(path)} "
+        "writable, or give another address with --execution.tracking.uri or MLFLOW_TRACKING_URI"
     )

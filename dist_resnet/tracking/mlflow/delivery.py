@@ -1,4 +1,4 @@
-"""Brings a run's tracking to a server after the run, or to another server."""
+"""Delivers a run's tracking to MLflow after the run, or to another server."""
 
 import dataclasses
 import logging
@@ -27,24 +27,24 @@ def deliver(
     experiment: str | None = None,
     watch: Callable[[int], None] = unwatched,
 ) -> bool:
-    """Brings everything a run's directory holds to a server, its parent first; whether it arrived in that time.
+    """Whether a run's journal, files and ending arrived at a server within `wait_seconds`; delivers the parent first.
 
-    A server that has a part of it gets the rest. A new MLflow run goes to `experiment`, by default the one that the run
-    was trained for. `watch` is called with the number of points that wait, after each batch and while a server that is
-    away is waited for. Raises FileNotFoundError if the run was never tracked, RefusedError if the server refuses.
+    A server that has a part gets the rest. A new MLflow run goes to `experiment`, by default the run's own.
+    `watch` is called with the number of waiting points, after each batch and at each retry while the server is down.
+    Raises FileNotFoundError if the run was never tracked, RefusedError if the server refuses.
     """
     ledger = Ledger(directory, tracking_uri)
     if ledger.is_delivered():
         return True
-    card, parent_uri, every = ledger.card()
-    card = dataclasses.replace(card, experiment=experiment or card.experiment)
+    description, parent_uri, every = ledger.description()
+    description = dataclasses.replace(description, experiment=experiment or description.experiment)
     parent = None
     if parent_uri is not None:
         above = RunDirectory(parent_uri)
         if not deliver(above, tracking_uri, wait_seconds=wait_seconds, experiment=experiment):
             return False
         parent = _Delivered(above, Ledger(above, tracking_uri).run_id())
-    run = MlflowRun(tracking_uri, directory, card, parent=parent, every=every)
+    run = MlflowRun(tracking_uri, directory, description, parent=parent, every=every)
     run.keep()
     ending = ledger.ending() or Ending(status="KILLED")
     return _send(run, Tail(directory), ending, tracking_uri, wait_seconds, watch)
@@ -53,22 +53,22 @@ def deliver(
 def _send(
     run: MlflowRun, tail: Tail, ending: Ending, uri: str, wait_seconds: float, watch: Callable[[int], None]
 ) -> bool:
-    """Sends all of a run, again and again while the server is away; whether it arrived in that time."""
+    """Whether all of a run arrived in time; retries while the server is down."""
     deadline, is_down = time.monotonic() + wait_seconds, False
     while True:
         try:
             run.take(tail.poll())
-            run.level(watch)
+            run.send(watch)
             run.end(ending)
             return True
         except Exception as error:
-            # Whatever a server that is not well makes MLflow's client raise: it is an outage, unless it refuses.
+            # MLflow's client may raise anything; whatever is not a refusal counts as an outage.
             if refusal := run.refusal(error):
                 raise refusal from error
             if not is_down:
                 shown, seconds = without_credentials(uri), wait_seconds
                 logger.warning(
-                    "MLflow at %s does not answer (%s); trying for %.0f s", shown, first_line(error), seconds
+                    "MLflow at %s does not answer (%s); retrying for %.0f s", shown, first_line(error), seconds
                 )
             is_down = True
         if time.monotonic() >= deadline:
@@ -79,7 +79,7 @@ def _send(
 
 @dataclass
 class _Delivered:
-    """A parent whose run in MLflow is there."""
+    """A parent whose MLflow run exists."""
 
     directory: RunDirectory
     run_id: str | None

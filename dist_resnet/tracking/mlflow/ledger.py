@@ -1,6 +1,6 @@
-"""What is known in a run's directory of its runs in MLflow: the card, each server's run, how it ended.
+"""A run's delivery state, `mlflow.json` in its directory: the description, each server's MLflow run, the ending.
 
-`mlflow.json` holds it; files for an ending that is not yet delivered lie under `mlflow/`.
+Files of an ending are stored under `mlflow/` for later deliveries.
 """
 
 import uuid
@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking.journal import read_journal
-from dist_resnet.tracking.mlflow.run_description import Ending, RunCard
+from dist_resnet.tracking.mlflow.run_description import Ending, RunDescription
 from dist_resnet.tracking.run_directory import RunDirectory
 
 _FILE, _FOLDER = "mlflow.json", "mlflow"
@@ -21,62 +21,61 @@ class Ledger:
         self._directory, self._server = directory, without_credentials(tracking_uri)
 
     def key(self) -> str:
-        """What the run is found by on this server, drawn and written down before a run is made there.
+        """The random key that identifies the run on this server, saved before the run is created there.
 
-        A driver that dies, or an answer that is lost, before the run's id is written down would otherwise leave a
-        second run behind.
+        Otherwise a driver that dies or an answer that is lost before the run's id is saved would lead to a second run.
         """
         if "key" not in self._entry():
             self._note_entry(key=uuid.uuid4().hex)
         return self._entry()["key"]
 
     def run_id(self) -> str | None:
-        """The id of the run on this server, once it is written down."""
+        """The id of the run on this server; None until it is saved."""
         return self._entry().get("run_id")
 
     def note_run(self, run_id: str) -> None:
-        """Writes the id of the run down."""
+        """Saves the id of the run."""
         self._note_entry(run_id=run_id, ended=False)
 
     def is_delivered(self) -> bool:
-        """Whether this server has the last ending and every record of the journal as it is now."""
+        """Whether this server has the last ending and every record of the current journal."""
         entry = self._entry()
         return bool(entry.get("ended")) and entry.get("records") == len(read_journal(self._directory))
 
     def note_delivered(self, records: int) -> None:
-        """Writes down that this server has the ending and so many records."""
+        """Saves that this server has the ending and this many records."""
         self._note_entry(ended=True, records=records)
 
-    def note_card(self, card: RunCard, *, parent: str | None, every: int) -> None:
-        """Keeps the card, the parent run's directory and which steps are sent, for later deliveries.
+    def note_description(self, description: RunDescription, *, parent: str | None, every: int) -> None:
+        """Saves the description, the parent run's directory and which steps are sent, for later deliveries.
 
-        Of a card that is kept already only the experiment changes, to the one asked for last.
+        If a description is saved already, only its experiment changes.
         """
         known = self._read()
         if "card" not in known:
-            self._write(known | {"card": card.to_dict(), "parent": parent, "every": every})
-        elif known["card"]["experiment"] != card.experiment:
-            self._write(known | {"card": known["card"] | {"experiment": card.experiment}})
+            self._write(known | {"card": description.to_dict(), "parent": parent, "every": every})
+        elif known["card"]["experiment"] != description.experiment:
+            self._write(known | {"card": known["card"] | {"experiment": description.experiment}})
 
     def note_ending(self, ending: Ending) -> None:
-        """Keeps how the run ended, for later deliveries."""
+        """Saves how the run ended, for later deliveries."""
         for name, content in ending.files.items():
             self._directory.write(f"{_FOLDER}/{name}", content)
         kept = {"status": ending.status, "files": sorted(ending.files), "tags": ending.tags}
         known = self._read()
-        # An earlier ending that a server has is not this one.
+        # Servers may have an earlier ending, not this one.
         servers = {server: entry | {"ended": False} for server, entry in known.get("servers", {}).items()}
         self._write(known | {"ending": kept, "servers": servers})
 
-    def card(self) -> tuple[RunCard, str | None, int]:
-        """The card, the parent run's directory, which steps are sent. Raises FileNotFoundError where none is kept."""
+    def description(self) -> tuple[RunDescription, str | None, int]:
+        """The description, the parent's directory, which steps are sent. Raises FileNotFoundError if none is saved."""
         known = self._read()
         if "card" not in known:
             raise FileNotFoundError(f"the run at {self._directory.uri} was never tracked; there is nothing to deliver")
-        return RunCard.from_dict(known["card"]), known["parent"], known["every"]
+        return RunDescription.from_dict(known["card"]), known["parent"], known["every"]
 
     def ending(self) -> Ending | None:
-        """How the run ended; None while it has not."""
+        """How the run ended; None if it has not."""
         kept = self._read().get("ending")
         if kept is None:
             return None
@@ -99,11 +98,11 @@ class Ledger:
 
 
 def runs_on_servers(directory: RunDirectory) -> dict[str, str]:
-    """The ids of a run's runs in MLflow by tracking server, as far as they are written down."""
+    """The ids of a run's MLflow runs by tracking server."""
     servers = (directory.read_json(_FILE) or {}).get("servers", {})
     return {server: entry["run_id"] for server, entry in servers.items() if "run_id" in entry}
 
 
 def command_of(directory: RunDirectory) -> str | None:
-    """The command that a run was started by, without credentials; None where it was never tracked."""
+    """The command that started a run, without credentials; None if it was never tracked."""
     return (directory.read_json(_FILE) or {}).get("card", {}).get("tags", {}).get("command")

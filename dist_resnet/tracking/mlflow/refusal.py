@@ -1,8 +1,9 @@
-"""Refusals of MLflow's, which waiting does not mend, told apart from outages, which it does."""
+"""Tells MLflow's refusals, which waiting does not fix, from outages, which pass."""
 
 import errno
 import os
 import re
+import shlex
 
 import requests
 from mlflow import MlflowClient
@@ -30,9 +31,9 @@ _FINAL = (
 )
 # SQLSTATE classes and codes: invalid authorization, no such database, no privilege, read-only transaction.
 _FINAL_SQLSTATES = re.compile("28...|3D000|42501|25006")
-# PostgreSQL's driver has no SQLSTATE for what fails before there is a connection.
+# PostgreSQL's driver has no SQLSTATE for failures before the connection is open.
 _FINAL_CONNECTIONS = re.compile(r'authentication failed|no password supplied|(database|role) ".*" does not exist')
-# What S3's client says of the kind.
+# Messages of S3's client.
 _FINAL_UPLOADS = re.compile(
     "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket|Unable to locate credentials"
 )
@@ -41,9 +42,9 @@ _SECONDS_FOR_AN_ANSWER = 10.0
 
 
 class RefusedError(OSError):
-    """A tracking server or store refuses; says in one line why and what mends it.
+    """A tracking server or store refuses; the message says in one line why and how to fix it.
 
-    With `of_store` it refuses whatever run it is told of, else this one.
+    With `of_store` it refuses every run, otherwise only this one.
     """
 
     def __init__(self, reason: str, *, of_store: bool = True) -> None:
@@ -52,9 +53,9 @@ class RefusedError(OSError):
 
 
 def refusal_of(error: Exception, uri: str, *, has_answered: bool) -> RefusedError | None:
-    """The refusal that an error stands for; None for an outage.
+    """The refusal behind an error; None for an outage.
 
-    `has_answered`: whether there was MLflow at this address before; "not found" is then a server that restarts.
+    `has_answered`: whether MLflow has answered at this address before; "not found" then means that it is restarting.
     """
     if isinstance(error, RefusedError):
         return error
@@ -64,7 +65,7 @@ def refusal_of(error: Exception, uri: str, *, has_answered: bool) -> RefusedErro
 
 
 def refusal_of_a_file(error: Exception) -> RefusedError | None:
-    """The refusal that an error stands for which an upload of a file has met; None for an outage."""
+    """The refusal behind a failed upload of a file; None for an outage."""
     said = first_line(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -75,11 +76,11 @@ def refusal_of_a_file(error: Exception) -> RefusedError | None:
 
 
 def check_experiment(client: MlflowClient, experiment_id: str) -> None:
-    """Raises RefusedError if an experiment was deleted, which lets nothing be added to it."""
+    """Raises RefusedError if an experiment was deleted: MLflow then accepts nothing for it."""
     experiment = client.get_experiment(experiment_id)
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise RefusedError(
-            f"its experiment {experiment.name} is deleted; restore it by `{commands.mlflow_at(_shown(client))} "
+            f"its experiment {experiment.name} is deleted; restore it with `{commands.mlflow_at(_shown(client))} "
             f"experiments restore --experiment-id {experiment_id}`, or use another --execution.tracking.experiment",
             of_store=False,
         )
@@ -91,26 +92,24 @@ def check_run(client: MlflowClient, run: Run) -> None:
         return
     check_experiment(client, run.info.experiment_id)
     raise RefusedError(
-        f"the run {run.info.run_id} is deleted; restore it by `{commands.mlflow_at(_shown(client))} "
+        f"the run {run.info.run_id} is deleted; restore it with `{commands.mlflow_at(_shown(client))} "
         f"runs restore --run-id {run.info.run_id}`",
         of_store=False,
     )
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of MLflow's says, in one line."""
+    """The first line of an MLflow error's message, without credentials."""
     return without_credentials((str(error).splitlines() or [type(error).__name__])[0])[:_LONGEST]
 
 
 def _of_sqlite(uri: str, has_answered: bool) -> RefusedError | None:
-    """Why a sqlite file cannot be tracked in as it is now."""
+    """Why a sqlite file cannot be used now; None if it can."""
     file = database.sqlite_file(uri)
     if file is None:
         return None
     if has_answered and not file.exists():
-        return RefusedError(
-            f"its database {file} is gone; put it back, or leave it to the next delivery to make another"
-        )
+        return RefusedError(f"its database {file} is gone; put it back, or let the next delivery create a new one")
     try:
         address.check(uri)
     except ValueError as error:
@@ -119,7 +118,7 @@ def _of_sqlite(uri: str, has_answered: bool) -> RefusedError | None:
 
 
 def _of_database(error: Exception) -> RefusedError | None:
-    """What a database server says for good."""
+    """A database server's final refusal; None for others of its errors."""
     cause = error if isinstance(error, DBAPIError) else error.__cause__
     if not isinstance(cause, DBAPIError):
         return None
@@ -137,7 +136,8 @@ def _of_answer(error: Exception, uri: str, has_answered: bool) -> RefusedError |
         return None
     said, shown = first_line(error), without_credentials(uri)
     if "out-of-date database schema" in said:
-        return RefusedError(f"its database schema is another version's; run `{commands.mlflow()} db upgrade {shown}`")
+        command = f"{commands.mlflow()} db upgrade {shlex.quote(shown)}"
+        return RefusedError(f"its database schema is of another MLflow version; run `{command}`")
     status = _status(uri) if isinstance(error, RestException) and error.error_code == "INTERNAL_ERROR" else None
     if status == 401 or error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return RefusedError(f"it does not know this user ({said}); {_CREDENTIALS}")
@@ -149,9 +149,9 @@ def _of_answer(error: Exception, uri: str, has_answered: bool) -> RefusedError |
 
 
 def _status(uri: str) -> int | None:
-    """The status of a server's answer to a plain question, with the credentials of the environment; None without one.
+    """The HTTP status of a server's answer to a request with the environment's credentials; None without an answer.
 
-    Of an answer in JSON that is not MLflow's own, such as a gateway's, MLflow's client does not say the status.
+    MLflow's client hides the status if the JSON is not MLflow's own, such as a gateway's.
     """
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")

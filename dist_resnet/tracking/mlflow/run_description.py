@@ -1,4 +1,4 @@
-"""What an MLflow run is told of a run of ours, kept in the run's directory so that any later delivery can tell it."""
+"""The description of a run in MLflow, saved in the run's directory so that a later delivery can send it."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCard:
+class RunDescription:
     """An MLflow run at its start: name, parameters, tags, data sets, and text artifacts by file name."""
 
     experiment: str
@@ -30,12 +30,12 @@ class RunCard:
     data_sets: tuple[DataSet, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as JSON values."""
+        """The description as JSON values."""
         return dataclasses.asdict(self) | {"params": {key: str(value) for key, value in self.params.items()}}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunCard":
-        """The card that `to_dict` wrote."""
+    def from_dict(cls, values: dict[str, Any]) -> "RunDescription":
+        """The description that `to_dict` wrote."""
         return cls(**values | {"data_sets": tuple(DataSet(**entry) for entry in values["data_sets"])})
 
 

@@ -1,8 +1,8 @@
-"""Delivers a run's journal to MLflow, on the driver, beside the training and never in its way.
+"""Delivers a run's journal to MLflow in a thread of the driver, without ever delaying training.
 
-Whoever follows the journal hands its records on; the sink itself reads no file, so an outage of the storage is none of
-MLflow's. What MLflow has yet to take waits in memory. How many records have arrived is written down on the server with
-each batch, and a later driver, which hands the whole journal to a sink of its own, goes on from there.
+The follower of the journal passes its records on; the sink reads no file, so an outage of the storage does not affect
+it. Records wait in memory until MLflow has them. The server stores with each batch how many records have arrived; a
+later driver passes the whole journal to a new sink, which continues from there.
 """
 
 import logging
@@ -15,38 +15,37 @@ from dist_resnet.storage.uri import without_credentials
 from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow.refusal import RefusedError, first_line
 from dist_resnet.tracking.mlflow.run import MlflowRun, Parent
-from dist_resnet.tracking.mlflow.run_description import Ending, RunCard
+from dist_resnet.tracking.mlflow.run_description import Ending, RunDescription
 from dist_resnet.tracking.records import Record
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_DELIVERIES = 2.0
-
 
 class MlflowSink:
-    """A background thread that keeps one MLflow run level with what `take` is given of one journal.
+    """A background thread that sends the records given to `take` to one MLflow run, every `seconds_between` seconds.
 
-    `card`, `parent` and `every` are those of `MlflowRun`; `records` is the journal so far. While MLflow does not
-    answer, it is asked again every two seconds. Where it refuses, which waiting does not mend, `refusal` says why, and
-    it is asked once more, at the end.
+    `description`, `parent` and `every` are those of `MlflowRun`; `records` is the journal so far. While MLflow does not
+    answer, the sink keeps trying. If MLflow refuses, `refusal` says why, and the sink retries once, at the end.
     """
 
     def __init__(
         self,
         tracking_uri: str,
         directory: RunDirectory,
-        card: RunCard,
+        description: RunDescription,
         *,
         records: Sequence[Record] = (),
         parent: Parent | None = None,
         every: int = 1,
+        seconds_between: float = 2.0,
     ) -> None:
+        self._seconds_between = seconds_between
         self.is_delivered = False
         self.directory = directory
         self.refusal: RefusedError | None = None
         self._uri, self._parent = tracking_uri, parent
-        self._run = MlflowRun(tracking_uri, directory, card, parent=parent, every=every)
+        self._run = MlflowRun(tracking_uri, directory, description, parent=parent, every=every)
         self._run.take(records)
         self._down = False
         self._closing = threading.Event()
@@ -62,38 +61,38 @@ class MlflowSink:
 
     @property
     def waiting_points(self) -> int:
-        """The journal's points that MLflow has not taken."""
+        """The number of the journal's points that MLflow has not received."""
         return self._run.waiting_points
 
     def take(self, records: Sequence[Record]) -> None:
-        """Takes in the journal's next records, and waits for nothing."""
+        """Adds the journal's next records; does not block."""
         self._run.take(records)
 
     def close(
         self, status: str, files: dict[str, bytes], *, tags: dict[str, str] | None = None, wait_seconds: float = 60.0
     ) -> None:
-        """Delivers what was taken in, attaches files and tags, ends the MLflow run: FINISHED, FAILED or KILLED.
+        """Sends the remaining records, files and tags, and ends the MLflow run: FINISHED, FAILED or KILLED.
 
-        Waits no longer than `wait_seconds`, and not for what is refused; what could not be delivered stays in the
-        run's directory, with a warning.
+        Waits at most `wait_seconds`, and not after a refusal. What could not be delivered stays in the run's directory;
+        a warning says so.
         """
         self._ending = Ending(status=status, files=files, tags=tags or {})
         self._closing.set()
         self._thread.join(wait_seconds)
         if not self.is_delivered:
-            self._warn_of_the_rest()
+            self._warn_of_undelivered()
 
-    def _warn_of_the_rest(self) -> None:
+    def _warn_of_undelivered(self) -> None:
         shown = without_credentials(self._uri)
         logger.warning(
-            "MLflow at %s did not take the end of the run%s; %d points wait in %s; to deliver them%s: "
-            "%s jobs/deliver_tracking.py --run %s --tracking-uri %s",
+            "MLflow at %s does not have the end of the run%s; %d points wait in %s; to deliver them%s: "
+            "%s --run %s --tracking-uri %s",
             shown,
             f" ({self.refusal})" if self.refusal else "",
             self.waiting_points,
             self.directory.child("journal"),
-            " once that is mended" if self.refusal else "",
-            commands.python(),
+            " once that is fixed" if self.refusal else "",
+            commands.job("deliver_tracking"),
             shlex.quote(self.directory.uri),
             shlex.quote(shown),
         )
@@ -106,23 +105,23 @@ class MlflowSink:
                 if closing or self.refusal is None:
                     self._deliver(closing)
             except Exception as error:
-                # Whatever a server that is not well makes MLflow's client raise: it is an outage, unless it refuses.
+                # MLflow's client may raise anything; whatever is not a refusal counts as an outage.
                 self._report(error)
             if self.is_delivered or (closing and self.refusal is not None):
                 return
-            # While closing, the event is set and no longer waits: only a failure gets here then.
-            time.sleep(_SECONDS_BETWEEN_DELIVERIES) if closing else self._closing.wait(_SECONDS_BETWEEN_DELIVERIES)
+            # While closing, the event is set and no longer waits; then only a failure gets here.
+            time.sleep(self._seconds_between) if closing else self._closing.wait(self._seconds_between)
 
     def _deliver(self, closing: bool) -> None:
-        """Brings the MLflow run level and, while closing, ends it; waits for its parent's before."""
+        """Sends the records and, while closing, ends the MLflow run; does nothing before the parent has started."""
         if self._parent is not None and self._parent.run_id is None:
             if self._parent.refusal is not None:
-                # Said there.
+                # The parent's sink has logged it.
                 self.refusal = self._parent.refusal
                 return
             if not closing:
                 return
-        self._run.level()
+        self._run.send()
         self.refusal = None
         if closing:
             assert self._ending is not None
@@ -131,7 +130,7 @@ class MlflowSink:
         self._report_up()
 
     def _keep(self) -> None:
-        """Keeps on the storage what a later delivery needs."""
+        """Saves on the storage what a later delivery needs."""
         ending = None if self._is_ending_kept else self._ending
         if not self._is_kept or ending is not None:
             self._run.keep(ending)
@@ -144,7 +143,7 @@ class MlflowSink:
         elif self.refusal is None:
             self.refusal = refusal
             logger.warning(
-                "MLflow at %s refuses: %s; training goes on, the journal keeps the metrics",
+                "MLflow at %s refuses: %s; training continues and the journal keeps the metrics",
                 without_credentials(self._uri),
                 refusal,
             )
@@ -152,7 +151,7 @@ class MlflowSink:
     def _report_down(self, error: Exception) -> None:
         if not self._down:
             logger.warning(
-                "MLflow at %s does not answer; training goes on, the journal keeps the metrics (%s)",
+                "MLflow at %s does not answer (%s); training continues and the journal keeps the metrics",
                 without_credentials(self._uri),
                 first_line(error),
             )
@@ -160,5 +159,7 @@ class MlflowSink:
 
     def _report_up(self) -> None:
         if self._down:
-            logger.warning("MLflow at %s answers again; the journal has been delivered", without_credentials(self._uri))
+            logger.warning(
+                "MLflow at %s answers again; all waiting points are delivered", without_credentials(self._uri)
+            )
         self._down = False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tracking.frozen import immutable
 
+from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow import address, database
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -23,7 +24,7 @@ from dist_resnet.tracking.run_directory import RunDirectory
         "postgresql+psycopg2://user@db/mlflow",
     ],
 )
-def test_what_can_be_a_tracking_address_is_taken(uri: str):
+def test_a_valid_tracking_address_is_accepted(uri: str):
     address.check(uri)
 
 
@@ -41,7 +42,7 @@ def test_what_can_be_a_tracking_address_is_taken(uri: str):
         ),
     ],
 )
-def test_what_cannot_be_one_is_a_clear_line_without_the_password(uri: str, complaint: str):
+def test_an_invalid_one_is_refused_in_one_line_without_the_password(uri: str, complaint: str):
     with pytest.raises(ValueError, match=complaint) as caught:
         address.check(uri)
     assert "secret" not in str(caught.value)
@@ -72,7 +73,7 @@ def _refused(storage: RunDirectory, uri: str, complaint: str, monkeypatch) -> No
     "uri", ["./mlruns", "mlruns", "/data/mlruns", "~/mlruns", "file:///data/mlruns", "file:mlruns"]
 )
 def test_a_folder_is_refused_with_the_command_that_moves_it(uri: str, storage, monkeypatch):
-    _refused(storage, uri, "no longer tracks in folders, and `mlflow migrate-filestore`", monkeypatch)
+    _refused(storage, uri, f"no longer tracks in folders: `{commands.mlflow()} migrate-filestore`", monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,11 @@ def test_a_folder_is_refused_with_the_command_that_moves_it(uri: str, storage, m
         ("sqlite:///", "is a database in memory"),
         ("sqlite:/data/mlflow.db", "does not parse"),
         ("sqlite://data/mlflow.db", "has no file after a third slash"),
-        ("postgresql+nothing://user:secret@host/mlflow", "names no known driver"),
+        ("postgresql+nothing://user:secret@host/mlflow", "names an unknown driver"),
         ("postgresql://user:secret@host.invalid/mlflow", r"the host of .*\*\*\*@host.invalid/mlflow is not found"),
     ],
 )
-def test_what_mlflow_cannot_track_in_is_refused(uri: str, complaint: str, storage, monkeypatch):
+def test_addresses_that_mlflow_cannot_track_in_are_refused(uri: str, complaint: str, storage, monkeypatch):
     _refused(storage, uri, complaint, monkeypatch)
 
 
@@ -105,9 +106,9 @@ def test_a_database_without_its_driver_is_refused_by_the_packages_name(scheme, p
     _refused(storage, f"{scheme}://user:secret@127.0.0.1/mlflow", complaint, monkeypatch)
 
 
-def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, monkeypatch, tmp_path: Path):
+def test_databricks_is_refused_without_credentials_and_accepted_with_them(storage, monkeypatch, tmp_path: Path):
     for uri, profile in (("databricks", "DEFAULT"), ("databricks://team", "team")):
-        with pytest.raises(ValueError, match=f"set DATABRICKS_HOST and .* or make the profile {profile} in"):
+        with pytest.raises(ValueError, match=f"set DATABRICKS_HOST and .* or add the profile {profile} to"):
             address.store_of(storage, uri)
     (tmp_path / "databricks.cfg").write_text("[team]\nhost = https://example.org\ntoken = secret\n")
     assert address.store_of(storage, "databricks://team") == "databricks://team"
@@ -115,18 +116,18 @@ def test_databricks_is_refused_without_credentials_and_taken_with_them(storage, 
     assert address.store_of(storage, "databricks") == "databricks"
 
 
-def test_a_file_that_is_no_database_is_refused(storage, monkeypatch, tmp_path: Path):
+def test_a_file_that_is_not_a_database_is_refused(storage, monkeypatch, tmp_path: Path):
     (tmp_path / "notes.db").write_text("no database " * 100)
-    _refused(storage, f"sqlite:///{tmp_path}/notes.db", "is no sqlite database", monkeypatch)
-    # The one beside the runs, too.
+    _refused(storage, f"sqlite:///{tmp_path}/notes.db", "is not a sqlite database", monkeypatch)
+    # The one next to the runs, too.
     store = Path(storage.parent.uri, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
-    with pytest.raises(ValueError, match=f"{store} is no sqlite database .* --execution.tracking.uri"):
+    with pytest.raises(ValueError, match=f"{store} is not a sqlite database .* --execution.tracking.uri"):
         address.store_of(storage, None)
 
 
-def test_what_cannot_be_written_is_refused_by_path(storage, monkeypatch, tmp_path: Path):
+def test_unwritable_files_and_folders_are_refused_by_path(storage, monkeypatch, tmp_path: Path):
     file, folder = tmp_path / "store.db", tmp_path / "folder"
     (folder / "below").mkdir(parents=True)
     for path in (file, folder / "store.db"):
@@ -139,12 +140,12 @@ def test_what_cannot_be_written_is_refused_by_path(storage, monkeypatch, tmp_pat
     with immutable(file, folder):
         for path in (file, folder / "store.db", folder / "new.db", folder / "new" / "new.db"):
             _refused(storage, f"sqlite:///{path}", f"{path} cannot be written", monkeypatch)
-        # A run that goes on shall not wait for its tracking.
+        # A run that resumes does not depend on its tracking.
         assert address.store_of(storage, f"sqlite:///{file}", resolve=False)
 
 
 @pytest.mark.parametrize("name", ["what?", "a%20b", "50%", "a#b", "my runs"])
-def test_the_store_beside_the_runs_is_there_whatever_their_folder_is_called(name: str, monkeypatch, tmp_path: Path):
+def test_the_store_next_to_the_runs_works_in_folders_of_any_name(name: str, monkeypatch, tmp_path: Path):
     monkeypatch.delenv(address.VARIABLE, raising=False)
     uri = address.store_of(RunDirectory(str(tmp_path / name / "run")), None)
     database.connect(uri)
@@ -153,7 +154,7 @@ def test_the_store_beside_the_runs_is_there_whatever_their_folder_is_called(name
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_a_check_leaves_a_store_as_it_is(storage, tmp_path: Path):
+def test_a_check_does_not_change_a_store(storage, tmp_path: Path):
     file = tmp_path / "store.db"
     with contextlib.closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA user_version = 7")
@@ -164,12 +165,11 @@ def test_a_check_leaves_a_store_as_it_is(storage, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.db"]
 
 
-def test_a_store_that_another_process_writes_is_taken(storage, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("dist_resnet.tracking.mlflow.database._SECONDS_FOR_A_LOCK", 0.1)
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
-        database.execute("CREATE TABLE anything (value)")
-        database.execute("BEGIN EXCLUSIVE")
-        assert address.store_of(storage, f"sqlite:///{tmp_path}/store.db")
+def test_a_store_that_another_process_writes_is_accepted(tmp_path: Path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as writer:
+        writer.execute("CREATE TABLE anything (value)")
+        writer.execute("BEGIN EXCLUSIVE")
+        database.check_sqlite(f"sqlite:///{tmp_path}/store.db", to_write=True, lock_seconds=0.1)
 
 
 def test_runs_on_an_object_store_are_tracked_in_the_home_directory(tmp_path: Path, monkeypatch):

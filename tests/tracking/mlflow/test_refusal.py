@@ -23,12 +23,12 @@ from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.mlflow.delivery import deliver
 from dist_resnet.tracking.mlflow.ledger import Ledger
 from dist_resnet.tracking.mlflow.refusal import RefusedError
-from dist_resnet.tracking.mlflow.run_description import RunCard
+from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 
-CARD = RunCard(experiment="ours", name="run", params={"model.depth": 20}, tags={"fingerprint": "abc"})
+DESCRIPTION = RunDescription(experiment="ours", name="run", params={"model.depth": 20}, tags={"fingerprint": "abc"})
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def tracked(directory: RunDirectory) -> RunDirectory:
-    """The same, tracked once where nothing could be delivered."""
-    Ledger(directory, "http://127.0.0.1:9").note_card(CARD, parent=None, every=1)
+    """The same, tracked once at a server that was down."""
+    Ledger(directory, "http://127.0.0.1:9").note_description(DESCRIPTION, parent=None, every=1)
     return directory
 
 
@@ -63,11 +63,11 @@ def _run_id(directory: RunDirectory, uri: str) -> str:
 
 
 class _Followed(MlflowSink):
-    """A sink that is told of a journal as a run's driver does it."""
+    """A sink that follows a journal as in a run's driver."""
 
-    def __init__(self, uri: str, directory: RunDirectory, card: RunCard, **options) -> None:
+    def __init__(self, uri: str, directory: RunDirectory, description: RunDescription, **options) -> None:
         follower = RunFollower(directory)
-        super().__init__(uri, directory, card, records=follower.look(), **options)
+        super().__init__(uri, directory, description, records=follower.look(), **options)
         follower.report(self.take)
         self._lookout = Lookout(follower.look)
 
@@ -77,10 +77,10 @@ class _Followed(MlflowSink):
 
 
 def _closed(sink: MlflowSink) -> float:
-    """Ends a sink; the seconds that took."""
-    began = time.monotonic()
+    """Ends a sink; returns the seconds this took."""
+    start = time.monotonic()
     sink.close("FINISHED", {}, wait_seconds=60)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def _wait_until(condition) -> None:
@@ -90,18 +90,18 @@ def _wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own_store, directory, caplog):
+def test_a_deleted_experiment_is_logged_once_with_the_command_that_restores_it(own_store, directory, caplog):
     client = MlflowClient(own_store)
     experiment = client.create_experiment("ours")
     client.delete_experiment(experiment)
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.refusal)
     assert _closed(sink) < 20
-    # Threads of an earlier test may still be trying a server that is away.
+    # Threads of an earlier test may still be trying a server that is down.
     own = [record for record in caplog.records if record.name.startswith("dist_resnet")]
     (at_once, at_the_end) = [record.getMessage() for record in own]
     assert f"mlflow experiments restore --experiment-id {experiment}`, or use another --execution.trac" in at_once
-    assert "training goes on" in at_once
+    assert "training continues" in at_once
     assert not any("does not answer" in record.getMessage() for record in own)
     assert "3 points wait in" in at_the_end
     assert f"jobs/deliver_tracking.py --run '{directory.uri}' --tracking-uri {own_store}" in at_the_end
@@ -119,7 +119,7 @@ def test_a_deleted_experiment_is_said_once_with_the_command_that_restores_it(own
 
 
 def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_the_end(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     experiment = client.get_run(sink.run_id).info.experiment_id
@@ -135,8 +135,8 @@ def test_an_experiment_deleted_and_restored_while_training_has_every_point_at_th
     assert _steps(own_store, sink.run_id) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+def test_a_deleted_run_is_logged_with_the_command_that_restores_it(own_store, directory, caplog):
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     client.delete_run(sink.run_id)
@@ -152,8 +152,8 @@ def test_a_deleted_run_is_said_with_the_command_that_restores_it(own_store, dire
     assert _steps(own_store, sink.run_id) == [1, 2, 3, 4, 5]
 
 
-def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directory):
-    sink = _Followed(own_store, directory, CARD)
+def test_another_experiment_accepts_what_a_deleted_one_refuses(own_store, directory):
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _closed(sink)
     client = MlflowClient(own_store)
     client.delete_experiment(client.get_run(sink.run_id).info.experiment_id)
@@ -166,8 +166,8 @@ def test_another_experiment_takes_what_a_deleted_one_does_not(own_store, directo
     assert _steps(own_store, run.info.run_id) == [1, 2, 3, 4, 5]
 
 
-def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directory):
-    first = _Followed(own_store, directory, CARD)
+def test_a_run_that_the_store_no_longer_has_is_created_again(own_store, store, directory):
+    first = _Followed(own_store, directory, DESCRIPTION)
     _closed(first)
     _train(directory, range(4, 6))
     file = Path(own_store.removeprefix("sqlite:///"))
@@ -177,16 +177,16 @@ def test_a_run_that_the_store_has_no_more_is_made_anew(own_store, store, directo
     assert _steps(own_store, _run_id(directory, own_store)) == [1, 2, 3, 4, 5]
 
 
-def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_makes_another(
+def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_creates_another(
     own_store, store, directory, caplog
 ):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     file = Path(own_store.removeprefix("sqlite:///"))
     file.unlink()
     _train(directory, range(4, 6))
     assert _closed(sink) < 20
-    assert f"refuses: its database {file} is gone; put it back, or" in caplog.text
+    assert f"refuses: its database {file} is gone; put it back, or let" in caplog.text
     assert "2 points wait in" in caplog.text
     file.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
     job = Path(__file__).parents[3] / "jobs" / "deliver_tracking.py"
@@ -202,8 +202,8 @@ def test_a_store_that_is_removed_while_training_refuses_and_the_next_process_mak
     assert steps == [(1,), (2,), (3,), (4,), (5,)]
 
 
-def test_a_store_that_becomes_read_only_refuses_and_waits_for_nobody(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+def test_a_store_that_becomes_read_only_refuses_and_is_not_waited_for(own_store, directory, caplog):
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     with immutable(Path(own_store.removeprefix("sqlite:///"))):
         _train(directory, range(4, 6))
@@ -222,9 +222,9 @@ def test_a_store_whose_folder_becomes_read_only_refuses(own_store, tracked):
         deliver(tracked, own_store, wait_seconds=60)
 
 
-def test_a_file_that_is_no_database_refuses(tracked, tmp_path):
+def test_a_file_that_is_not_a_database_refuses(tracked, tmp_path):
     (tmp_path / "notes.db").write_text("no database " * 100)
-    with pytest.raises(RefusedError, match="is no sqlite database"):
+    with pytest.raises(RefusedError, match="is not a sqlite database"):
         deliver(tracked, f"sqlite:///{tmp_path}/notes.db", wait_seconds=60)
 
 
@@ -245,7 +245,7 @@ def test_a_database_that_is_locked_is_an_outage(own_store, tracked, caplog):
 
 
 class _Gate(http.server.BaseHTTPRequestHandler):
-    """A gateway that lets nobody in."""
+    """A gateway that rejects everybody."""
 
     status, body, asked = 0, b"", 0
 
@@ -264,33 +264,33 @@ class _Gate(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("body", [b"<html>no entry", b'{"message": "no entry"}', b"{}"])
 @pytest.mark.parametrize(
-    ("status", "mending"),
+    ("status", "fix"),
     [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "permission to edit"), (404, "there is no MLflow there")],
 )
-def test_a_gateway_that_lets_nobody_in_refuses(status: int, mending: str, body: bytes, directory, caplog):
+def test_a_gateway_that_rejects_everybody_refuses(status: int, fix: str, body: bytes, directory, caplog):
     gate = type("Gate", (_Gate,), {"status": status, "body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, CARD)
+        sink = _Followed(f"http://127.0.0.1:{server.server_address[1]}", directory, DESCRIPTION, seconds_between=0.05)
         _wait_until(lambda: sink.refusal)
         asked = gate.asked
-        time.sleep(3)
+        time.sleep(1)  # Time for twenty retries, none of which may come.
         assert gate.asked == asked
         assert _closed(sink) < 20
         server.shutdown()
     assert caplog.text.count("refuses: ") == 1
-    assert mending in caplog.text
+    assert fix in caplog.text
     assert "3 points wait in" in caplog.text
     assert "does not answer" not in caplog.text
 
 
-def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_path, caplog):
+def test_a_child_of_a_refused_parent_does_not_wait(own_store, directory, tmp_path, caplog):
     client = MlflowClient(own_store)
     client.delete_experiment(client.create_experiment("ours"))
     above = RunDirectory(str(tmp_path / "sweep"))
     above.write("recipe.json", b"{}")
-    parent = _Followed(own_store, above, CARD)
-    child = _Followed(own_store, directory, CARD, parent=parent)
+    parent = _Followed(own_store, above, DESCRIPTION)
+    child = _Followed(own_store, directory, DESCRIPTION, parent=parent)
     _wait_until(lambda: child.refusal)
     assert _closed(child) < 20
     assert _closed(parent) < 20
@@ -300,15 +300,15 @@ def test_a_child_of_a_refused_parent_waits_for_nobody(own_store, directory, tmp_
 
 
 def test_files_that_cannot_be_stored_refuse_and_are_delivered_later(own_store, directory, caplog):
-    sink = _Followed(own_store, directory, CARD)
+    sink = _Followed(own_store, directory, DESCRIPTION)
     _wait_until(lambda: sink.run_id and not sink.waiting_points)
     client = MlflowClient(own_store)
     folder = Path(client.get_run(sink.run_id).info.artifact_uri.removeprefix("file://"))
     folder.mkdir(parents=True, exist_ok=True)
     with immutable(folder):
-        began = time.monotonic()
+        start = time.monotonic()
         sink.close("FINISHED", {"curve.png": b"image"}, wait_seconds=60)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - start < 20
     assert "its folder for files cannot be written" in caplog.text
     assert deliver(directory, own_store, wait_seconds=60)
     assert [file.path for file in client.list_artifacts(sink.run_id)] == ["curve.png"]

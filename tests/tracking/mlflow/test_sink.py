@@ -20,12 +20,12 @@ from mlflow import MlflowClient
 from dist_resnet.launch.follow import RunFollower
 from dist_resnet.tracking.journal import Journal, read_journal
 from dist_resnet.tracking.mlflow.delivery import deliver
-from dist_resnet.tracking.mlflow.run_description import DataSet, RunCard
+from dist_resnet.tracking.mlflow.run_description import DataSet, RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
 from dist_resnet.tracking.records import Metrics, Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
-CARD = RunCard(
+DESCRIPTION = RunDescription(
     experiment="tests",
     name="run",
     params={"model.depth": 20, "seed": 0},
@@ -43,16 +43,16 @@ def _journal(directory: RunDirectory, start_step: int, steps: range) -> None:
     journal.commit()
 
 
-def _sink(uri: str, directory: RunDirectory, card: RunCard = CARD, **options) -> MlflowSink:
-    """A sink that has taken in the journal so far."""
-    return MlflowSink(uri, directory, card, records=read_journal(directory), **options)
+def _sink(uri: str, directory: RunDirectory, description: RunDescription = DESCRIPTION, **options) -> MlflowSink:
+    """A sink that has the journal so far."""
+    return MlflowSink(uri, directory, description, records=read_journal(directory), **options)
 
 
 def _points(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run_id, key)]
 
 
-def test_a_run_has_its_points_parameters_tags_and_files_and_is_finished(store: str, tmp_path: Path):
+def test_a_finished_run_has_its_points_parameters_tags_and_files(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 2000))
     sink = _sink(store, directory)
@@ -82,28 +82,28 @@ def test_a_continued_run_is_the_same_run_without_doubled_points(store: str, tmp_
     assert MlflowClient(store).get_run(second.run_id).info.status == "FINISHED"
 
 
-def test_a_batch_sent_twice_makes_no_second_point(store: str, tmp_path: Path):
+def test_a_batch_sent_twice_adds_no_points(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 6))
     first = _sink(store, directory)
     first.close("KILLED", {})
-    # As if the answer to the last batch had been lost: the position was never written.
+    # As if the answer to the last batch had been lost: the position was never saved.
     MlflowClient(store).set_tag(first.run_id, "dist_resnet.journal_position", "0")
     second = _sink(store, directory)
     second.close("FINISHED", {})
     assert [step for step, _ in _points(store, second.run_id)] == [1, 2, 3, 4, 5]
 
 
-def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(store: str, tmp_path: Path):
+def test_a_driver_killed_before_it_saved_the_runs_id_leaves_no_second_run(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 6))
-    card = replace(CARD, experiment="killed")
-    first = _sink(store, directory, card)
+    description = replace(DESCRIPTION, experiment="killed")
+    first = _sink(store, directory, description)
     first.close("KILLED", {})
     known = directory.read_json("mlflow.json")
     key = known["servers"][store]["key"]
     directory.write_json("mlflow.json", known | {"servers": {store: {"key": key}}})
-    second = _sink(store, directory, card)
+    second = _sink(store, directory, description)
     second.close("FINISHED", {})
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("killed")
@@ -111,7 +111,7 @@ def test_a_driver_killed_before_it_wrote_down_the_runs_id_leaves_no_second_run(s
     assert [step for step, _ in _points(store, first.run_id)] == [1, 2, 3, 4, 5]
 
 
-def test_what_is_not_a_number_arrives(store: str, tmp_path: Path):
+def test_nan_arrives(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     directory.write("recipe.json", b"{}")
     journal = Journal(directory)
@@ -164,10 +164,10 @@ class _Server:
             self._process = None
 
 
-def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
+def test_a_server_that_was_down_gets_every_point_once_with_one_warning(server: _Server, tmp_path: Path, caplog):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
-    sink, follower = MlflowSink(server.uri, directory, CARD), RunFollower(directory)
+    sink, follower = MlflowSink(server.uri, directory, DESCRIPTION), RunFollower(directory)
     follower.report(sink.take)
     follower.look()
     deadline = time.monotonic() + 60
@@ -189,13 +189,13 @@ def test_a_server_that_was_away_gets_every_point_once_with_one_warning(server: _
 
 
 class _Sick(http.server.BaseHTTPRequestHandler):
-    """A server that is there and does not do its work."""
+    """A server that answers but does not work."""
 
     ailment = ""
 
     def _answer(self) -> None:
         if self.ailment == "hangs":
-            time.sleep(3)
+            time.sleep(3)  # Longer than the client's time limit, which is what is tested.
         status = {"500": 500, "401": 401}.get(self.ailment, 200)
         self.send_response(status)
         self.end_headers()
@@ -208,7 +208,9 @@ class _Sick(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("ailment", ["500", "401", "garbage", "hangs", "gone"])
-def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str, tmp_path: Path, caplog, monkeypatch):
+def test_points_that_a_broken_server_missed_are_delivered_later(
+    ailment, store: str, tmp_path: Path, caplog, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
@@ -233,12 +235,12 @@ def test_what_a_sick_server_did_not_take_is_delivered_later(ailment, store: str,
     assert run.data.tags["result"] == "5.0"
     assert run.data.params == {"model.depth": "20", "seed": "0"}
     assert "training_curve.png" in [file.path for file in client.list_artifacts(run.info.run_id)]
-    # Once is enough.
+    # A second delivery adds nothing.
     assert deliver(directory, store, wait_seconds=60)
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
 
 
-def test_steps_done_twice_arrive_once_also_in_one_batch(store: str, tmp_path: Path):
+def test_repeated_steps_arrive_once_even_in_one_batch(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 8))
     _journal(directory, 4, range(5, 11))
@@ -247,28 +249,28 @@ def test_steps_done_twice_arrive_once_also_in_one_batch(store: str, tmp_path: Pa
     assert [step for step, _ in _points(store, sink.run_id)] == list(range(1, 11))
 
 
-def test_what_a_continued_run_adds_is_not_taken_for_delivered(store: str, tmp_path: Path):
+def test_points_that_a_continued_run_adds_are_not_considered_delivered(store: str, tmp_path: Path):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
     _sink(store, directory).close("KILLED", {})
     _journal(directory, 3, range(4, 7))
-    # Under a server that is away: as if none had looked after the second session.
+    # As if no sink had run since the second session.
     assert deliver(directory, store, wait_seconds=60)
     run_id = directory.read_json("mlflow.json")["servers"][store]["run_id"]
     assert [step for step, _ in _points(store, run_id)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_password_in_the_servers_address_is_nowhere(server: _Server, tmp_path: Path, caplog, capfd):
+def test_a_password_in_the_servers_address_is_not_written_anywhere(server: _Server, tmp_path: Path, caplog, capfd):
     directory = RunDirectory(str(tmp_path))
     _journal(directory, 0, range(1, 4))
     sink = _sink(server.uri.replace("http://", "http://someone:sec@ret@"), directory)
     sink.close("FINISHED", {})
     said = capfd.readouterr()
-    told = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
-    assert "ret@" not in told
+    written = caplog.text + said.out + said.err + (tmp_path / "mlflow.json").read_text()
+    assert "ret@" not in written
 
 
-def test_a_childs_delivery_brings_its_parent_first(store: str, tmp_path: Path):
+def test_delivering_a_child_delivers_its_parent_first(store: str, tmp_path: Path):
     above, below = (RunDirectory(str(tmp_path / name)) for name in ("sweep", "sweep/trial"))
     for directory in (above, below):
         _journal(directory, 0, range(1, 3))
@@ -289,7 +291,7 @@ def test_the_data_sets_are_the_runs_inputs(store: str, tmp_path: Path):
     _journal(directory, 0, range(1, 3))
     source = "s3://key:secret@bucket/train"
     data = DataSet(name="cifar10", digest="d" * 64, context="training", source=source, images=96, classes=4)
-    sink = _sink(store, directory, replace(CARD, data_sets=(data,)))
+    sink = _sink(store, directory, replace(DESCRIPTION, data_sets=(data,)))
     sink.close("FINISHED", {})
     (found,) = MlflowClient(store).get_run(sink.run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("cifar10", "d" * 36)
