@@ -41,7 +41,7 @@ def check_slots(optimizer: torch.optim.Optimizer, slots: Iterable[str]) -> None:
     if unknown := sorted(set(slots) - known):
         raise ValueError(
             f"{type(optimizer).__name__} keeps {', '.join(sorted(known)) or 'nothing that is known'} for each "
-            f"parameter, not {', '.join(unknown)}: it is another optimizer's state"
+            f"parameter, not {', '.join(unknown)}: it is another optimizer's state, or _SLOTS lacks it"
         )
 
 
