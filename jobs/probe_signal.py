@@ -58,7 +58,7 @@ class Options:
     model: str | None = None
     """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
     all_shortcuts: Annotated[bool, cli.FLAG] = False
-    """Measure all six shortcuts of Fig. 2."""
+    """Measure every shortcut, with the settings of the recipe."""
     depths: tuple[int, ...] = ()
     """Measure at each of these depths; by default at the recipe's."""
     batches: int = 1

@@ -87,6 +87,8 @@ def label(model: dict[str, Any]) -> str:
     'original (identity)'
     >>> label({"shortcut": "identity", "placement": "full_preactivation"})
     'identity, full pre-activation'
+    >>> label({"shortcut": "channel_scaling", "placement": "original"})
+    'channel scaling'
     """
     shortcut = model["shortcut"]
     if (shortcut, model["placement"]) == ("identity", "original"):
@@ -99,7 +101,7 @@ def label(model: dict[str, Any]) -> str:
         "shortcut_only_gating": "shortcut-only gating, bias {gate_bias:g}",
         "dropout": "dropout {dropout_rate:g}",
     }
-    name = names[shortcut].format(**model)
+    name = names.get(shortcut, shortcut.replace("_", " ")).format(**model)
     return name if model["placement"] == "original" else f"{name}, {_PLACEMENTS[model['placement']]}"
 
 

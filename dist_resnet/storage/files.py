@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dist_resnet.storage.uri import appears_whole, is_local
+from dist_resnet.storage.uri import appears_whole, folders_must_exist, is_local
 
 PARTIAL = ".partial"
 _CHUNK_BYTES = 16 << 20
@@ -190,6 +190,8 @@ def _machine() -> str:
 
 def _open_to_write(filesystem: pafs.FileSystem, path: str) -> Any:
     if not is_local(filesystem):
+        if folders_must_exist(filesystem):
+            filesystem.create_dir(path.rpartition("/")[0])
         return filesystem.open_output_stream(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return open(path, "wb")  # whose errors are plainer than Arrow's

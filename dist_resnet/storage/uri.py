@@ -41,6 +41,8 @@ class Scheme:
     """Whether Arrow lists folders that no empty object stands for, and nothing here makes those."""
     appears_whole: bool = True
     """Whether an object that is being written is not there before all of it is."""
+    folders_must_exist: bool = False
+    """Whether a file is written only into a folder that is there, as on a disk; object stores have none."""
     has_account: bool = False
     """Whether it is a bucket, and no user, that stands before an @."""
 
@@ -219,6 +221,11 @@ def is_local(filesystem: pafs.FileSystem) -> bool:
 def lists_folders(filesystem: pafs.FileSystem) -> bool:
     """Whether the folders in a folder are listed, and not only the files below them."""
     return _known(filesystem).lists_folders
+
+
+def folders_must_exist(filesystem: pafs.FileSystem) -> bool:
+    """Whether the folder of a file has to be made before the file is."""
+    return _known(filesystem).folders_must_exist
 
 
 def appears_whole(filesystem: pafs.FileSystem) -> bool:

@@ -41,7 +41,7 @@ def check_slots(optimizer: torch.optim.Optimizer, slots: Iterable[str]) -> None:
     if unknown := sorted(set(slots) - known):
         raise ValueError(
             f"{type(optimizer).__name__} keeps {', '.join(sorted(known)) or 'no known state'} for each parameter, not "
-            f"{', '.join(unknown)}: the state belongs to another optimizer"
+            f"{', '.join(unknown)}: the state belongs to another optimizer, or _SLOTS lacks it"
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
+from dist_resnet.storage import uri
 from dist_resnet.storage.files import exists, is_partial_of_here, now_at, read_json, size_text, whole_file, write_json
 from dist_resnet.storage.uri import open_uri
 
@@ -25,6 +26,14 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
         stream.write(b"second")
     assert target.read_bytes() == b"firstsecond"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_where_folders_must_exist_a_files_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = uri.Scheme(names=("tree",), example="tree://path", type_name="subtree", folders_must_exist=True)
+    monkeypatch.setitem(uri._BY_TYPE, "subtree", scheme)
+    with whole_file(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "a/b/file") as stream:
+        stream.write(b"content")
+    assert (tmp_path / "a/b/file").read_bytes() == b"content"
 
 
 def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
