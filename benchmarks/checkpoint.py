@@ -20,7 +20,7 @@ import torch
 from clock import timed
 
 from dist_resnet.recipe import Execution
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.writer import CheckpointWriter
@@ -64,7 +64,7 @@ def rounds(options: Options, step: Callable[[], object], state: TrainState, fold
     """Rounds of steps by what is called after the first step."""
     directory = RunDirectory(str(folder))
     directory.write("recipe.json", b"{}")
-    run = Run.of_rank(0, directory)
+    run = Recorder.of_rank(0, directory)
     writer = CheckpointWriter(directory, run, keep=1, patience_seconds=60, errors={})
 
     def plain() -> None:

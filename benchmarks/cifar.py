@@ -29,7 +29,7 @@ import subject
 import torch
 
 from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.input.resident import load_pictures
+from dist_resnet.data.input.resident import load_images
 from dist_resnet.data.shards.split import ShardReader, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Model, Performance
@@ -67,7 +67,7 @@ def measure(options: Options) -> Iterator[str]:
 
 def write_arrays(data: str, folder: Path) -> None:
     """Decodes the images once, as the arrays that torchvision's CIFAR10 class holds."""
-    images, labels, _ = load_pictures(
+    images, labels, _ = load_images(
         ShardReader(open_split(data)), SIZE, decode="pillow", device=torch.device("cpu"), num_threads=1
     )
     np.save(folder / "images.npy", images.numpy())

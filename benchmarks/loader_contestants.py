@@ -89,7 +89,7 @@ def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
         steps = subject.endless(subject.training_images(recipe, execution, cpu))
         return (len(batch.images) for step in steps for batch in step)
     images = EvaluationImages(recipe, open_split(str(shards)), subject.worker(cpu), InputOptions.of(execution))
-    return (len(batch.images) for _ in itertools.count() for batch in images.centre_crops(SIZE, SHORTER_SIDE))
+    return (len(batch.images) for _ in itertools.count() for batch in images.center_crops(SIZE, SHORTER_SIDE))
 
 
 def dali_files(folder: Path, pipeline: str, threads: int) -> Batches:
@@ -227,7 +227,7 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
     """libjpeg-turbo on the same windows, encoded images in memory, pixels thrown away: jpeg_windows.c."""
     import numpy as np
 
-    from dist_resnet.data.image.headers import picture_size
+    from dist_resnet.data.image.headers import image_size
     from dist_resnet.data.input.augment import Augmentation, evaluation_windows
     from dist_resnet.data.shards.split import ShardReader, open_split
     from dist_resnet.recipe import Augment
@@ -238,7 +238,7 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
     images = [image for number in range(split.num_row_groups) for image in reader.read(number).images]
     places = np.array([image.ctypes.data for image in images], np.uintp)
     sizes = np.array([len(image) for image in images], np.uintp)
-    heights, widths = np.array([picture_size(image) for image in images]).T
+    heights, widths = np.array([image_size(image) for image in images]).T
     for epoch in itertools.count():
         order = np.random.default_rng(epoch).permutation(len(images))
         windows = evaluation_windows(heights, widths, SIZE, SHORTER_SIDE)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.normalize import Normalizer
-from dist_resnet.data.input.resident import load_pictures
+from dist_resnet.data.input.resident import load_images
 from dist_resnet.data.shards.split import ShardReader, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Model
@@ -53,7 +53,7 @@ def row(depth: int, placement: str, images: torch.Tensor, labels: torch.Tensor) 
 
 def batch_of(train: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a split as the network's input, and their labels."""
-    pixels, labels, _ = load_pictures(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
+    pixels, labels, _ = load_images(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
     images = Normalizer(DATASETS["cifar10"], CPU, channels_last=True)(pixels[:size])
     return images, torch.from_numpy(labels[:size].astype(np.int64))
 

@@ -109,9 +109,9 @@ def encoded_images(folder: Path, size: int) -> list[bytes]:
 def in_process(data: Path, jpegs: list[bytes]) -> Iterator[Row]:
     """Where the time goes without HTTP."""
     model = predictor.Predictor(data)
-    crops = np.stack([predictor.centre(decode(jpeg), model.crop, model.shorter_side) for jpeg in jpegs])
+    crops = np.stack([predictor.center(decode(jpeg), model.crop, model.shorter_side) for jpeg in jpegs])
     for name, act in (
-        ("decoding and resizing one JPEG", lambda: predictor.centre(decode(jpegs[0]), model.crop, model.shorter_side)),
+        ("decoding and resizing one JPEG", lambda: predictor.center(decode(jpegs[0]), model.crop, model.shorter_side)),
         ("the network alone, one image", lambda: model.logits(crops[:1])),
         ("the network alone, 16 images", lambda: model.logits(crops)),
     ):

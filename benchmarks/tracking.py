@@ -2,7 +2,7 @@
 
     uv run benchmarks/tracking.py
 
-Ours is `Run.metrics` with six values, once every 20 ms, while a sink delivers to that server. MLflow's own are
+Ours is `Recorder.metrics` with six values, once every 20 ms, while a sink delivers to that server. MLflow's own are
 `log_metrics` and `log_metrics(synchronous=False)` of the same six values. The hung server takes connections and never
 answers; for MLflow's own calls it and the dead one are tried a few times only, with a time limit of 1 s and no retries.
 """
@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from dist_resnet.launch.follow import Lookout, RunFollower
 from dist_resnet.tracking.mlflow.run_description import RunCard
 from dist_resnet.tracking.mlflow.sink import MlflowSink
-from dist_resnet.tracking.recorder import Run
+from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RunDirectory
 
@@ -92,9 +92,9 @@ def ours(uri: str, folder: Path, calls: int) -> list[float]:
     card = RunCard(experiment="benchmark", name="run", params={}, tags={})
     sink = MlflowSink(uri, directory, card)
     follower = RunFollower(directory)
-    follower.tell(sink.take)
+    follower.report(sink.take)
     lookout = Lookout(follower.look)
-    run = Run.of_rank(0, directory)
+    run = Recorder.of_rank(0, directory)
     run.event(Session(start_step=0))
     try:
         return timed(lambda step: run.metrics(step, VALUES), calls)
