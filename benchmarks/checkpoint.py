@@ -33,12 +33,9 @@ Round = tuple[float, float]
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
     depth: int = harness.sized(200, quick=50)
-    size: int = harness.sized(64, quick=32)
-    """Side of the images."""
-    batch: int = harness.sized(16, quick=2)
-    """Images in a step."""
-    steps: int = harness.sized(4, quick=2)
-    """Steps in a round; the checkpoint comes after the first."""
+    size: int = harness.sized(64, quick=32)  # Side of the images.
+    batch: int = harness.sized(16, quick=2)  # Images in a step.
+    steps: int = harness.sized(4, quick=2)  # Steps in a round; the checkpoint comes after the first.
     rounds: int = harness.sized(5, quick=1)
 
 

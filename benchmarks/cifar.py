@@ -45,16 +45,13 @@ WARM_UP = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    data: str
-    """Glob or folder of local Parquet shards of CIFAR-10."""
+    data: str  # Glob or folder of local Parquet shards of CIFAR-10.
     depth: int = harness.sized(20, quick=8)
     precision: Literal["fp32", "bf16"] = "fp32"
-    steps: int = harness.sized(20, quick=2)
-    """Steps of 128 images in a round."""
+    steps: int = harness.sized(20, quick=2)  # Steps of 128 images in a round.
     rounds: int = harness.sized(7, quick=1)
     threads: int = os.cpu_count() or 1
-    trials: tuple[int, ...] = ()
-    """Loops at once on one GPU, such as 1 2 4 8."""
+    trials: tuple[int, ...] = ()  # Loops at once on one GPU, such as 1 2 4 8.
 
 
 def measure(options: Options) -> Iterator[str]:
@@ -68,7 +65,7 @@ def measure(options: Options) -> Iterator[str]:
 def write_arrays(data: str, folder: Path) -> None:
     """Decodes the images once, as the arrays that torchvision's CIFAR10 class holds."""
     images, labels, _ = load_images(
-        ShardReader(open_split(data)), SIZE, decode="pillow", device=torch.device("cpu"), num_threads=1
+        ShardReader(open_split(data)), SIZE, decode="pillow", device=subject.CPU, num_threads=1
     )
     np.save(folder / "images.npy", images.numpy())
     np.save(folder / "labels.npy", labels)
@@ -138,7 +135,7 @@ def ours(folder: str, options: Options, *, ghost_batches: int = 1, graphs: bool 
 
 def usual(folder: str, options: Options, *, workers: int) -> Iterator[int]:
     """torchvision's CIFAR10 and transforms, a DataLoader with that many workers, a plain loop."""
-    device = subject.device()
+    device = subject.DEVICE
     loader = torch.utils.data.DataLoader(
         usual_images(folder),
         BATCH,

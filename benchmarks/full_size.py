@@ -39,10 +39,8 @@ Row = tuple[object, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    folder: Path
-    """Where the sets are generated; removed at the end."""
-    scale: float = harness.sized(0.01, quick=0.002)
-    """Of ImageNet's number of images."""
+    folder: Path  # Where the sets are generated; removed at the end.
+    scale: float = harness.sized(0.01, quick=0.002)  # Of ImageNet's number of images.
 
 
 def measure(options: Options) -> Iterator[str]:

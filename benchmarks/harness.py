@@ -65,10 +65,10 @@ def main(measure: Callable[[OptionsT], Iterator[str]], kind: Any, doc: str | Non
     cli.run(lambda: _answer(measure, parse(kind, doc), doc))
 
 
-def parse(kind: type[OptionsT], doc: str | None, arguments: Sequence[str] | None = None) -> OptionsT:
+def parse(kind: type[OptionsT], doc: str | None) -> OptionsT:
     """The options of a command line; exits as `cli.parse_options` does."""
     without_negations: Any = cli.FLAG[kind]
-    return cli.parse_options(without_negations, doc=doc, arguments=arguments)
+    return cli.parse_options(without_negations, doc=doc)
 
 
 def _answer(measure: Callable[[OptionsT], Iterator[str]], options: OptionsT, doc: str | None) -> None:
@@ -163,11 +163,8 @@ def interleaved(
                 continue
             if number >= 0:
                 found[name].append(one)
-                print(
-                    f"round {number} {name}: {', '.join(f'{figure:.4g}' for figure in one)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                figures = ", ".join(f"{figure:.4g}" for figure in one)
+                print(f"round {number} {name}: {figures}", file=sys.stderr, flush=True)
     return found
 
 

@@ -48,19 +48,14 @@ Ask = Callable[[dict], Rate]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    data: str
-    """Glob or folder of local Parquet shards with JPEG images."""
+    data: str  # Glob or folder of local Parquet shards with JPEG images.
     sets: tuple[Literal["real", "mixed"], ...] = harness.sized(("real", "mixed"), quick=("real",))
     pipeline: Literal["train", "evaluation", "both"] = "both"
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
-    """The rows of the tables."""
+    contestants: tuple[str, ...] = tuple(CONTESTANTS)  # The rows of the tables.
     rounds: int = harness.sized(5, quick=1)
-    seconds: float = harness.sized(1.0, quick=0.1)
-    """Least length of a round, warm-up not counted."""
-    threads: int = os.cpu_count() or 1
-    """Threads, or DataLoader workers."""
-    ffcv_python: str = sys.executable
-    """Python of an environment that has FFCV."""
+    seconds: float = harness.sized(1.0, quick=0.1)  # Least length of a round, warm-up not counted.
+    threads: int = os.cpu_count() or 1  # Threads, or DataLoader workers.
+    ffcv_python: str = sys.executable  # Python of an environment that has FFCV.
 
     def __post_init__(self) -> None:
         if unknown := set(self.contestants) - set(CONTESTANTS):

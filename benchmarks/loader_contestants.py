@@ -48,11 +48,10 @@ def reading(folder: Path, pipeline: str, threads: int) -> Batches:
 
 def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
     """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalization and the hand-over."""
-    import torch
 
     from dist_resnet.data.input.dali import DaliDecoder
 
-    decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
+    decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=subject.CPU)
     return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
 
 
@@ -74,21 +73,19 @@ def _requests(shards: Path, pipeline: str) -> Generator:
 
 def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
     import subject
-    import torch
 
     from dist_resnet.data.input.decoders import InputOptions
     from dist_resnet.data.loader import EvaluationImages
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Execution, Performance
 
-    cpu = torch.device("cpu")
     # One stream, so that row groups are read all along and not only at the start.
     recipe = subject.imagenet_recipe(str(shards), size=SIZE, batch=BATCH)
     execution = Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH))
     if pipeline == "train":
-        steps = subject.endless(subject.training_images(recipe, execution, cpu))
+        steps = subject.endless(subject.training_images(recipe, execution, subject.CPU))
         return (len(batch.images) for step in steps for batch in step)
-    images = EvaluationImages(recipe, open_split(str(shards)), subject.worker(cpu), InputOptions.of(execution))
+    images = EvaluationImages(recipe, open_split(str(shards)), subject.worker(subject.CPU), InputOptions.of(execution))
     return (len(batch.images) for _ in itertools.count() for batch in images.center_crops(SIZE, SHORTER_SIDE))
 
 

@@ -30,15 +30,11 @@ GENERATED = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    data: str | None = None
-    """Glob, folder or URI of shards; by default 20,000 generated images."""
-    size: int | None = None
-    """Side of the crops; by default 224, and 24 of generated images."""
-    images: int = harness.sized(1_500_000, quick=2000)
-    """Images that are read in all."""
+    data: str | None = None  # Glob, folder or URI of shards; by default 20,000 generated images.
+    size: int | None = None  # Side of the crops; by default 224, and 24 of generated images.
+    images: int = harness.sized(1_500_000, quick=2000)  # Images that are read in all.
     ghost_batches: int = 8
-    cache: str | None = None
-    """Folder for --execution.cache.folder."""
+    cache: str | None = None  # Folder for --execution.cache.folder.
 
 
 def measure(options: Options) -> Iterator[str]:
@@ -62,7 +58,7 @@ def watched(data: str, size: int, options: Options, held: list[float]) -> Iterat
     classes = open_split(data).label_range[1] + 1
     recipe = subject.imagenet_recipe(data, classes=classes, size=size, ghost_batches=options.ghost_batches)
     execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=Cache(folder=options.cache))
-    images = subject.training_images(recipe, execution, torch.device("cpu"))
+    images = subject.training_images(recipe, execution, subject.CPU)
     seen, begin = 0, time.perf_counter()
     for step in subject.endless(images):
         seen += sum(len(batch.labels) for batch in step)

@@ -24,7 +24,7 @@ from dist_resnet.recipe import Execution, Model, Performance
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import recompute_units
 
-CPU = torch.device("cpu")
+CPU = subject.CPU
 COLUMNS = {
     "network": "",
     "precision": "",
@@ -43,16 +43,13 @@ NETWORKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    depth: int = harness.sized(56, quick=8)
-    """CIFAR network whose steps are timed."""
-    batch: int = harness.sized(32, quick=4)
-    """Images per timed step."""
+    depth: int = harness.sized(56, quick=8)  # CIFAR network whose steps are timed.
+    batch: int = harness.sized(32, quick=4)  # Images per timed step.
     rounds: int = harness.sized(7, quick=1)
     threads: int = os.cpu_count() or 1
     networks: int = harness.sized(len(NETWORKS), quick=1)
     """Networks whose activations are counted, from the smallest on."""
-    only_time: bool = False
-    """Leave out the counting."""
+    only_time: bool = False  # Leave out the counting.
 
 
 def measure(options: Options) -> Iterator[str]:

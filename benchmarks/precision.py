@@ -28,13 +28,10 @@ NETWORKS = ((20, "full_preactivation"), (110, "original"), (110, "full_preactiva
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    train: str
-    """CIFAR-10's training shards."""
-    batch: int = harness.sized(64, quick=8)
-    """Images in the batch."""
+    train: str  # CIFAR-10's training shards.
+    batch: int = harness.sized(64, quick=8)  # Images in the batch.
     threads: int = os.cpu_count() or 1
-    networks: int = harness.sized(len(NETWORKS), quick=1)
-    """Networks that are measured, from the shallowest on."""
+    networks: int = harness.sized(len(NETWORKS), quick=1)  # Networks that are measured, from the shallowest on.
 
 
 def measure(options: Options) -> Iterator[str]:

@@ -22,12 +22,9 @@ COLUMNS = {"process": "", "of a core": ".1%", "own memory, MB": ".0f", "CPU seco
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    lean: bool = False
-    """Leave out what the package leaves out."""
-    settle: float = harness.sized(30.0, quick=5.0)
-    """Seconds before the watch."""
-    watch: float = harness.sized(40.0, quick=5.0)
-    """Seconds of the watch."""
+    lean: bool = False  # Leave out what the package leaves out.
+    settle: float = harness.sized(30.0, quick=5.0)  # Seconds before the watch.
+    watch: float = harness.sized(40.0, quick=5.0)  # Seconds of the watch.
 
 
 def measure(options: Options) -> Iterator[str]:

@@ -31,8 +31,6 @@ CONTESTANTS = Path(__file__).resolve().with_name("recovery_contestants.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3")
 STEPS_BEFORE_THE_KILL = 25
 SECONDS_TO_GO_ON = 120.0
-
-
 PARTS = ("all, s", "detection", "start", "state", "first step", "steps repeated")
 
 

@@ -33,7 +33,7 @@ def train_ours(folder: Path, depth: int) -> None:
         log_every=1,
         checkpoints=Checkpoints(every=CHECKPOINT_EVERY),
     )
-    recipe = subject.demo_recipe(str(folder / "images"), depth=depth)
+    recipe = subject.demo_recipe(str(folder / "images"), depth=depth, epochs=1000)
     ray_train.run(ray_train.prepare_run(recipe, execution, job="recovery"))
 
 

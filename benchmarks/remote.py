@@ -21,7 +21,6 @@ from pathlib import Path
 import clock
 import harness
 import subject
-import torch
 from aiohttp import web
 
 from dist_resnet.data.shards.split import open_split
@@ -32,12 +31,9 @@ BATCH, GHOST_BATCHES, COPIES = 32, 8, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
-    data: str
-    """Glob or folder of local shards."""
-    latency: float = 50.0
-    """Milliseconds before each answer."""
-    images: int = harness.sized(1024, quick=64)
-    """Images per contestant and round."""
+    data: str  # Glob or folder of local shards.
+    latency: float = 50.0  # Milliseconds before each answer.
+    images: int = harness.sized(1024, quick=64)  # Images per contestant and round.
     rounds: int = harness.sized(5, quick=1)
 
 
@@ -79,7 +75,7 @@ def batches(uri: str, cache: str | None) -> Iterator[int]:
     """Sizes of the loader's endless batches from the shards at an address."""
     recipe = subject.imagenet_recipe(uri, batch=BATCH, ghost_batches=GHOST_BATCHES)
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
-    images = subject.training_images(recipe, execution, torch.device("cpu"))
+    images = subject.training_images(recipe, execution, subject.CPU)
     return (len(batch.images) for step in subject.endless(images) for batch in step)
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 import harness
 import numpy as np
 import subject
-import torch
 from clock import timed
 
 from dist_resnet.data.image.pixels import decode
@@ -45,8 +44,7 @@ Row = tuple[str, str]
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
     depth: int = harness.sized(200, quick=20)
-    size: int = harness.sized(224, quick=32)
-    """Side of the center crop."""
+    size: int = harness.sized(224, quick=32)  # Side of the center crop.
     requests: int = harness.sized(40, quick=4)
 
 
@@ -92,7 +90,7 @@ def write_run(options: Options, folder: Path) -> str:
     recipe = subject.cifar_recipe(depth=options.depth)
     if options.size > 32:
         recipe = subject.imagenet_recipe(depth=options.depth, size=options.size)
-    state = create_state(recipe, Execution(), subject.worker(torch.device("cpu")))
+    state = create_state(recipe, Execution(), subject.worker(subject.CPU))
     directory = RunDirectory(str(folder / "run"))
     directory.write_json("recipe.json", {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()})
     Journal(directory).commit()

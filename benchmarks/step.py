@@ -41,18 +41,13 @@ class Bare(harness.Options):
     """The loop's step beside the bare model's."""
 
     depth: int = 50
-    size: int = harness.sized(224, quick=32)
-    """Side of the images."""
-    batch: tuple[int, ...] = harness.sized((32,), quick=(2,))
-    """Images per step; one comparison each."""
-    peers: tuple[str, ...] = ()
-    """torchvision.NAME or timm.NAME, measured the same way."""
-    compile: bool = False
-    """torch.compile, on all alike."""
+    size: int = harness.sized(224, quick=32)  # Side of the images.
+    batch: tuple[int, ...] = harness.sized((32,), quick=(2,))  # Images per step; one comparison each.
+    peers: tuple[str, ...] = ()  # torchvision.NAME or timm.NAME, measured the same way.
+    compile: bool = False  # torch.compile, on all alike.
     precision: Literal["bf16", "fp32"] = "bf16"
     rounds: int = harness.sized(5, quick=1)
-    steps: int = harness.sized(5, quick=1)
-    """Steps in a round."""
+    steps: int = harness.sized(5, quick=1)  # Steps in a round.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +58,7 @@ class UnderRay(harness.Options):
     workers: int = harness.sized(2, quick=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     rounds: int = harness.sized(5, quick=1)
-    steps: int = harness.sized(60, quick=10)
-    """Steps in a round."""
+    steps: int = harness.sized(60, quick=10)  # Steps in a round.
 
 
 Options = Annotated[Bare, tyro.conf.subcommand("bare")] | Annotated[UnderRay, tyro.conf.subcommand("ray")]
@@ -107,7 +101,7 @@ def loop_step(options: Bare, batch: int) -> Callable[[], object]:
 
 def bare_step(model: torch.nn.Module, options: Bare, batch: int) -> Callable[[], object]:
     """A plain loop's step."""
-    device = subject.device()
+    device = subject.DEVICE
     model = model.to(device).to(memory_format=torch.channels_last).train()
     if options.compile:
         model.compile()

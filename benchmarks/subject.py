@@ -18,11 +18,8 @@ from dist_resnet.train.step import TrainStep
 from dist_resnet.worker import Worker
 
 LEARNING_RATE = 0.01
-
-
-def device() -> torch.device:
-    """The GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
 
 
 def wait() -> None:
@@ -31,9 +28,9 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def worker(on: torch.device | None = None) -> Worker:
-    """The only worker, by default on the GPU, if there is one."""
-    return Worker(rank=0, world_size=1, device=on or device())
+def worker(device: torch.device = DEVICE) -> Worker:
+    """The only worker."""
+    return Worker(rank=0, world_size=1, device=device)
 
 
 def imagenet_recipe(
@@ -58,17 +55,17 @@ def imagenet_recipe(
 
 def cifar_recipe(
     train: str = "none",
-    validation: str | None = None,
+    validation: str = "none",
     *,
     depth: int,
     batch: int = 64,
     ghost_batches: int = 1,
-    epochs: float = 1000,
+    epochs: float = 1,
 ) -> Recipe:
     """CIFAR-10's training, evaluated at its end only; `batch` images in each ghost batch."""
     return Recipe(
         model=Model(depth=depth, num_classes=10),
-        data=Data(train=train, validation=validation or train, dataset="cifar10"),
+        data=Data(train=train, validation=validation, dataset="cifar10"),
         augment=Augment(kind="pad", size=32),
         evaluation=Evaluation(crops=(32,), shorter_sides=(32,), every_epochs=1000),
         epochs=epochs,
@@ -77,15 +74,15 @@ def cifar_recipe(
     )
 
 
-def demo_recipe(folder: str, *, depth: int, epochs: float = 1000) -> Recipe:
+def demo_recipe(folder: str, *, depth: int, epochs: float) -> Recipe:
     """CIFAR's training for two workers on generated images, ten steps an epoch; writes the images to the folder."""
     train, validation = write_demo(folder, size=32, train_images=1280, validation_images=40, seed=0)
     return cifar_recipe(train, validation, depth=depth, ghost_batches=2, epochs=epochs)
 
 
-def training_images(recipe: Recipe, execution: Execution, on: torch.device | None = None) -> TrainingImages:
+def training_images(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> TrainingImages:
     """The loader of a recipe's training images."""
-    return TrainingImages(recipe, open_split(recipe.data.train), worker(on), InputOptions.of(execution))
+    return TrainingImages(recipe, open_split(recipe.data.train), worker(device), InputOptions.of(execution))
 
 
 def endless(images: TrainingImages) -> Iterator[list[Batch]]:
@@ -93,25 +90,25 @@ def endless(images: TrainingImages) -> Iterator[list[Batch]]:
     return itertools.chain.from_iterable(map(images.epoch, itertools.count()))
 
 
-def training_step(recipe: Recipe, execution: Execution, on: torch.device | None = None) -> tuple[TrainStep, TrainState]:
+def training_step(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> tuple[TrainStep, TrainState]:
     """The loop's step, and the state that it changes."""
-    state = create_state(recipe, execution, worker(on))
-    return TrainStep(recipe, execution, worker(on), state), state
+    state = create_state(recipe, execution, worker(device))
+    return TrainStep(recipe, execution, worker(device), state), state
 
 
 def step_on_random_images(
-    recipe: Recipe, execution: Execution, on: torch.device | None = None
+    recipe: Recipe, execution: Execution, device: torch.device = DEVICE
 ) -> tuple[Callable[[], object], TrainState]:
     """The loop's step on a batch of random numbers, the same each time, and the state that it changes."""
-    step, state = training_step(recipe, execution, on)
-    images, labels = random_images(recipe.ghost_batch, recipe.augment.size, recipe.model.num_classes, on)
+    step, state = training_step(recipe, execution, device)
+    images, labels = random_images(recipe.ghost_batch, recipe.augment.size, recipe.model.num_classes, device)
     weights = torch.ones(len(labels), device=labels.device)
     return lambda: step([Batch(images, labels, np.arange(len(labels)), 0, weights)], LEARNING_RATE), state
 
 
 def random_images(
-    count: int, size: int, classes: int, on: torch.device | None = None
+    count: int, size: int, classes: int, device: torch.device = DEVICE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random numbers float32 [count, 3, size, size], channels last, and labels int64 [count]."""
-    images = torch.randn(count, 3, size, size, device=on or device()).to(memory_format=torch.channels_last)
-    return images, torch.randint(0, classes, (count,), device=on or device())
+    images = torch.randn(count, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    return images, torch.randint(0, classes, (count,), device=device)
