@@ -40,6 +40,7 @@ def rate(
     count: int,
     seconds: float = 0.0,
     cpu: Callable[[], float] = cpu_seconds,
+    now: Callable[[], float] = time.perf_counter,
     wait: Callable[[], object] = lambda: None,
 ) -> Rate:
     """The rate of at least `count` batches over at least `seconds`, after `warm_up` batches that are not measured.
@@ -49,21 +50,21 @@ def rate(
     for _ in range(warm_up):
         next(batches)
     wait()
-    begin, cpu_begin, images, made = time.perf_counter(), cpu(), 0, 0
-    while made < count or time.perf_counter() < begin + seconds:
+    begin, cpu_begin, images, made = now(), cpu(), 0, 0
+    while made < count or now() < begin + seconds:
         images, made = images + next(batches), made + 1
     wait()
-    return Rate(images / (time.perf_counter() - begin), 1000 * (cpu() - cpu_begin) / images)
+    return Rate(images / (now() - begin), 1000 * (cpu() - cpu_begin) / images)
 
 
 def timed(
     act: Callable[[], object],
     wait: Callable[[], object] = lambda: None,
-    seconds: Callable[[], float] = time.perf_counter,
+    now: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds that a call takes, by the clock `seconds`."""
+    """Seconds that a call takes, by the clock `now`."""
     wait()
-    begin = seconds()
+    begin = now()
     act()
     wait()
-    return seconds() - begin
+    return now() - begin

@@ -179,11 +179,7 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float], form: str = ".0f") -> str:
-    """The median and the range.
-
-    >>> spread([3, 1, 2.4])
-    '2 (1 .. 3)'
-    """
+    """The median and the range, such as 2 (1 .. 3)."""
     middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low} .. {high})"
 

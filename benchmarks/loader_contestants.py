@@ -48,6 +48,7 @@ def reading(folder: Path, pipeline: str, threads: int) -> Batches:
 
 def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
     """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalization and the hand-over."""
+    import subject
 
     from dist_resnet.data.input.dali import DaliDecoder
 

@@ -21,7 +21,6 @@ import subject
 import torch
 
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Cache, Execution
 
 PARTS = 20
@@ -55,8 +54,7 @@ def generated(folder: str, images: int) -> str:
 
 def watched(data: str, size: int, options: Options, held: list[float]) -> Iterator[tuple[float, ...]]:
     """A row at every twentieth part, whose memory is added to `held`."""
-    classes = open_split(data).label_range[1] + 1
-    recipe = subject.imagenet_recipe(data, classes=classes, size=size, ghost_batches=options.ghost_batches)
+    recipe = subject.imagenet_recipe(data, size=size, ghost_batches=options.ghost_batches)
     execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=Cache(folder=options.cache))
     images = subject.training_images(recipe, execution, subject.CPU)
     seen, begin = 0, time.perf_counter()

@@ -142,7 +142,7 @@ def timed(options: Options) -> Iterator[str]:
         execution = Execution(precision=precision, performance=Performance(recompute=recompute))  # pyrefly: ignore
         step, _ = subject.step_on_random_images(recipe, execution, CPU)
         name = f"{precision}, recomputed" if recompute else precision
-        steps[name] = lambda step=step: (clock.timed(step, seconds=time.process_time),)
+        steps[name] = lambda step=step: (clock.timed(step, now=time.process_time),)
     found = harness.interleaved(steps, options.rounds, warm_up=1)
     yield from harness.comparison(found, {"CPU seconds": ".3f"}, "fp32", "bf16")
 

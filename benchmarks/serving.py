@@ -87,7 +87,7 @@ def size_of(folder: Path, name: str) -> int:
 
 def write_run(options: Options, folder: Path) -> str:
     """A run's directory with a recipe and a checkpoint of random weights."""
-    recipe = subject.cifar_recipe(depth=options.depth)
+    recipe = subject.cifar_recipe(depth=options.depth, batch=64)
     if options.size > 32:
         recipe = subject.imagenet_recipe(depth=options.depth, size=options.size)
     state = create_state(recipe, Execution(), subject.worker(subject.CPU))

@@ -93,7 +93,7 @@ def steps_rate(step: Callable[[], object], batch: int, count: int) -> tuple[floa
 
 def loop_step(options: Bare, batch: int) -> Callable[[], object]:
     """The loop's step, with one ghost batch."""
-    recipe = subject.imagenet_recipe(depth=options.depth, classes=CLASSES, size=options.size, batch=batch)
+    recipe = subject.imagenet_recipe(depth=options.depth, size=options.size, batch=batch)
     performance = Performance(compile=options.compile, deterministic=False)
     execution = Execution(precision=options.precision, performance=performance)
     return subject.step_on_random_images(recipe, execution)[0]

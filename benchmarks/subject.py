@@ -34,17 +34,11 @@ def worker(device: torch.device = DEVICE) -> Worker:
 
 
 def imagenet_recipe(
-    data: str = "none",
-    *,
-    depth: int = 50,
-    classes: int = 1000,
-    size: int = 224,
-    batch: int = 32,
-    ghost_batches: int = 1,
+    data: str = "none", *, depth: int = 50, size: int = 224, batch: int = 32, ghost_batches: int = 1
 ) -> Recipe:
     """ImageNet's training at a size, with windows of 8 % to 100 % of the area; `batch` images in each ghost batch."""
     return Recipe(
-        model=Model(depth=depth, num_classes=classes),
+        model=Model(depth=depth, num_classes=1000),
         data=Data(train=data, validation=data),
         augment=Augment(kind="inception", size=size),
         evaluation=Evaluation(crops=(size,), shorter_sides=(size * 8 // 7,)),
@@ -54,13 +48,7 @@ def imagenet_recipe(
 
 
 def cifar_recipe(
-    train: str = "none",
-    validation: str = "none",
-    *,
-    depth: int,
-    batch: int = 64,
-    ghost_batches: int = 1,
-    epochs: float = 1,
+    train: str = "none", validation: str = "none", *, depth: int, batch: int, ghost_batches: int = 1, epochs: float = 1
 ) -> Recipe:
     """CIFAR-10's training, evaluated at its end only; `batch` images in each ghost batch."""
     return Recipe(
@@ -77,7 +65,7 @@ def cifar_recipe(
 def demo_recipe(folder: str, *, depth: int, epochs: float) -> Recipe:
     """CIFAR's training for two workers on generated images, ten steps an epoch; writes the images to the folder."""
     train, validation = write_demo(folder, size=32, train_images=1280, validation_images=40, seed=0)
-    return cifar_recipe(train, validation, depth=depth, ghost_batches=2, epochs=epochs)
+    return cifar_recipe(train, validation, depth=depth, batch=64, ghost_batches=2, epochs=epochs)
 
 
 def training_images(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> TrainingImages:
