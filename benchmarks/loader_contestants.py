@@ -8,6 +8,7 @@ line of JSON.
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import json
 import os
@@ -29,16 +30,6 @@ EPOCH = 8192
 
 Batches = Iterator[int]
 """Sizes of the batches, each made when it is asked for or a few ahead."""
-
-
-def prepared(folder: Path, pipeline: str, threads: int) -> Batches:
-    """dist_resnet, one worker, on shards as jobs/prepare_imagenet.py writes them."""
-    return _ours(folder / "prepared", pipeline, threads)
-
-
-def downloaded(folder: Path, pipeline: str, threads: int) -> Batches:
-    """dist_resnet, one worker, on shards as they were."""
-    return _ours(folder / "downloaded", pipeline, threads)
 
 
 def reading(folder: Path, pipeline: str, threads: int) -> Batches:
@@ -72,7 +63,8 @@ def _requests(shards: Path, pipeline: str) -> Generator:
             )
 
 
-def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
+def _ours(folder: Path, pipeline: str, threads: int, *, shards: str) -> Batches:
+    """dist_resnet, one worker."""
     import subject
 
     from dist_resnet.data.input.decoders import InputOptions
@@ -81,12 +73,13 @@ def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
     from dist_resnet.recipe import Execution, Performance
 
     # One stream, so that row groups are read all along and not only at the start.
-    recipe = subject.imagenet_recipe(str(shards), size=SIZE, batch=BATCH)
+    recipe = subject.imagenet_recipe(str(folder / shards), size=SIZE, batch=BATCH)
     execution = Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH))
     if pipeline == "train":
-        steps = subject.endless(subject.training_images(recipe, execution, subject.CPU))
-        return (len(batch.images) for step in steps for batch in step)
-    images = EvaluationImages(recipe, open_split(str(shards)), subject.worker(subject.CPU), InputOptions.of(execution))
+        return subject.batch_sizes(subject.training_images(recipe, execution, subject.CPU))
+    images = EvaluationImages(
+        recipe, open_split(recipe.data.train), subject.worker(subject.CPU), InputOptions.of(execution)
+    )
     return (len(batch.images) for _ in itertools.count() for batch in images.center_crops(SIZE, SHORTER_SIDE))
 
 
@@ -253,14 +246,14 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
 
 
 CONTESTANTS: dict[str, tuple[str, Callable[[Path, str, int], Batches]]] = {
-    "prepared": ("dist_resnet, prepared shards", prepared),
-    "downloaded": ("dist_resnet, shards as downloaded", downloaded),
+    "prepared": ("dist_resnet", functools.partial(_ours, shards="prepared")),
+    "downloaded": ("dist_resnet, shards as downloaded", functools.partial(_ours, shards="downloaded")),
     "dali": ("DALI fn.readers.file", dali_files),
     "pil": ("torchvision ImageFolder, PIL", image_folder),
     "jpeg": ("torchvision ImageFolder, decode_jpeg", image_folder_jpeg),
     "webdataset": ("WebDataset, PIL", webdataset),
     "ffcv": ("FFCV", ffcv),
-    "bare": ("bare libjpeg-turbo, the limit", bare),
+    "bare": ("bare libjpeg-turbo", bare),
     "decoding": ("of prepared shards: read, decoded, resized", decoding),
     "reading": ("of prepared shards: read, windows drawn", reading),
 }

@@ -1,16 +1,17 @@
 """Bytes of activations kept for the backward pass, per image, with and without recomputation, and its cost in time.
 
-    python benchmarks/memory.py --result benchmarks/results/memory_cpu_20261121.md
+    python benchmarks/memory.py --result benchmarks/results
 
 Counted, not estimated: autograd's saved-tensor hooks see every tensor that a forward pass keeps on the CPU; storages
 count once. Two passes of different batches give the bytes per image, so weights and their bf16 copies drop out. With
 recomputation the backward pass holds, on top, what one unit keeps while it is computed again: the largest is given.
 """
 
+import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import clock
@@ -25,14 +26,8 @@ from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import recompute_units
 
 CPU = subject.CPU
-COLUMNS = {
-    "network": "",
-    "precision": "",
-    "kept, MiB per image": ".2f",
-    "recomputed": ".2f",
-    "largest unit on top": ".2f",
-    "kept over recomputed": ".1f",
-}
+MEBIBYTES = ("kept, MiB per image", "recomputed", "largest unit on top")
+COLUMNS = {"network": "", "precision": ""} | dict.fromkeys(MEBIBYTES, ".2f") | {"kept over recomputed": ".1f"}
 # (name, depth, classes, side of the images)
 NETWORKS = (
     ("CIFAR ResNet-164", 164, 10, 32),
@@ -78,59 +73,47 @@ def bytes_per_image(model: Model, size: int, precision: str, *, recompute: bool)
     network = build_model(model).to(memory_format=torch.channels_last).train()
     if recompute:
         recompute_units(network)
-    execution = Execution(precision=precision)  # pyrefly: ignore
 
-    def kept(batch: int) -> int:
-        images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-        saved = Saved()
-        with saved.hooks(), autocast(execution, CPU):
+    def loss(batch: int) -> torch.Tensor:
+        images, _ = subject.random_images(batch, size, 2, CPU)
+        with autocast(Execution(precision=precision), CPU):  # pyrefly: ignore
             logits = network(images)
-            loss = nn.functional.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.int64))
-        del loss
-        return saved.nbytes
+            return nn.functional.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.int64))
 
-    return (kept(4) - kept(2)) / 2
+    more, fewer = (kept(functools.partial(loss, batch))[0] for batch in (4, 2))
+    return (more - fewer) / 2
 
 
 def largest_unit(model: Model, size: int, precision: str) -> float:
     """The most that a single unit keeps for each image, besides its input."""
     network = build_model(model).to(memory_format=torch.channels_last).train()
-    execution = Execution(precision=precision)  # pyrefly: ignore
-    kept: dict[int, list[int]] = {2: [], 4: []}
-    for batch, found in kept.items():
-        images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-        with autocast(execution, CPU):
+    found: dict[int, list[int]] = {2: [], 4: []}
+    for batch, of_units in found.items():
+        with autocast(Execution(precision=precision), CPU):  # pyrefly: ignore
             with torch.no_grad():
-                x = network.stem(images)
+                x = network.stem(subject.random_images(batch, size, 2, CPU)[0])
             for unit in network.units:
-                saved = Saved(besides=x)
-                with saved.hooks():
-                    y = unit(x.requires_grad_())
-                found.append(saved.nbytes)
+                nbytes, y = kept(lambda unit=unit, x=x: unit(x.requires_grad_()), besides=x)
+                of_units.append(nbytes)
                 x = y.detach()
-    return max(more - fewer for fewer, more in zip(kept[2], kept[4], strict=True)) / 2
+    return max(more - fewer for fewer, more in zip(found[2], found[4], strict=True)) / 2
 
 
-class Saved:
-    """Counts the bytes of the storages that autograd is handed to save, each once."""
+def kept(act: Callable[[], torch.Tensor], besides: torch.Tensor | None = None) -> tuple[int, torch.Tensor]:
+    """Bytes of the storages that autograd is handed to save in a call, each once, and what the call returns."""
+    # The storages are kept alive, so that no address is used twice.
+    storages: dict[int, torch.UntypedStorage] = {}
 
-    def __init__(self, besides: torch.Tensor | None = None) -> None:
-        self._besides = set() if besides is None else {besides.untyped_storage().data_ptr()}
-        # Kept alive, so that no address is used twice.
-        self._storages: dict[int, torch.UntypedStorage] = {}
-
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self._besides:
-            self._storages[storage.data_ptr()] = storage
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    @property
-    def nbytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._storages.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = act()
+    if besides is not None:
+        storages.pop(besides.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in storages.values()), result
 
 
 def timed(options: Options) -> Iterator[str]:

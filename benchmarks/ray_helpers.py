@@ -7,6 +7,7 @@ Plainly Ray Train runs as it comes; with --lean as on a Ray of our own, without 
 `dist_resnet/launch/ray/internals.py` leaves out.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -72,13 +73,10 @@ def _processes() -> dict[int, tuple[str, float, float]]:
     """(name, seconds of CPU, MB of its own) of this machine's Ray workers and helpers by process id."""
     found = {}
     for process in psutil.process_iter():
-        try:
-            name = " ".join(process.cmdline()).strip()
+        with contextlib.suppress(psutil.Error):
+            name, times = " ".join(process.cmdline()).strip(), process.cpu_times()
             if name.startswith("ray::"):
-                times = process.cpu_times()
                 found[process.pid] = (name, times.user + times.system, process.memory_full_info().uss / 1e6)
-        except psutil.Error:
-            continue
     return found
 
 

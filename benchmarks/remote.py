@@ -75,8 +75,7 @@ def batches(uri: str, cache: str | None) -> Iterator[int]:
     """Sizes of the loader's endless batches from the shards at an address."""
     recipe = subject.imagenet_recipe(uri, batch=BATCH, ghost_batches=GHOST_BATCHES)
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
-    images = subject.training_images(recipe, execution, subject.CPU)
-    return (len(batch.images) for step in subject.endless(images) for batch in step)
+    return subject.batch_sizes(subject.training_images(recipe, execution, subject.CPU))
 
 
 def _serve(files: dict[str, str], latency: float) -> str:

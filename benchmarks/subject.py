@@ -78,6 +78,11 @@ def endless(images: TrainingImages) -> Iterator[list[Batch]]:
     return itertools.chain.from_iterable(map(images.epoch, itertools.count()))
 
 
+def batch_sizes(images: TrainingImages) -> Iterator[int]:
+    """The size of each of the endless ghost batches, as it is made."""
+    return (len(batch.images) for step in endless(images) for batch in step)
+
+
 def training_step(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> tuple[TrainStep, TrainState]:
     """The loop's step, and the state that it changes."""
     state = create_state(recipe, execution, worker(device))
