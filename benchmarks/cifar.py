@@ -39,8 +39,6 @@ from dist_resnet.train.precision import autocast
 
 SIZE, CLASSES, BATCH, RATE, ITERATIONS = 32, 10, 128, 0.1, 64_000
 TRIALS = {"loop": "", "trials at once": "", "images/s together": ".0f", "trials of 64k iterations per hour": ".2f"}
-WARM_UP = 6
-"""Batches that are not measured: what workers made ahead in the pause is used up first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def _begin(name: str, folder: str, options: Options) -> None:
 
 
 def _round(steps: int) -> clock.Rate:
-    return clock.rate(_loop, warm_up=WARM_UP, count=steps, wait=subject.wait)
+    return clock.rate(_loop, count=steps, wait=subject.wait)
 
 
 _loop: Iterator[int]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+WARM_UP = 8
+"""Batches that do not count: more than any loader has ready when its turn comes."""
 RATE = {"images/s": ".0f", "CPU-ms per image": ".2f"}
 """Heads and formats of a `Rate`."""
 
@@ -36,8 +38,8 @@ def cpu_seconds() -> float:
 def rate(
     batches: Iterator[int],
     *,
-    warm_up: int,
     count: int,
+    warm_up: int = WARM_UP,
     seconds: float = 0.0,
     cpu: Callable[[], float] = cpu_seconds,
     now: Callable[[], float] = time.perf_counter,

@@ -21,8 +21,6 @@ import clock
 
 SIZE, SHORTER_SIDE, BATCH = 224, 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WARM_UP = 6
-"""Batches that are not counted: more than any contestant keeps ready while the others are measured."""
 LEAST = 4
 """Batches that a round counts at least."""
 EPOCH = 8192
@@ -277,7 +275,7 @@ def main() -> None:
             opened = (order["folder"], order["pipeline"])
             del batches  # ends its threads and workers
             batches = CONTESTANTS[name][1](Path(order["folder"]), order["pipeline"], threads)
-        found = clock.rate(batches, warm_up=WARM_UP, count=LEAST, seconds=order["seconds"])
+        found = clock.rate(batches, count=LEAST, seconds=order["seconds"])
         print(json.dumps(found), file=answers, flush=True)
     os._exit(0)  # without waiting for what still runs ahead
 

@@ -47,9 +47,7 @@ def measure(options: Options) -> Iterator[str]:
         loaders = {name: batches(*where) for name, where in addresses(files, options.latency, folder).items()}
         # The loader's own CPU time, for the store is a child of this process.
         turns = {
-            name: functools.partial(
-                clock.rate, sizes, warm_up=4, count=-(-options.images // BATCH), cpu=time.process_time
-            )
+            name: functools.partial(clock.rate, sizes, count=-(-options.images // BATCH), cpu=time.process_time)
             for name, sizes in loaders.items()
         }
         # The first round fills caches and opens files.
