@@ -74,7 +74,7 @@ def _ours(folder: Path, pipeline: str, threads: int, *, shards: str) -> Batches:
     recipe = subject.imagenet_recipe(str(folder / shards), size=SIZE, batch=BATCH)
     execution = Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH))
     if pipeline == "train":
-        return subject.batch_sizes(subject.training_images(recipe, execution, subject.CPU))
+        return subject.step_sizes(subject.training_images(recipe, execution, subject.CPU))
     images = EvaluationImages(
         recipe, open_split(recipe.data.train), subject.worker(subject.CPU), InputOptions.of(execution)
     )

@@ -26,14 +26,14 @@ from aiohttp import web
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Cache, Execution
 
-BATCH, GHOST_BATCHES, COPIES = 32, 8, 8
+BATCH, GHOST_BATCHES, COPIES = 256, 8, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.Options):
     data: str  # Glob or folder of local shards.
     latency: float = 50.0  # Milliseconds before each answer.
-    images: int = harness.sized(1024, quick=64)  # Images per contestant and round.
+    images: int = harness.sized(1024, quick=256)  # Images per contestant and round.
     rounds: int = harness.sized(5, quick=1)
 
 
@@ -44,10 +44,12 @@ def measure(options: Options) -> Iterator[str]:
     files = {f"{copy:03d}-{Path(shard).name}": shard for copy in range(COPIES) for shard in split.shards}
     yield f"{len(files)} shards, {split.num_images * COPIES} images.\n"
     with tempfile.TemporaryDirectory() as folder:
-        loaders = {name: batches(*where) for name, where in addresses(files, options.latency, folder).items()}
+        loaders = {name: steps(*where) for name, where in addresses(files, options.latency, folder).items()}
         # The loader's own CPU time, for the store is a child of this process.
         turns = {
-            name: functools.partial(clock.rate, sizes, count=-(-options.images // BATCH), cpu=time.process_time)
+            name: functools.partial(
+                clock.rate, sizes, warm_up=2, count=-(-options.images // BATCH), cpu=time.process_time
+            )
             for name, sizes in loaders.items()
         }
         # The first round fills caches and opens files.
@@ -69,11 +71,11 @@ def addresses(files: dict[str, str], latency: float, folder: str) -> dict[str, t
     }
 
 
-def batches(uri: str, cache: str | None) -> Iterator[int]:
-    """Sizes of the loader's endless batches from the shards at an address."""
-    recipe = subject.imagenet_recipe(uri, batch=BATCH, ghost_batches=GHOST_BATCHES)
+def steps(uri: str, cache: str | None) -> Iterator[int]:
+    """The number of images of each of the loader's endless steps, whose ghost batches come together."""
+    recipe = subject.imagenet_recipe(uri, batch=BATCH // GHOST_BATCHES, ghost_batches=GHOST_BATCHES)
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
-    return subject.batch_sizes(subject.training_images(recipe, execution, subject.CPU))
+    return subject.step_sizes(subject.training_images(recipe, execution, subject.CPU))
 
 
 def _serve(files: dict[str, str], latency: float) -> str:

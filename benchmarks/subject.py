@@ -78,9 +78,9 @@ def endless(images: TrainingImages) -> Iterator[list[Batch]]:
     return itertools.chain.from_iterable(map(images.epoch, itertools.count()))
 
 
-def batch_sizes(images: TrainingImages) -> Iterator[int]:
-    """The size of each of the endless ghost batches, as it is made."""
-    return (len(batch.images) for step in endless(images) for batch in step)
+def step_sizes(images: TrainingImages) -> Iterator[int]:
+    """The number of images of each of the endless steps, whose ghost batches come together."""
+    return (sum(len(batch.images) for batch in step) for step in endless(images))
 
 
 def training_step(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> tuple[TrainStep, TrainState]:
