@@ -1,7 +1,7 @@
 /* Bare libjpeg-turbo decoding of windows: the limit that loaders are measured against.
  *
  * Only the columns and rows of the window are put out (jpeg_crop_scanline, jpeg_skip_scanlines) and no row below it is
- * looked at. Nothing is resized, normalised or kept. Built by loader.py:
+ * looked at. Nothing is resized, normalized or kept. Built by loader.py:
  * cc -O3 -shared -fPIC jpeg_windows.c -ljpeg -lpthread
  */
 #include <pthread.h>
@@ -15,7 +15,7 @@
 typedef struct {
   const unsigned char **images;
   const unsigned long *sizes;
-  const int *windows; /* top, left, height, width of each picture */
+  const int *windows; /* top, left, height, width of each image */
   int count;
   atomic_int next, failed;
 } Work;
@@ -29,7 +29,7 @@ static void leave(j_common_ptr info) { longjmp(((Errors *)info->err)->escape, 1)
 
 static void keep_quiet(j_common_ptr info) { (void)info; }
 
-/* Returns 0, or 1 where the picture cannot be decoded. `rows` grows as needed. */
+/* Returns 0, or 1 where the image cannot be decoded. `rows` grows as needed. */
 static int decode(const unsigned char *image, unsigned long size, const int *window, unsigned char **rows,
                   size_t *room) {
   struct jpeg_decompress_struct info;
@@ -73,7 +73,7 @@ static void *decode_some(void *argument) {
   return NULL;
 }
 
-/* Decodes `count` windows with `num_threads` threads; returns how many pictures could not be decoded. */
+/* Decodes `count` windows with `num_threads` threads; returns how many images could not be decoded. */
 int decode_windows(const unsigned char **images, const unsigned long *sizes, const int *windows, int count,
                    int num_threads) {
   Work work = {.images = images, .sizes = sizes, .windows = windows, .count = count};

@@ -2,36 +2,34 @@
 
     python benchmarks/loader.py --data '/data/imagenet/train-*.parquet' --result loader.md
 
-All do the same work on the same JPEGs on the CPU and end in normalised float32 batches of 32 pictures of 224 x 224
-(loader_contestants.py). Two sets of pictures: `real`, as given, and `mixed`, the same ones written anew with sides of
+All do the same work on the same JPEGs on the CPU and end in normalized float32 batches of 32 images of 224 x 224
+(loader_contestants.py). Two sets of images: `real`, as given, and `mixed`, the same ones written anew with sides of
 0.5, 1, 2 and 4 times the length, a quarter each. Every contestant has a process of its own; rounds are interleaved,
 one contestant works at a time, and medians are given. Two more rows show parts of our own way, to tell what the rest
 is spent on. Contestants that lack their library are left out with a line that says what to install; FFCV may live in an
 environment of its own (--ffcv-python). It all takes seven minutes on two quiet cores.
 """
 
-import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import harness
 import numpy as np
-import nvidia.dali
-import pyarrow
 import pyarrow.parquet as pq
-import torch
-import torchvision
+from clock import RATE, Rate
 from loader_contestants import CONTESTANTS, EPOCH
 from PIL import Image
 
@@ -42,59 +40,56 @@ from dist_resnet.data.shards.write import encode_table
 HERE = Path(__file__).parent
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 LONGEST_SIDE = 2048
-"""No picture is enlarged past it: FFCV sets memory aside for whole batches of the greatest picture."""
+"""No image is enlarged past it: FFCV sets memory aside for whole batches of the greatest image."""
 PER_SHARD = 100
-Figures = dict[str, list[tuple[float, float]]]
-"""(pictures per second, CPU milliseconds per picture) of each round by contestant."""
+BASES = tuple(CONTESTANTS[name][0] for name in ("prepared", "bare"))
+Ask = Callable[[dict], Rate]
 
 
-def main() -> None:
-    """Measures and prints the tables; writes them to a file where --result is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="glob or folder of local Parquet shards with JPEG pictures")
-    parser.add_argument("--sets", nargs="+", choices=("real", "mixed"), default=("real", "mixed"))
-    parser.add_argument("--pipeline", choices=("train", "evaluation", "both"), default="both")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=tuple(CONTESTANTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a round, warm-up not counted")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads, or DataLoader workers")
-    parser.add_argument("--ffcv-python", default=sys.executable, help="Python of an environment that has FFCV")
-    parser.add_argument("--result", type=Path, help="Markdown file to write")
-    options = parser.parse_args()
-    if options.result and not options.result.parent.is_dir():
-        parser.error(f"--result {options.result} lies in no folder that exists; make {options.result.parent} first")
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    data: str  # Glob or folder of local Parquet shards with JPEG images.
+    sets: tuple[Literal["real", "mixed"], ...] = harness.sized(("real", "mixed"), quick=("real",))
+    pipeline: Literal["train", "evaluation", "both"] = "both"
+    contestants: tuple[str, ...] = tuple(CONTESTANTS)  # The rows of the tables.
+    rounds: int = harness.sized(5, quick=1)
+    seconds: float = harness.sized(1.0, quick=0.1)  # Least length of a round, warm-up not counted.
+    threads: int = os.cpu_count() or 1  # Threads, or DataLoader workers.
+    ffcv_python: str = sys.executable  # Python of an environment that has FFCV.
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.contestants) - set(CONTESTANTS):
+            raise ValueError(f"contestants must be of {', '.join(CONTESTANTS)}, got {', '.join(sorted(unknown))}")
+
+
+def measure(options: Options) -> Iterator[str]:
+    """A table for each set and pipeline."""
     pipelines = ("train", "evaluation") if options.pipeline == "both" else (options.pipeline,)
-    text = describe(options)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         for kind in options.sets:
-            text += write_set(options.data, kind, folder / kind)
-        names = [name for name in options.contestants if is_there(name, options.ffcv_python, folder)]
-        ask = {name: stack.enter_context(contestant(name, options)) for name in names}
+            yield write_set(options.data, kind, folder / kind)
+        missing = {name: what_lacks(name, options.ffcv_python, folder) for name in options.contestants}
+        for name, what in missing.items():
+            if what:
+                yield f"left out: {CONTESTANTS[name][0]}; it needs {what}"
+        ask = {
+            CONTESTANTS[name][0]: stack.enter_context(contestant(name, options))
+            for name, what in missing.items()
+            if not what
+        }
         for kind in options.sets:
             for pipeline in pipelines:
                 order = {"folder": str(folder / kind), "pipeline": pipeline, "seconds": options.seconds}
-                text += report(f"{pipeline}, {kind} pictures", run_rounds(ask, order, options.rounds))
-    text += f"\nLoad average {os.getloadavg()[0]:.1f} at the end.\n"
-    print(text)
-    if options.result:
-        options.result.write_text(text)
-
-
-def describe(options: argparse.Namespace) -> str:
-    """The machine, the versions and the command, as Markdown."""
-    with open("/proc/cpuinfo") as lines:
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    return (
-        f"{os.cpu_count()} cores ({model}), Python {platform.python_version()}, DALI {nvidia.dali.__version__}, torch "
-        f"{torch.__version__}, torchvision {torchvision.__version__}, pyarrow {pyarrow.__version__}; {options.threads} "
-        f"threads or workers; {options.rounds} interleaved rounds of at least {options.seconds} s; load average "
-        f"{os.getloadavg()[0]:.1f} at the start.\n"
-    )
+                turns = {name: functools.partial(one, order) for name, one in ask.items()}
+                found = harness.interleaved(turns, options.rounds)
+                ask = {name: ask[name] for name in found}
+                yield f"\n## {pipeline}, {kind} images\n"
+                yield from harness.comparison(found, RATE, *BASES)
 
 
 def write_set(data: str, kind: str, folder: Path) -> str:
-    """Writes the pictures as every contestant wants them, linked until they fill an epoch; a line about them."""
+    """Writes the images as every contestant wants them, linked until they fill an epoch; a line about them."""
     split = open_split(data)
     reader = ShardReader(split)
     groups = [reader.read(number) for number in range(split.num_row_groups)]
@@ -122,7 +117,7 @@ def write_set(data: str, kind: str, folder: Path) -> str:
     for file in [*folder.glob("*/0-*"), *folder.glob("*/*/0-*"), *folder.glob("*/0.parquet")]:
         for copy in range(1, -(-EPOCH // len(images))):
             os.link(file, file.with_name(f"{copy}{file.name[1:]}"))
-    pixels = sum(picture.width * picture.height for picture in (Image.open(io.BytesIO(image)) for image in images))
+    pixels = sum(opened.width * opened.height for opened in (Image.open(io.BytesIO(image)) for image in images))
     return (
         f"The {kind} set: {len(images)} JPEGs of {sum(map(len, images)) / len(images) / 1000:.0f} KB and "
         f"{pixels / len(images) / 1e6:.2f} megapixels on average.\n"
@@ -130,12 +125,12 @@ def write_set(data: str, kind: str, folder: Path) -> str:
 
 
 def resized(image: bytes, factor: float) -> bytes:
-    """The picture with sides of `factor` times the length, as a JPEG of quality 90."""
+    """The image with sides of `factor` times the length, as a JPEG of quality 90."""
     target = io.BytesIO()
-    with Image.open(io.BytesIO(image)) as picture:
-        factor = min(factor, max(1.0, LONGEST_SIDE / max(picture.size)))
-        sides = [max(round(side * factor), 1) for side in picture.size]
-        picture.convert("RGB").resize((sides[0], sides[1]), Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
+    with Image.open(io.BytesIO(image)) as opened:
+        factor = min(factor, max(1.0, LONGEST_SIDE / max(opened.size)))
+        sides = [max(round(side * factor), 1) for side in opened.size]
+        opened.convert("RGB").resize((sides[0], sides[1]), Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
     return target.getvalue()
 
 
@@ -146,20 +141,17 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def is_there(name: str, ffcv_python: str, folder: Path) -> bool:
-    """Whether what the contestant needs is installed; says what to install where it is not. Builds the bare one."""
+def what_lacks(name: str, ffcv_python: str, folder: Path) -> str | None:
+    """What to install for a contestant, if it is not installed. Builds the bare one."""
     if name == "webdataset" and importlib.util.find_spec("webdataset") is None:
-        missing = "pip install webdataset"
-    elif name == "ffcv" and subprocess.run([ffcv_python, "-c", "import ffcv.loader"], capture_output=True).returncode:
-        missing = (
+        return "pip install webdataset"
+    if name == "ffcv" and subprocess.run([ffcv_python, "-c", "import ffcv.loader"], capture_output=True).returncode:
+        return (
             "pip install ffcv pillow torchvision (Debian: libopencv-dev libturbojpeg0-dev pkg-config), or --ffcv-python"
         )
-    elif name == "bare" and (reason := build_bare(folder)):
-        missing = f"a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg62-turbo-dev): {reason}"
-    else:
-        return True
-    print(f"left out: {CONTESTANTS[name][0]}; it needs {missing}", flush=True)
-    return False
+    if name == "bare" and (reason := build_bare(folder)):
+        return f"a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg62-turbo-dev): {reason}"
+    return None
 
 
 def build_bare(folder: Path) -> str | None:
@@ -174,7 +166,7 @@ def build_bare(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def contestant(name: str, options: argparse.Namespace) -> Iterator[Callable[[dict], tuple[float, float]]]:
+def contestant(name: str, options: Options) -> Iterator[Ask]:
     """A process that measures a round of the contestant for each order."""
     python = options.ffcv_python if name == "ffcv" else sys.executable
     command = [python, str(HERE / "loader_contestants.py"), name, str(options.threads)]
@@ -183,70 +175,17 @@ def contestant(name: str, options: argparse.Namespace) -> Iterator[Callable[[dic
         assert process.stdout is not None
         orders, answers = process.stdin, process.stdout
 
-        def round_of(order: dict) -> tuple[float, float]:
+        def round_of(order: dict) -> Rate:
             with contextlib.suppress(BrokenPipeError):
                 orders.write(json.dumps(order) + "\n")
             if not (answer := answers.readline()):
-                raise RuntimeError(f"{CONTESTANTS[name][0]} stopped; its error is above")
-            speed, cost = json.loads(answer)
-            return speed, cost
+                raise harness.WithdrawnError(f"{CONTESTANTS[name][0]} stopped; its error is above")
+            return Rate(*json.loads(answer))
 
         yield round_of
         with contextlib.suppress(BrokenPipeError):
             orders.close()
 
 
-def run_rounds(ask: dict[str, Callable[[dict], tuple[float, float]]], order: dict, rounds: int) -> Figures:
-    """Interleaved rounds, each begun by another contestant."""
-    figures: Figures = {name: [] for name in ask}
-    names = list(ask)
-    for turn in range(rounds):
-        begin = turn % len(names)
-        for name in names[begin:] + names[:begin]:
-            if name not in ask:
-                continue
-            try:
-                figures[name].append(ask[name](order))
-            except RuntimeError as error:  # the others' rounds are not lost for it
-                print(f"left out from here on: {error}", flush=True)
-                del ask[name], figures[name]
-                continue
-            speed, cost = figures[name][-1]
-            print(f"{order['pipeline']} round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
-    return figures
-
-
-def report(title: str, figures: Figures) -> str:
-    """The medians as a Markdown table; ratios are medians of the ratios within a round."""
-    lines = [
-        f"\n## {title}\n",
-        "| pipeline | pictures/s, median (range) | CPU-ms per picture | of the limit, CPU | of the limit, speed "
-        "| prepared shards over it, CPU | prepared shards over it, speed |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, rounds in figures.items():
-        speeds = [speed for speed, _ in rounds]
-        cells = [
-            f"{statistics.median(speeds):.0f} ({min(speeds):.0f} .. {max(speeds):.0f})",
-            f"{statistics.median(cost for _, cost in rounds):.2f}",
-            *(f"{value:.0%}" for value in ratios(rounds, figures.get("bare"))),
-            *(f"{1 / value:.2f}" for value in ratios(rounds, figures.get("prepared"))),
-        ]
-        cells += ["-"] * (6 - len(cells))
-        lines.append(f"| {CONTESTANTS[name][0]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def ratios(rounds: list[tuple[float, float]], other: list[tuple[float, float]] | None) -> list[float]:
-    """By how much these rounds are better than the others, by CPU time and by speed; empty without others."""
-    if other is None:
-        return []
-    pairs = list(zip(rounds, other, strict=True))
-    return [
-        statistics.median(theirs / ours for (_, ours), (_, theirs) in pairs),
-        statistics.median(ours / theirs for (ours, _), (theirs, _) in pairs),
-    ]
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(measure, Options, __doc__)

@@ -1,43 +1,33 @@
-"""The input pipelines that loader.py compares: each gives batches of 32 normalised float32 pictures of 224 x 224.
+"""The input pipelines that loader.py compares: each gives batches of 32 normalized float32 images of 224 x 224.
 
 Training: a window of 8 % to 100 % of the area, mirrored half of the time. Evaluation: the shorter side at 256, the
-centre cut out. Started by loader.py as `loader_contestants.py NAME THREADS`, one process each, by the Python that has
+center cut out. Started by loader.py as `loader_contestants.py NAME THREADS`, one process each, by the Python that has
 the libraries; nothing is imported that the contestant does not need. It answers each line of JSON, an order, with one
 line of JSON.
 """
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import clock
+
 SIZE, SHORTER_SIDE, BATCH = 224, 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WARM_UP = 6
-"""Batches that are not counted: more than any contestant keeps ready while the others are measured."""
 LEAST = 4
 """Batches that a round counts at least."""
 EPOCH = 8192
-"""Pictures in an epoch at least, copies included: rounds seldom meet an epoch's end."""
+"""Images in an epoch at least, copies included: rounds seldom meet an epoch's end."""
 
 Batches = Iterator[int]
 """Sizes of the batches, each made when it is asked for or a few ahead."""
-
-
-def prepared(folder: Path, pipeline: str, threads: int) -> Batches:
-    """dist_resnet, one worker, on shards as convert.write_table makes them."""
-    return _ours(folder / "prepared", pipeline, threads)
-
-
-def downloaded(folder: Path, pipeline: str, threads: int) -> Batches:
-    """dist_resnet, one worker, on shards as they were."""
-    return _ours(folder / "downloaded", pipeline, threads)
 
 
 def reading(folder: Path, pipeline: str, threads: int) -> Batches:
@@ -46,61 +36,49 @@ def reading(folder: Path, pipeline: str, threads: int) -> Batches:
 
 
 def decoding(folder: Path, pipeline: str, threads: int) -> Batches:
-    """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalisation and the hand-over."""
-    import torch
+    """Of `prepared`: all up to uint8 pixels, in this thread. What it lacks is normalization and the hand-over."""
+    import subject
 
     from dist_resnet.data.input.dali import DaliDecoder
 
-    decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=torch.device("cpu"))
+    decoder = DaliDecoder(max_batch=BATCH, num_threads=threads, device=subject.CPU)
     return (len(pixels) for _, pixels in decoder.decode(_requests(folder / "prepared", pipeline)))
 
 
 def _requests(shards: Path, pipeline: str) -> Generator:
+    import subject
+
     from dist_resnet.data.input.streams import evaluation_requests, training_requests
     from dist_resnet.data.shards.split import ShardReader, open_split
 
-    split = open_split(str(shards))
+    split, recipe = open_split(str(shards)), subject.imagenet_recipe(str(shards), size=SIZE, batch=BATCH)
     for epoch in itertools.count():
         if pipeline == "train":
-            yield from training_requests(_recipe(shards), ShardReader(split), epoch, 0, [0])
+            yield from training_requests(recipe, ShardReader(split), epoch, 0, [0])
         else:
             yield from evaluation_requests(
                 ShardReader(split), range(split.num_images), BATCH, crop=SIZE, shorter_side=SHORTER_SIDE
             )
 
 
-def _recipe(shards: Path) -> Any:
-    from dist_resnet.recipe import Augment, Data, Model, Recipe
-
-    return Recipe(
-        model=Model(depth=50, num_classes=1000),
-        data=Data(train=str(shards), validation=str(shards)),
-        augment=Augment(kind="inception", size=SIZE),
-        global_batch=BATCH,  # one stream, so that row groups are read all along and not only at the start
-        ghost_batch=BATCH,
-    )
-
-
-def _ours(shards: Path, pipeline: str, threads: int) -> Batches:
-    import torch
+def _ours(folder: Path, pipeline: str, threads: int, *, shards: str) -> Batches:
+    """dist_resnet, one worker."""
+    import subject
 
     from dist_resnet.data.input.decoders import InputOptions
-    from dist_resnet.data.loader import EvaluationImages, TrainingImages
+    from dist_resnet.data.loader import EvaluationImages
     from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Execution, Performance
-    from dist_resnet.worker import Worker
 
-    split = open_split(str(shards))
-    options = InputOptions.of(Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH)))
-    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
-    recipe = _recipe(shards)
-    training = TrainingImages(recipe, split, worker, options)
-    evaluation = EvaluationImages(recipe, split, worker, options)
-    for epoch in itertools.count():
-        if pipeline == "train":
-            yield from (len(batch.images) for step in training.epoch(epoch) for batch in step)
-        else:
-            yield from (len(batch.images) for batch in evaluation.centre_crops(SIZE, SHORTER_SIDE))
+    # One stream, so that row groups are read all along and not only at the start.
+    recipe = subject.imagenet_recipe(str(folder / shards), size=SIZE, batch=BATCH)
+    execution = Execution(cpus_per_worker=threads, performance=Performance(evaluation_batch=BATCH))
+    if pipeline == "train":
+        return subject.step_sizes(subject.training_images(recipe, execution, subject.CPU))
+    images = EvaluationImages(
+        recipe, open_split(recipe.data.train), subject.worker(subject.CPU), InputOptions.of(execution)
+    )
+    return (len(batch.images) for _ in itertools.count() for batch in images.center_crops(SIZE, SHORTER_SIDE))
 
 
 def dali_files(folder: Path, pipeline: str, threads: int) -> Batches:
@@ -191,13 +169,13 @@ def _data_loader(data: Any, workers: int, batch: int | None = BATCH) -> Batches:
 
 
 def ffcv(folder: Path, pipeline: str, threads: int) -> Batches:
-    """FFCV on its own file, whose pictures it has encoded anew at quality 90."""
+    """FFCV on its own file, whose images it has encoded anew at quality 90."""
     import numpy as np
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    file = folder / "pictures.beton"
+    file = folder / "images.beton"
     num = len(list((folder / "files").glob("*/0-*")))
     if not file.exists():
         _write_ffcv(file, sorted((folder / "files").glob("*/0-*")), threads)
@@ -218,12 +196,12 @@ def ffcv(folder: Path, pipeline: str, threads: int) -> Batches:
 
 
 def _write_ffcv(target: Path, files: list[Path], threads: int) -> None:
-    """Writes the pictures once; FFCV keeps no JPEG as it is."""
+    """Writes the images once; FFCV keeps no JPEG as it is."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
     from PIL import Image
 
-    class Pictures:
+    class Images:
         def __len__(self) -> int:
             return len(files)
 
@@ -231,14 +209,14 @@ def _write_ffcv(target: Path, files: list[Path], threads: int) -> None:
             return Image.open(files[place]).convert("RGB"), int(files[place].parent.name)
 
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
-    DatasetWriter(str(target), fields, num_workers=threads).from_indexed_dataset(Pictures())
+    DatasetWriter(str(target), fields, num_workers=threads).from_indexed_dataset(Images())
 
 
 def bare(folder: Path, pipeline: str, threads: int) -> Batches:
-    """libjpeg-turbo on the same windows, encoded pictures in memory, pixels thrown away: jpeg_windows.c."""
+    """libjpeg-turbo on the same windows, encoded images in memory, pixels thrown away: jpeg_windows.c."""
     import numpy as np
 
-    from dist_resnet.data.image.headers import picture_size
+    from dist_resnet.data.image.headers import image_size
     from dist_resnet.data.input.augment import Augmentation, evaluation_windows
     from dist_resnet.data.shards.split import ShardReader, open_split
     from dist_resnet.recipe import Augment
@@ -249,7 +227,7 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
     images = [image for number in range(split.num_row_groups) for image in reader.read(number).images]
     places = np.array([image.ctypes.data for image in images], np.uintp)
     sizes = np.array([len(image) for image in images], np.uintp)
-    heights, widths = np.array([picture_size(image) for image in images]).T
+    heights, widths = np.array([image_size(image) for image in images]).T
     for epoch in itertools.count():
         order = np.random.default_rng(epoch).permutation(len(images))
         windows = evaluation_windows(heights, widths, SIZE, SHORTER_SIDE)
@@ -261,49 +239,27 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
             columns = [places[batch], sizes[batch], windows[batch].astype(np.int32)]
             pointers = [column.ctypes.data_as(ctypes.c_void_p) for column in columns]
             if failed := library.decode_windows(*pointers, len(batch), threads):
-                raise ValueError(f"libjpeg-turbo cannot decode {failed} of {len(batch)} pictures; give JPEGs only")
+                raise ValueError(f"libjpeg-turbo cannot decode {failed} of {len(batch)} images; give JPEGs only")
             yield len(batch)
 
 
 CONTESTANTS: dict[str, tuple[str, Callable[[Path, str, int], Batches]]] = {
-    "prepared": ("dist_resnet, prepared shards", prepared),
-    "downloaded": ("dist_resnet, shards as downloaded", downloaded),
+    "prepared": ("dist_resnet", functools.partial(_ours, shards="prepared")),
+    "downloaded": ("dist_resnet, shards as downloaded", functools.partial(_ours, shards="downloaded")),
     "dali": ("DALI fn.readers.file", dali_files),
     "pil": ("torchvision ImageFolder, PIL", image_folder),
     "jpeg": ("torchvision ImageFolder, decode_jpeg", image_folder_jpeg),
     "webdataset": ("WebDataset, PIL", webdataset),
     "ffcv": ("FFCV", ffcv),
-    "bare": ("bare libjpeg-turbo, the limit", bare),
+    "bare": ("bare libjpeg-turbo", bare),
     "decoding": ("of prepared shards: read, decoded, resized", decoding),
     "reading": ("of prepared shards: read, windows drawn", reading),
 }
-"""Titles and pipelines by name; a pipeline takes (folder of a set of pictures, "train" or "evaluation", threads)."""
-
-
-def measure(batches: Batches, seconds: float) -> tuple[float, float]:
-    """(pictures per second, CPU milliseconds per picture) of a round of at least `seconds` after a warm-up."""
-    for _ in range(WARM_UP):
-        next(batches)
-    cpu, begin, pictures, count = cpu_seconds(), time.perf_counter(), 0, 0
-    while count < LEAST or time.perf_counter() < begin + seconds:
-        pictures, count = pictures + next(batches), count + 1
-    elapsed, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-    return pictures / elapsed, 1000 * cpu / pictures
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process and its living children, to the nanosecond."""
-    total = time.process_time()
-    tick = 1 / os.sysconf("SC_CLK_TCK")
-    for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):
-                total += tick * sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return total
+"""Titles and pipelines by name; a pipeline takes (folder of a set of images, "train" or "evaluation", threads)."""
 
 
 def main() -> None:
-    """Answers each order {"folder", "pipeline", "seconds"} with [pictures per second, CPU milliseconds per picture]."""
+    """Answers each order {"folder", "pipeline", "seconds"} with the fields of a clock.Rate."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
     name, threads = sys.argv[1], int(sys.argv[2])
@@ -319,7 +275,8 @@ def main() -> None:
             opened = (order["folder"], order["pipeline"])
             del batches  # ends its threads and workers
             batches = CONTESTANTS[name][1](Path(order["folder"]), order["pipeline"], threads)
-        print(json.dumps(measure(batches, order["seconds"])), file=answers, flush=True)
+        found = clock.rate(batches, count=LEAST, seconds=order["seconds"])
+        print(json.dumps(found), file=answers, flush=True)
     os._exit(0)  # without waiting for what still runs ahead
 
 

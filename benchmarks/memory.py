@@ -1,35 +1,34 @@
-"""Bytes of activations kept for the backward pass, per picture, with and without recomputation, and its cost in time.
+"""Bytes of activations kept for the backward pass, per image, with and without recomputation, and its cost in time.
 
-    python benchmarks/memory.py --result benchmarks/results/memory_cpu_20261121.md
+    python benchmarks/memory.py --result benchmarks/results
 
 Counted, not estimated: autograd's saved-tensor hooks see every tensor that a forward pass keeps on the CPU; storages
-count once. Two passes of different batches give the bytes per picture, so weights and their bf16 copies drop out. With
+count once. Two passes of different batches give the bytes per image, so weights and their bf16 copies drop out. With
 recomputation the backward pass holds, on top, what one unit keeps while it is computed again: the largest is given.
 """
 
-import argparse
-import dataclasses
+import functools
+import itertools
 import os
-import platform
-import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
+import clock
+import harness
+import subject
 import torch
 from torch import nn
 
-from dist_resnet.data.input.batch import Batch
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Augment, Data, Execution, Model, Performance, Recipe
-from dist_resnet.train.loop import create_state
+from dist_resnet.recipe import Execution, Model, Performance
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import recompute_units
-from dist_resnet.train.step import TrainStep
-from dist_resnet.worker import Worker
 
-CPU = torch.device("cpu")
-# (name, depth, classes, side of the pictures)
+CPU = subject.CPU
+MEBIBYTES = ("kept, MiB per image", "recomputed", "largest unit on top")
+COLUMNS = {"network": "", "precision": ""} | dict.fromkeys(MEBIBYTES, ".2f") | {"kept over recomputed": ".1f"}
+# (name, depth, classes, side of the images)
 NETWORKS = (
     ("CIFAR ResNet-164", 164, 10, 32),
     ("CIFAR ResNet-1001", 1001, 10, 32),
@@ -37,147 +36,99 @@ NETWORKS = (
 )
 
 
-def main() -> None:
-    """Counts and times, and prints a table; writes it to a file where --result is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=56, help="CIFAR network whose steps are timed")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per timed step")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--only-time", action="store_true", help="leave out the counting")
-    parser.add_argument("--result", type=Path, help="Markdown file to append the figures to")
-    options = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    depth: int = harness.sized(56, quick=8)  # CIFAR network whose steps are timed.
+    batch: int = harness.sized(32, quick=4)  # Images per timed step.
+    rounds: int = harness.sized(7, quick=1)
+    threads: int = os.cpu_count() or 1
+    networks: int = harness.sized(len(NETWORKS), quick=1)
+    """Networks whose activations are counted, from the smallest on."""
+    only_time: bool = False  # Leave out the counting.
+
+
+def measure(options: Options) -> Iterator[str]:
+    """Counts and times."""
     torch.set_num_threads(options.threads)
-    text = timed(options) if options.only_time else f"{counted()}\n{timed(options)}"
-    print(text)
-    if options.result:
-        with options.result.open("a") as file:
-            file.write(text)
+    if not options.only_time:
+        yield from harness.table(COLUMNS, counted(NETWORKS[: options.networks]))
+        yield ""
+    yield from timed(options)
 
 
-def counted() -> str:
-    """A table of MiB per picture."""
-    lines = [
-        "| network | precision | kept, MiB per picture | recomputed | largest unit on top | kept over recomputed |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for name, depth, classes, size in NETWORKS:
+def counted(networks: Sequence[tuple[str, int, int, int]]) -> Iterator[Sequence[object]]:
+    """A row for each network and precision."""
+    for name, depth, classes, size in networks:
         model = Model(depth=depth, num_classes=classes)
         for precision in ("fp32", "bf16"):
-            plain = bytes_per_picture(model, size, precision, recompute=False)
-            recomputed = bytes_per_picture(model, size, precision, recompute=True)
+            plain = bytes_per_image(model, size, precision, recompute=False)
+            recomputed = bytes_per_image(model, size, precision, recompute=True)
             unit = largest_unit(model, size, precision)
-            ratio = plain / (recomputed + unit)
-            lines.append(
-                f"| {name}, {size} px | {precision} | {plain / 2**20:.2f} | {recomputed / 2**20:.2f} | "
-                f"{unit / 2**20:.2f} | {ratio:.1f} |"
-            )
-            print(lines[-1], flush=True)
-    return "\n".join(lines) + "\n"
+            mebibytes = (value / 2**20 for value in (plain, recomputed, unit))
+            yield f"{name}, {size} px", precision, *mebibytes, plain / (recomputed + unit)
 
 
-def bytes_per_picture(model: Model, size: int, precision: str, *, recompute: bool) -> float:
-    """What a forward pass of the network and its loss keeps for each picture."""
+def bytes_per_image(model: Model, size: int, precision: str, *, recompute: bool) -> float:
+    """What a forward pass of the network and its loss keeps for each image."""
     network = build_model(model).to(memory_format=torch.channels_last).train()
     if recompute:
         recompute_units(network)
-    execution = Execution(precision=precision)  # pyrefly: ignore
 
-    def kept(batch: int) -> int:
-        images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-        saved = Saved()
-        with saved.hooks(), autocast(execution, CPU):
+    def loss(batch: int) -> torch.Tensor:
+        images, _ = subject.random_images(batch, size, 2, CPU)
+        with autocast(Execution(precision=precision), CPU):  # pyrefly: ignore
             logits = network(images)
-            loss = nn.functional.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.int64))
-        del loss
-        return saved.nbytes
+            return nn.functional.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.int64))
 
-    return (kept(4) - kept(2)) / 2
+    more, fewer = (kept(functools.partial(loss, batch))[0] for batch in (4, 2))
+    return (more - fewer) / 2
 
 
 def largest_unit(model: Model, size: int, precision: str) -> float:
-    """The most that a single unit keeps for each picture, besides its input."""
+    """The most that a single unit keeps for each image, besides its input."""
     network = build_model(model).to(memory_format=torch.channels_last).train()
-    execution = Execution(precision=precision)  # pyrefly: ignore
-    kept: dict[int, list[int]] = {2: [], 4: []}
-    for batch, found in kept.items():
-        images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-        with autocast(execution, CPU):
+    found: dict[int, list[int]] = {2: [], 4: []}
+    for batch, of_units in found.items():
+        with autocast(Execution(precision=precision), CPU):  # pyrefly: ignore
             with torch.no_grad():
-                x = network.stem(images)
+                x = network.stem(subject.random_images(batch, size, 2, CPU)[0])
             for unit in network.units:
-                saved = Saved(besides=x)
-                with saved.hooks():
-                    y = unit(x.requires_grad_())
-                found.append(saved.nbytes)
+                nbytes, y = kept(lambda unit=unit, x=x: unit(x.requires_grad_()), besides=x)
+                of_units.append(nbytes)
                 x = y.detach()
-    return max(more - fewer for fewer, more in zip(kept[2], kept[4], strict=True)) / 2
+    return max(more - fewer for fewer, more in zip(found[2], found[4], strict=True)) / 2
 
 
-class Saved:
-    """Counts the bytes of the storages that autograd is handed to save, each once."""
+def kept(act: Callable[[], torch.Tensor], besides: torch.Tensor | None = None) -> tuple[int, torch.Tensor]:
+    """Bytes of the storages that autograd is handed to save in a call, each once, and what the call returns."""
+    # The storages are kept alive, so that no address is used twice.
+    storages: dict[int, torch.UntypedStorage] = {}
 
-    def __init__(self, besides: torch.Tensor | None = None) -> None:
-        self._besides = set() if besides is None else {besides.untyped_storage().data_ptr()}
-        # Kept alive, so that no address is used twice.
-        self._storages: dict[int, torch.UntypedStorage] = {}
-
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self._besides:
-            self._storages[storage.data_ptr()] = storage
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    @property
-    def nbytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._storages.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = act()
+    if besides is not None:
+        storages.pop(besides.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in storages.values()), result
 
 
-def timed(options: argparse.Namespace) -> str:
+def timed(options: Options) -> Iterator[str]:
     """CPU seconds of the loop's step with and without recomputation, turn by turn, and the median of their ratios."""
-    recipe = Recipe(
-        model=Model(depth=options.depth, num_classes=10),
-        data=Data(train="none", validation="none", dataset="cifar10"),
-        augment=Augment(kind="pad", size=32),
-        global_batch=options.batch,
-        ghost_batch=options.batch,
-    )
-    worker = Worker(rank=0, world_size=1, device=CPU)
-    batch = Batch(
-        torch.randn(options.batch, 3, 32, 32).to(memory_format=torch.channels_last),
-        torch.zeros(options.batch, dtype=torch.int64),
-        np.arange(options.batch),
-        0,
-        torch.ones(options.batch),
-    )
-    lines = []
-    for precision in ("fp32", "bf16"):
-        steps = {}
-        for recompute in (False, True):
-            execution = Execution(precision=precision, performance=Performance(recompute=recompute))
-            steps[recompute] = TrainStep(recipe, execution, worker, create_state(recipe, execution, worker))
-        seconds: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(options.rounds + 1):
-            for recompute, step in steps.items():
-                start = time.process_time()
-                step([dataclasses.replace(batch)], 0.01)
-                if turn:
-                    seconds[recompute].append(time.process_time() - start)
-        ratio = statistics.median(more / less for less, more in zip(seconds[False], seconds[True], strict=True))
-        plain, recomputed = (statistics.median(seconds[key]) for key in (False, True))
-        lines.append(
-            f"ResNet-{options.depth}, {options.batch} pictures a step, {precision}: {plain:.3f} CPU seconds, with "
-            f"recomputation {recomputed:.3f}, {ratio:.2f} times (median over {options.rounds} interleaved rounds)."
-        )
-    versions = (
-        f"Python {platform.python_version()}, torch {torch.__version__}, {options.threads} threads, load average "
-        f"{os.getloadavg()[0]:.1f} at the end."
-    )
-    return "\n".join([*lines, "", versions]) + "\n"
+    recipe = subject.cifar_recipe(depth=options.depth, batch=options.batch)
+    yield f"ResNet-{options.depth}, {options.batch} images a step:\n"
+    steps = {}
+    for precision, recompute in itertools.product(("fp32", "bf16"), (False, True)):
+        execution = Execution(precision=precision, performance=Performance(recompute=recompute))  # pyrefly: ignore
+        step, _ = subject.step_on_random_images(recipe, execution, CPU)
+        name = f"{precision}, recomputed" if recompute else precision
+        steps[name] = lambda step=step: (clock.timed(step, now=time.process_time),)
+    found = harness.interleaved(steps, options.rounds, warm_up=1)
+    yield from harness.comparison(found, {"CPU seconds": ".3f"}, "fp32", "bf16")
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(measure, Options, __doc__)

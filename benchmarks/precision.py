@@ -6,18 +6,18 @@ One step's gradient of every convolution on one batch of real CIFAR-10 images, a
 Rounding the weights alone shows how rough the network itself is there: what it leaves of 1 is not bf16's arithmetic.
 """
 
-import argparse
 import os
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import harness
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.normalize import Normalizer
-from dist_resnet.data.input.resident import load_pictures
+from dist_resnet.data.input.resident import load_images
 from dist_resnet.data.shards.split import ShardReader, open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Model
@@ -26,35 +26,32 @@ CPU = torch.device("cpu")
 NETWORKS = ((20, "full_preactivation"), (110, "original"), (110, "full_preactivation"), (164, "full_preactivation"))
 
 
-def main() -> None:
-    """Measures each network and prints a table; appends it to a file where --result is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", required=True, help="CIFAR-10's training shards")
-    parser.add_argument("--batch", type=int, default=64, help="images in the batch")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--result", type=Path, help="Markdown file to append the figures to")
-    options = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    train: str  # CIFAR-10's training shards.
+    batch: int = harness.sized(64, quick=8)  # Images in the batch.
+    threads: int = os.cpu_count() or 1
+    networks: int = harness.sized(len(NETWORKS), quick=1)  # Networks that are measured, from the shallowest on.
+
+
+def measure(options: Options) -> Iterator[str]:
+    """A row for each network."""
     torch.set_num_threads(options.threads)
     images, labels = batch_of(options.train, options.batch)
-    lines = ["| network | bf16 autocast | fp32, weights rounded to bf16 |", "|---|---:|---:|"]
-    for depth, placement in NETWORKS:
-        start = time.perf_counter()
-        exact, autocast, rounded = (
-            gradient(depth, placement, images, labels, how) for how in ("", "autocast", "round")
-        )
-        cosines = [F.cosine_similarity(exact, other, dim=0).item() for other in (autocast, rounded)]
-        lines.append(f"| ResNet-{depth}, {placement} | {cosines[0]:.3f} | {cosines[1]:.3f} |")
-        print(f"{lines[-1]} {time.perf_counter() - start:.0f} s")
-    text = "\n".join(lines) + "\n"
-    if options.result:
-        with options.result.open("a") as file:
-            file.write(text)
+    rows = (row(depth, placement, images, labels) for depth, placement in NETWORKS[: options.networks])
+    yield from harness.table({"network": "", "bf16 autocast": ".3f", "fp32, weights rounded to bf16": ".3f"}, rows)
+
+
+def row(depth: int, placement: str, images: torch.Tensor, labels: torch.Tensor) -> list[object]:
+    """The cosines of a network."""
+    exact, *others = (gradient(depth, placement, images, labels, how) for how in ("", "autocast", "round"))
+    return [f"ResNet-{depth}, {placement}", *(F.cosine_similarity(exact, other, dim=0).item() for other in others)]
 
 
 def batch_of(train: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a split as the network's input, and their labels."""
-    pictures, labels, _ = load_pictures(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
-    images = Normalizer(DATASETS["cifar10"], CPU, channels_last=True)(pictures[:size])
+    pixels, labels, _ = load_images(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
+    images = Normalizer(DATASETS["cifar10"], CPU, channels_last=True)(pixels[:size])
     return images, torch.from_numpy(labels[:size].astype(np.int64))
 
 
@@ -75,4 +72,4 @@ def gradient(depth: int, placement: str, images: torch.Tensor, labels: torch.Ten
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(measure, Options, __doc__)

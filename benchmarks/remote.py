@@ -3,111 +3,79 @@
     uv run benchmarks/remote.py --data /data/prepared/train-*.parquet --latency 50
 
 A server of this script speaks as much of S3 on loopback as reading takes, and answers each request after `--latency`
-milliseconds. It takes some of the same cores, so the store without a wait is measured too. Pictures/s and CPU-ms per
-picture of the loader's process, in interleaved rounds; `cached` reads from --execution.cache.folder, which an earlier
+milliseconds. It takes some of the same cores, so the store without a wait is measured too. Images/s and CPU-ms per
+image of the loader's process, in interleaved rounds; `cached` reads from --execution.cache.folder, which an earlier
 epoch has filled.
 """
 
-import argparse
 import asyncio
 import functools
 import multiprocessing
 import os
-import platform
-import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow
-import torch
+import clock
+import harness
+import subject
 from aiohttp import web
 
-from dist_resnet.data.input.decoders import InputOptions
-from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.shards.split import open_split
-from dist_resnet.recipe import Augment, Cache, Data, Execution, Model, Recipe
-from dist_resnet.worker import Worker
+from dist_resnet.recipe import Cache, Execution
+
+BATCH, GHOST_BATCHES, COPIES = 256, 8, 8
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="glob or folder of local shards")
-    parser.add_argument("--latency", type=float, default=50.0, help="milliseconds before each answer")
-    parser.add_argument("--pictures", type=int, default=1024, help="per contender and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    data: str  # Glob or folder of local shards.
+    latency: float = 50.0  # Milliseconds before each answer.
+    images: int = harness.sized(1024, quick=256)  # Images per contestant and round.
+    rounds: int = harness.sized(5, quick=1)
+
+
+def measure(options: Options) -> Iterator[str]:
+    """Each contestant's median beside that of the local disk."""
     os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
     split = open_split(options.data)
-    files = {f"{copy:03d}-{Path(shard).name}": shard for copy in range(8) for shard in split.shards}
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, pyarrow {pyarrow.__version__}, "
-        f"{os.cpu_count()} cores; {len(files)} shards, {split.num_images * 8} pictures, {vars(options)}"
-    )
+    files = {f"{copy:03d}-{Path(shard).name}": shard for copy in range(COPIES) for shard in split.shards}
+    yield f"{len(files)} shards, {split.num_images * COPIES} images.\n"
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder, "shards")
-        local.mkdir()
-        for name, shard in files.items():
-            (local / name).symlink_to(Path(shard).resolve())
-        addresses = {
-            "local disk": (str(local), None),
-            "store, no wait": (_serve(files, 0.0), None),
-            f"store, {options.latency:g} ms": (_serve(files, options.latency / 1000), None),
-            f"store, {options.latency:g} ms, cached": (_serve(files, options.latency / 1000), f"{folder}/cache"),
+        loaders = {name: steps(*where) for name, where in addresses(files, options.latency, folder).items()}
+        # The loader's own CPU time, for the store is a child of this process.
+        turns = {
+            name: functools.partial(
+                clock.rate, sizes, warm_up=2, count=-(-options.images // BATCH), cpu=time.process_time
+            )
+            for name, sizes in loaders.items()
         }
-        compare({name: rounds(*where) for name, where in addresses.items()}, options)
+        # The first round fills caches and opens files.
+        found = harness.interleaved(turns, options.rounds, warm_up=1)
+    yield from harness.comparison(found, clock.RATE, "local disk")
 
 
-def compare(contenders: dict[str, Iterator[torch.Tensor]], options: argparse.Namespace) -> None:
-    """Prints each contender's median beside that of the local disk."""
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for turn in range(options.rounds + 1):
-        for name, batches in contenders.items():
-            speed, cost = measure(batches, options.pictures)
-            if turn:  # the first fills caches and opens files
-                figures[name].append((speed, cost))
-                print(f"round {turn} {name}: {speed:.0f} pictures/s, {cost:.2f} CPU-ms", flush=True)
-    for name, values in figures.items():
-        speed, cost = (statistics.median(column) for column in zip(*values, strict=True))
-        ratio = statistics.median(a / b for (a, _), (b, _) in zip(values, figures["local disk"], strict=True))
-        print(f"{name:24s} {speed:8.0f} pictures/s  {cost:6.2f} CPU-ms  {ratio:.2f} of the local disk")
+def addresses(files: dict[str, str], latency: float, folder: str) -> dict[str, tuple[str, str | None]]:
+    """(address of the shards, folder of the cache) by where the shards are."""
+    local = Path(folder, "shards")
+    local.mkdir()
+    for name, shard in files.items():
+        (local / name).symlink_to(Path(shard).resolve())
+    return {
+        "local disk": (str(local), None),
+        "store, no wait": (_serve(files, 0.0), None),
+        f"store, {latency:g} ms": (_serve(files, latency / 1000), None),
+        f"store, {latency:g} ms, cached": (_serve(files, latency / 1000), f"{folder}/cache"),
+    }
 
 
-def rounds(uri: str, cache: str | None) -> Iterator[torch.Tensor]:
-    """Endless batches of the loader on the shards at an address."""
-    split = open_split(uri)
-    recipe = Recipe(
-        model=Model(depth=50, num_classes=1000),
-        data=Data(train=uri, validation=uri),
-        augment=Augment(kind="inception", size=224),
-        global_batch=256,
-        ghost_batch=32,
-    )
+def steps(uri: str, cache: str | None) -> Iterator[int]:
+    """The number of images of each of the loader's endless steps, whose ghost batches come together."""
+    recipe = subject.imagenet_recipe(uri, batch=BATCH // GHOST_BATCHES, ghost_batches=GHOST_BATCHES)
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
-    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
-    images = TrainingImages(recipe, split, worker, InputOptions.of(execution))
-    for epoch in range(1_000_000):
-        for step in images.epoch(epoch):
-            for batch in step:
-                yield batch.images
-
-
-def measure(batches: Iterator[torch.Tensor], pictures: int) -> tuple[float, float]:
-    """(pictures per second, CPU milliseconds per picture)."""
-    for _ in range(4):
-        next(batches)
-    cpu, begin, seen = _cpu_seconds(), time.perf_counter(), 0
-    while seen < pictures:
-        seen += len(next(batches))
-    return seen / (time.perf_counter() - begin), 1000 * (_cpu_seconds() - cpu) / seen
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return subject.step_sizes(subject.training_images(recipe, execution, subject.CPU))
 
 
 def _serve(files: dict[str, str], latency: float) -> str:
@@ -164,4 +132,4 @@ def _listing(files: dict[str, str], prefix: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(measure, Options, __doc__)
