@@ -1,4 +1,4 @@
-"""The language of what people read. Oracle: the list below, phrases that readers stumbled over, with what to write instead."""
+"""The language of what people read. Oracle: the list below: phrases that readers stumbled over, and better ones."""
 
 import re
 from pathlib import Path

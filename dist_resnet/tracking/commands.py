@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import dist_resnet
-
 
 def python() -> str:
     """The command that runs a Python file: `uv run`, `python`, or this interpreter's path.
@@ -22,7 +20,7 @@ def python() -> str:
 def job(name: str) -> str:
     """The command that runs `jobs/NAME.py`; with the file's absolute path if the working directory has no such file."""
     file = f"jobs/{name}.py"
-    checkout = Path(dist_resnet.__file__).parents[1] / file
+    checkout = Path(__file__).parents[2] / file
     found = file if Path(file).exists() or not checkout.exists() else shlex.quote(str(checkout))
     return f"{python()} {found}"
 
