@@ -42,8 +42,7 @@ class Worker:
         dist.all_gather_object(lists, items)
         return list(itertools.chain.from_iterable(lists))
 
-    def broadcast_buffers(self, model: torch.nn.Module) -> None:
-        """Gives every worker rank 0's buffers: BN's running statistics, which follow ghost batch 0."""
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Fills the tensor with rank 0's, in place."""
         if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+            dist.broadcast(tensor, src=0)

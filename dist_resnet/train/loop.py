@@ -197,7 +197,7 @@ class Session:
     def _evaluate(self) -> None:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
         self._reported_at = time.monotonic()
-        self._worker.broadcast_buffers(self._state.model)
+        self._step.statistics.broadcast(self._worker)
         classes = self._recipe.model.num_classes
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self._worker.device)
         self._metrics = self._evaluator.at_crops(self._recipe.evaluation, confusion)

@@ -1,7 +1,7 @@
 """One optimizer step over this worker's ghost batches."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dist_resnet.train.optimizer import set_learning_rate
 from dist_resnet.train.precision import autocast
 from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
+from dist_resnet.train.statistics import RunningStatistics
 from dist_resnet.worker import Worker
 
 
@@ -30,8 +31,9 @@ class TrainStep:
         self._recipe, self._execution, self._worker, self._state = recipe, execution, worker, state
         self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self._parallel = data_parallel(state.model, worker)
-        # One for ghost batch 0, which updates BN's running statistics, one for the others; recorded in the first step.
-        self._graphs: dict[bool, GraphedPass] = {}
+        self.statistics = RunningStatistics(state.model)
+        """BN's running statistics: those of ghost batch 0 on rank 0, of no meaning on other ranks."""
+        self._graph: GraphedPass | None = None
         self._settle_buckets()
 
     def __call__(self, batches: Sequence[Batch], learning_rate: float) -> torch.Tensor:
@@ -44,14 +46,19 @@ class TrainStep:
         state.model.train()
         set_learning_rate(state.optimizer, learning_rate)
         totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
-        if self._is_graphed and not self._graphs:
-            self._record(batches[0])
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with self._running_statistics(batch.ghost == 0), self._reduction(last):
-                self._seed_masks(batch.ghost)
-                run = self._graphs.get(batch.ghost == 0, self._forward_backward)
-                totals += run(batch.images, batch.labels, batch.weights)
+        with self.statistics.uncounted():
+            if self._is_graphed and self._graph is None:
+                self._graph = self._record(batches[0])
+            run = self._graph or self._forward_backward
+            for number, batch in enumerate(batches):
+                with self._reduction(number == len(batches) - 1):
+                    self._seed_masks(batch.ghost)
+                    totals += run(batch.images, batch.labels, batch.weights)
+                if batch.ghost == 0:
+                    self.statistics.keep()
+        if batches[0].ghost == 0:
+            self.statistics.put_back()
+            self.statistics.count()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=not self._is_graphed)
@@ -85,36 +92,27 @@ class TrainStep:
         if self._execution.performance.channels_last:
             images = images.to(memory_format=torch.channels_last)
         self._state.model.train()
-        with self._running_statistics(False):
+        self.statistics.keep()
+        with self.statistics.uncounted():
             labels = torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device)
             self._forward_backward(images, labels, torch.ones(recipe.ghost_batch, device=device))
+        self.statistics.put_back()
         self._state.optimizer.zero_grad()
 
     @property
     def _is_graphed(self) -> bool:
         return self._execution.performance.cuda_graphs and self._worker.device.type == "cuda"
 
-    def _record(self, batch: Batch) -> None:
-        """Records the forward and backward pass of a ghost batch, with and without running statistics."""
+    def _record(self, batch: Batch) -> GraphedPass:
+        """Records the forward and backward pass of a ghost batch."""
         for parameter in self._state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        with self._running_statistics(False):
-            warm_up(self._forward_backward, batch.images, batch.labels, batch.weights)
-        for kept in (True, False):
-            with self._running_statistics(kept):
-                self._graphs[kept] = GraphedPass(self._forward_backward, batch.images, batch.labels, batch.weights)
+        self.statistics.keep()
+        warm_up(self._forward_backward, batch.images, batch.labels, batch.weights)
+        graph = GraphedPass(self._forward_backward, batch.images, batch.labels, batch.weights)
+        self.statistics.put_back()
         self._state.optimizer.zero_grad(set_to_none=False)
-
-    @contextlib.contextmanager
-    def _running_statistics(self, kept: bool) -> Iterator[None]:
-        """Within the block, BN's running statistics are updated only if `kept`."""
-        for norm in self._norms:
-            norm.track_running_stats = kept
-        try:
-            yield
-        finally:
-            for norm in self._norms:
-                norm.track_running_stats = True
+        return graph
 
     def _reduction(self, reduce: bool) -> contextlib.AbstractContextManager:
         """Within the block, gradients are reduced over the workers only if `reduce`."""

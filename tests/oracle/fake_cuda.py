@@ -1,0 +1,297 @@
+"""The project's own code on CUDA tensors without a GPU: torch's fake tensors over a CUDA runtime that does nothing.
+
+A fake tensor has a shape, a type and a device, and no numbers, so code runs as it would on a GPU as far as devices,
+shapes and waits are concerned. The backward pass asks the CUDA runtime and driver a few questions, which two small
+libraries in C answer. They have to be loaded before torch, so that a trace runs in a process of its own:
+
+    python -m oracle.fake_cuda NAME    # prints the operations that would have made the host wait, as JSON
+"""
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_RUNTIME = r"""
+#include <string.h>
+typedef int Result;
+static int device;
+static long handles = 1;
+Result cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+Result cudaGetDevice(int *number) { *number = device; return 0; }
+Result cudaSetDevice(int number) { device = number; return 0; }
+Result cudaDriverGetVersion(int *version) { *version = 13020; return 0; }
+Result cudaRuntimeGetVersion(int *version) { *version = 13020; return 0; }
+Result cudaGetLastError(void) { return 0; }
+Result cudaPeekAtLastError(void) { return 0; }
+const char *cudaGetErrorString(Result error) { return "there is no GPU"; }
+const char *cudaGetErrorName(Result error) { return "there is no GPU"; }
+Result cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return 0; }
+Result cudaStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    *stream = (void *)(handles++); return 0;
+}
+Result cudaStreamQuery(void *stream) { return 0; }
+Result cudaStreamSynchronize(void *stream) { return 0; }
+Result cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { return 0; }
+Result cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+Result cudaEventCreateWithFlags(void **event, unsigned flags) { *event = (void *)(handles++); return 0; }
+Result cudaEventDestroy(void *event) { return 0; }
+Result cudaEventRecord(void *event, void *stream) { return 0; }
+Result cudaEventQuery(void *event) { return 0; }
+Result cudaEventSynchronize(void *event) { return 0; }
+Result cudaThreadExchangeStreamCaptureMode(int *mode) { return 0; }
+Result cudaDeviceCanAccessPeer(int *can, int one, int other) { *can = 0; return 0; }
+Result cudaGetDeviceProperties(void *properties, int number) { memset(properties, 0, 1008); return 0; }
+"""
+_DRIVER = r"""
+typedef int Result;
+Result cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = 1; return 0; }
+Result cuGetErrorString(Result error, const char **text) { *text = "there is no GPU"; return 0; }
+"""
+
+# Operations whose result the host reads, or whose size depends on numbers on the device.
+_WAITING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "equal.default",
+    "unique",
+    "repeat_interleave.T",
+)
+
+
+def reason_against() -> str | None:
+    """Why no trace can run here, or None."""
+    import torch
+
+    if not sys.platform.startswith("linux"):
+        return "fake CUDA needs Linux"
+    if shutil.which("cc") is None:
+        return "fake CUDA needs a C compiler (cc)"
+    return None if torch.version.cuda else "fake CUDA needs a build of torch with CUDA"
+
+
+def trace(name: str, folder: Path) -> list[str]:
+    """What a trace found: a line for each kind of wait, with how often it came."""
+    libraries = folder / "fake_cuda"
+    libraries.mkdir()
+    for file, source, soname in (("runtime.so", _RUNTIME, "runtime.so"), ("libcuda.so.1", _DRIVER, "libcuda.so.1")):
+        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-xc", "-", "-o", str(libraries / file)]
+        subprocess.run(command, input=source, text=True, check=True, capture_output=True, timeout=60)
+    environment = os.environ | {
+        "LD_PRELOAD": str(libraries / "runtime.so"),
+        "LD_LIBRARY_PATH": str(libraries),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "oracle.fake_cuda", name],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def fake_cuda() -> Iterator[Any]:
+    """A block in which tensors are fake and, unless they say otherwise, on `cuda:0`. Yields the device."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Fake tensors of a device that is there would be made on it; autocast and the gradient scaler want it to be there.
+    torch.cuda.is_available = lambda: False
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
+    torch.cuda.current_device = lambda: 0
+    with _fused_sgd(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda", 0):
+        yield torch.device("cuda", 0)
+
+
+@contextlib.contextmanager
+def _fused_sgd() -> Iterator[None]:
+    """torch has no fake kernel of the fused SGD: it changes numbers alone, so that nothing is one."""
+    import torch
+
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+        library.impl(name, lambda *_, **__: None)
+    yield
+
+
+class Waits:
+    """Counts operations that make the host wait for the device, and copies that are not asynchronous."""
+
+    def __init__(self) -> None:
+        self.found: collections.Counter[str] = collections.Counter()
+        self._pinned: set[int] = set()
+
+    def pin(self, tensor: Any) -> Any:
+        """The same tensor, taken as one in pinned memory from here on."""
+        self._pinned.add(tensor.untyped_storage()._cdata)
+        return tensor
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """The block that is watched."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        add = self._add
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                add(function, args, kwargs or {})
+                return function(*args, **(kwargs or {}))
+
+        with Watch():
+            yield
+
+    def _add(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        import torch
+
+        name = str(function)
+        tensors = [one for one in args if isinstance(one, torch.Tensor)]
+        if any(one.is_cuda for one in tensors) and any(word in name for word in _WAITING):
+            self.found[name] += 1
+        if name == "aten.index.Tensor" and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self.found["aten.index.Tensor by a mask"] += 1
+        if name == "aten._to_copy.default" and kwargs.get("device") is not None:
+            self._add_copy(tensors[0], torch.device(kwargs["device"]).type, kwargs.get("non_blocking", False))
+        if name == "aten.copy_.default":
+            self._add_copy(tensors[1], tensors[0].device.type, args[2] if len(args) > 2 else False)
+
+    def _add_copy(self, source: Any, target: str, non_blocking: bool) -> None:
+        if {source.device.type, target} != {"cpu", "cuda"}:
+            return
+        pageable = source.device.type == "cpu" and source.untyped_storage()._cdata not in self._pinned
+        # A copy from pageable memory waits, whatever was asked for.
+        if pageable or not non_blocking:
+            what = "pageable" if pageable else "blocking"
+            self.found[f"{what} copy of {list(source.shape)} from {source.device.type} to {target}"] += 1
+
+
+def _network(model: Any, *, channels_last: bool) -> Any:
+    """A network of fake tensors. Its parameters are put in place one by one, for fake ones cannot be swapped."""
+    import torch
+
+    from dist_resnet.model.resnet import ResNet
+
+    network = ResNet(model)
+    for module in network.modules() if channels_last else ():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 4:
+                last = parameter.detach().contiguous(memory_format=torch.channels_last)
+                module.register_parameter(name, torch.nn.Parameter(last))
+    return network
+
+
+def _settings(precision: str) -> tuple[Any, Any]:
+    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+
+    recipe = Recipe(
+        model=Model(depth=20, num_classes=10),
+        data=Data(train="train", validation="validation", dataset="cifar10"),
+        augment=Augment(kind="pad", size=32, padding=4),
+        optimizer=Optimizer(),
+        schedule=Schedule(kind="step", learning_rate=0.1, drops=(0.5,)),
+        evaluation=Evaluation(crops=(32,), shorter_sides=(32,)),
+        epochs=1,
+        global_batch=32,
+        ghost_batch=8,
+    )
+    return recipe, Execution(device="gpu", precision=precision)
+
+
+def _state(recipe: Any, execution: Any, device: Any) -> Any:
+    from dist_resnet.train.optimizer import build_optimizer
+    from dist_resnet.train.precision import loss_scaler
+    from dist_resnet.train.state import TrainState
+
+    model = _network(recipe.model, channels_last=execution.performance.channels_last)
+    optimizer = build_optimizer(recipe.optimizer, model)
+    return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, device))
+
+
+def _batches(recipe: Any) -> list[Any]:
+    import numpy as np
+    import torch
+
+    from dist_resnet.data.input.batch import Batch
+
+    size, num = recipe.augment.size, recipe.ghost_batch
+    return [
+        Batch(
+            images=torch.zeros(num, 3, size, size).to(memory_format=torch.channels_last),
+            labels=torch.zeros(num, dtype=torch.int64),
+            indices=np.arange(num),
+            ghost=ghost,
+            weights=torch.ones(num),
+        )
+        for ghost in range(recipe.num_ghost_batches)
+    ]
+
+
+def _step(precision: str) -> list[str]:
+    """The third step, which finds everything that earlier ones made."""
+    from dist_resnet.train.step import TrainStep
+    from dist_resnet.worker import Worker
+
+    recipe, execution = _settings(precision)
+    waits = Waits()
+    with fake_cuda() as device:
+        worker = Worker(rank=0, world_size=1, device=device)
+        step = TrainStep(recipe, execution, worker, _state(recipe, execution, device))
+        for _ in range(2):
+            step(_batches(recipe), 0.1)
+        batches = _batches(recipe)
+        with waits.watching():
+            totals = step(batches, 0.1)
+        assert totals.device.type == "cuda"
+    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+
+
+def _evaluation() -> list[str]:
+    """An evaluation of three batches, without what is read at its end."""
+    import torch
+
+    from dist_resnet.train.evaluate import Evaluator
+    from dist_resnet.worker import Worker
+
+    recipe, execution = _settings("bf16")
+    waits = Waits()
+
+    class Images:
+        num_images = 24
+
+        def center_crops(self, crop: int, shorter_side: int) -> Iterator[Any]:
+            batches = _batches(recipe)[:3]
+            with waits.watching():
+                yield from batches
+
+    with fake_cuda() as device:
+        worker = Worker(rank=0, world_size=1, device=device)
+        model = _state(recipe, execution, device).model
+        evaluator = Evaluator(model=model, images=Images(), worker=worker)  # type: ignore
+        confusion = torch.zeros(10, 10, dtype=torch.int64)
+        with contextlib.suppress(torch._subclasses.fake_tensor.DataDependentOutputException):
+            evaluator.at_crop(32, 32, confusion)
+    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+
+
+_TRACES: dict[str, Callable[[], list[str]]] = {
+    **{f"step {precision}": (lambda precision=precision: _step(precision)) for precision in ("fp32", "bf16", "fp16")},
+    "evaluation": _evaluation,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(_TRACES[sys.argv[1]]()))

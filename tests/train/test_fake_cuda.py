@@ -1,0 +1,17 @@
+"""Waits and mixed devices on a GPU, without one. Oracle: fake CUDA tensors, which know shapes and devices alone."""
+
+from pathlib import Path
+
+import pytest
+from oracle import fake_cuda
+
+pytestmark = pytest.mark.skipif(fake_cuda.reason_against() is not None, reason=str(fake_cuda.reason_against()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_never_waits_for_the_gpu(precision: str, tmp_path: Path):
+    assert fake_cuda.trace(f"step {precision}", tmp_path) == []
+
+
+def test_an_evaluation_waits_for_the_gpu_at_its_end_alone(tmp_path: Path):
+    assert fake_cuda.trace("evaluation", tmp_path) == []
