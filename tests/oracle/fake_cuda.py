@@ -4,7 +4,7 @@ A fake tensor has a shape, a type and a device, and no numbers, so code runs as 
 shapes and waits are concerned. The backward pass asks the CUDA runtime and driver a few questions, which two small
 libraries in C answer. They have to be loaded before torch, so that a trace runs in a process of its own:
 
-    python -m oracle.fake_cuda NAME    # prints the operations that would have made the host wait, as JSON
+    python -m oracle.fake_cuda NAME    # writes the operations that would have made the host wait, as JSON
 """
 
 import collections
@@ -294,4 +294,4 @@ _TRACES: dict[str, Callable[[], list[str]]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(_TRACES[sys.argv[1]]()))
+    sys.stdout.write(json.dumps(_TRACES[sys.argv[1]]()) + "\n")
