@@ -1,5 +1,6 @@
 """The README's commands. Oracle: the jobs' own command lines, and the slow test runs the first as written."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from cluster.hosts import Hosts, reason_against
 from mlflow import MlflowClient
+from PIL import Image
 
 from dist_resnet import cli
 
@@ -126,3 +128,28 @@ def test_three_nodes_on_one_machine_train_track_and_register(monkeypatch):
         assert "on 2 workers" in text
         assert not re.search(r"WARNING driver|Traceback", text), text[-3000:]
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_lines_of_python_train_register_and_classify(tmp_path: Path):
+    """On a Ray of their own, in an empty home; only the file that is classified is given."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    Image.new("RGB", (64, 48), "brown").save(tmp_path / "dog.jpg")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=880,
+    )
+    assert done.returncode == 0, done.stderr
+    error, answers = done.stdout.strip().split(maxsplit=1)
+    assert float(error) < 0.9
+    (answer,) = ast.literal_eval(answers)
+    assert len(answer["names"]) == 3
+    assert answer["error"] is None

@@ -41,7 +41,6 @@ PHRASES = {
     r"asks for nothing": "needs nothing",
     r"such there (?:is|are)|what there (?:is|are)": "the ones that exist",
     r"mended|mend": "fixed, repair",
-    r"begun": "started",
     r"anew": "again",
     r"is to be had|are to be had": "is available",
     r"without a word": "silently",
