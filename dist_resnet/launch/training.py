@@ -90,7 +90,7 @@ def _register(plan: Plan) -> str | None:
         logger.warning(
             "the model is not registered (%s); later: %s %s",
             without_credentials(one_line(error)),
-            commands.python(),
-            shlex.join(["jobs/register_model.py", "--run", run, *where]),
+            commands.job("register_model"),
+            shlex.join(["--run", run, *where]),
         )
         return None
