@@ -5,17 +5,19 @@ import dist_resnet.early  # noqa: F401  first: from here on Ctrl-C ends in a lin
 # isort: split
 import contextlib
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
-import tyro
-
-from dist_resnet import logs, terminal
+from dist_resnet import logs, options, terminal
 from dist_resnet.launch.failures import RayEndedError, RayFailedError
+from dist_resnet.options import FLAG as FLAG
+from dist_resnet.options import FLAT as FLAT
+from dist_resnet.options import POSITIONAL as POSITIONAL
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.wording import one_line
 
@@ -60,20 +62,13 @@ _RENAMED = {
     "--execution.trials-per-gpu": "--trials-per-gpu",
 }
 
-FLAT = tyro.conf.arg(name="")
-"""Annotates a field of an options class whose own fields are options without a prefix."""
-FLAG = tyro.conf.FlagCreatePairsOff
-"""Annotates a claim that is only ever switched on."""
-POSITIONAL = tyro.conf.Positional
-"""Annotates a field that is given by its place and not by its name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
+    demo: Annotated[bool, FLAG] = False
+    """Train on generated images of ten classes, in minutes on a laptop. Other options still apply."""
     recipe: Annotated[Recipe, FLAT]
     execution: Execution
-    demo: Annotated[bool, FLAG] = False
-    """Shrink the run to generated images of ten classes and minutes on a laptop; other options still apply."""
 
 
 def run_job(
@@ -148,10 +143,10 @@ def parse(
         from dist_resnet.launch.demo import shrink
 
         recipe, execution = shrink(recipe, execution)
-    options = parse_options(
+    parsed = parse_options(
         _Options, doc=doc, arguments=arguments, default=lambda: _Options(recipe=recipe, execution=execution)
     )
-    return options.recipe, options.execution, options.demo
+    return parsed.recipe, parsed.execution, parsed.demo
 
 
 def parse_options(
@@ -166,8 +161,7 @@ def parse_options(
     arguments = [_renamed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with bad_input_exits(), contextlib.redirect_stderr(complaint):
-            known: dict[str, Any] = {} if default is None else {"default": default()}
-            return tyro.cli(kind, args=arguments, description=doc, **known)
+            return options.parse(kind, arguments, doc=doc or "", default=default() if default else None)
     except SystemExit as end:
         if end.code == 2 and complaint.getvalue():
             sys.stderr.write(_one_line(complaint.getvalue()) + "\n")
@@ -234,4 +228,6 @@ def _one_line(complaint: str) -> str:
         else []
     )
     hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
-    return f"{Path(sys.argv[0]).name}: {' '.join(sections[0])}{hint}; see --help"
+    # The parser's name for the group of options is that of a class.
+    wrong = re.sub(r"^Error parsing [\w.-]+: ", "", " ".join(sections[0]))
+    return f"{Path(sys.argv[0]).name}: {wrong}{hint}; see --help"

@@ -55,8 +55,8 @@ def test_the_demo_is_a_default_that_options_change():
         (["--epoch", "5"], "Unrecognized options: --epoch, 5; perhaps you meant --epochs"),
         (["--model.depth", "deep"], "--model.depth: invalid literal for int() with base 10: 'deep'"),
         (["--model.shortcut", "highway"], "invalid choice 'highway' for argument '--model.shortcut'"),
-        (["--global-batch", "100"], "global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),
-        (["--schedule.drops", "0.9", "0.1"], "schedule.drops must rise within (0, 1)"),
+        (["--global-batch", "100"], ": global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),
+        (["--schedule.drops", "0.9", "0.1"], ": schedule.drops must rise within (0, 1)"),
         (["--seed"], "Missing value for argument '--seed'"),
     ],
 )
@@ -74,7 +74,7 @@ def test_help_teaches_every_field(capsys):
         _parse("--help")
     assert caught.value.code == 0
     told = capsys.readouterr().out
-    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Images over which one set of BN"):
+    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Images per set of BN statistics"):
         assert text in told
 
 
