@@ -229,5 +229,5 @@ def _one_line(complaint: str) -> str:
     )
     hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
     # The parser's name for the group of options is that of a class.
-    wrong = re.sub(r"^Error parsing [\w.-]+: ", "", " ".join(sections[0]))
+    wrong = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", " ".join(sections[0]))
     return f"{Path(sys.argv[0]).name}: {wrong}{hint}; see --help"
