@@ -113,7 +113,7 @@ def _default(field: dataclasses.Field) -> Any:
 def _help(text: str, default: Any) -> tuple[str, str | None]:
     """An option's help, and its highlighted end: the default, or the effect of leaving the option unset."""
     if default is tyro.MISSING:
-        return text, None
+        return text, "(required)"
     if default is None or default == ():
         text, _, effect = text.partition(" Unset: ")
         return text, f"Unset: {effect}" if effect else "(default: none)"
@@ -160,7 +160,9 @@ def _help_page(doc: str) -> Iterator[None]:
         usage, _, options = text.partition("\n\n")
         columns = shutil.get_terminal_size().columns
         if "usage: " in usage and options:
-            usage = textwrap.fill(usage, columns, subsequent_indent=" " * 7, break_on_hyphens=False)
+            # An option and its value stay together.
+            usage = re.sub(r"\[[^][]*\]|--\S+ \w+", lambda option: option[0].replace(" ", "\xa0"), usage)
+            usage = _filled(usage, columns, indent=" " * 7)
             text = f"{usage}\n\n{_laid_out(doc, columns)}\n\n{options}"
         sys.stdout.write(text)
 
@@ -194,11 +196,13 @@ def _laid_out(doc: str, columns: int) -> str:
 
 def _prose(block: str, columns: int) -> str:
     """A paragraph, or a list of items that begin with a dash."""
-    filled = (
-        textwrap.fill(item, columns, subsequent_indent="  " * item.startswith("- "), break_on_hyphens=False)
-        for item in re.split(r"\n(?=- )", block.replace(" %", "\xa0%"))
-    )
-    return "\n".join(filled).replace("\xa0", " ")
+    items = re.split(r"\n(?=- )", block.replace(" %", "\xa0%"))
+    return "\n".join(_filled(item, columns, indent="  " * item.startswith("- ")) for item in items)
+
+
+def _filled(text: str, columns: int, *, indent: str) -> str:
+    """The text in lines, broken at spaces but not at no-break spaces, which become spaces."""
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_on_hyphens=False).replace("\xa0", " ")
 
 
 def _commands(block: str, columns: int) -> str:

@@ -66,27 +66,27 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which cells are run, for how long and how often."""
+    """The cells to run, for how long and how often."""
 
-    grid: Literal["tables", "full"] = "tables"
-    """tables: the rows of `tables`. full: every shortcut with every placement, at each of `depths` (by default 20)."""
     tables: tuple[str, ...] = TABLES
-    """Tables to take rows from: 1 (shortcuts, ResNet-110), 2 (placements, ResNet-110 and 164), 3 (original and
+    """Tables whose rows are run: 1 (shortcuts, ResNet-110), 2 (placements, ResNet-110 and 164), 3 (original and
     pre-activation, up to ResNet-1001), replication (ResNet-20)."""
-    cells: tuple[str, ...] = ()
-    """Only these cells, by their keys as --list prints them; by default all."""
     depths: tuple[int, ...] = ()
-    """Runs the rows at these depths; by default at those that each table has. Other depths have no paper's number."""
-    shortcuts: tuple[Shortcut, ...] = ()
-    """Only rows with these shortcuts; by default all."""
-    placements: tuple[Placement, ...] = ()
-    """Only rows with these placements; by default all."""
-    datasets: tuple[Dataset, ...] = ("cifar10",)
-    """Data sets; cifar100 adds the lower half of Table 3 and needs --data.train100 and --data.validation100."""
+    """Numbers of layers at which rows are run; the paper has no errors for others than its own. Unset: the table's."""
     seeds: int = 5
-    """Runs of each cell, with seeds 0, 1, ...; the paper's numbers are medians of 5."""
+    """Runs of each cell, with seeds 0, 1, ...; the paper's errors are medians of 5 runs."""
     iterations: int = paper.CIFAR_ITERATIONS
-    """Optimizer steps of a run; the whole schedule scales with it. The paper: 64000."""
+    """Optimizer steps of a run, to which the schedule scales. The paper: 64000."""
+    datasets: tuple[Dataset, ...] = ("cifar10",)
+    """Data sets. cifar100 adds the lower half of Table 3 and needs --data.train100 and --data.validation100."""
+    shortcuts: tuple[Shortcut, ...] = ()
+    """Run only rows with these shortcuts. Unset: all."""
+    placements: tuple[Placement, ...] = ()
+    """Run only rows with these placements. Unset: all."""
+    cells: tuple[str, ...] = ()
+    """Run only these cells, named as --list prints them. Unset: all."""
+    grid: Literal["tables", "full"] = "tables"
+    """tables: the rows of --tables. full: every shortcut with every placement, at each of --depths or at 20 layers."""
 
     def __post_init__(self) -> None:
         for name in self.tables:
@@ -101,26 +101,27 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Where the images of each data set lie: a glob or folder of Parquet shards, a local path or URI."""
+    """The images of each data set: folders or globs of Parquet shards, as local paths or URIs of object stores."""
 
     train: str = "cifar10/train-*.parquet"
     """CIFAR-10's training images."""
     validation: str = "cifar10/test-*.parquet"
     """CIFAR-10's test images."""
     train100: str = "cifar100/train-*.parquet"
-    """CIFAR-100's training images; read only where --datasets names cifar100."""
+    """CIFAR-100's training images. Only for --datasets cifar100."""
     validation100: str = "cifar100/test-*.parquet"
-    """CIFAR-100's test images."""
+    """CIFAR-100's test images. Only for --datasets cifar100."""
     label_column: str | None = None
-    """CIFAR-10's column of labels; by default `label`, else the only one that is named as labels are."""
+    """Column of CIFAR-10's shards that holds the labels. Unset: `label`, or the only column with a usual name for
+    labels."""
     label_column100: str | None = None
-    """CIFAR-100's column of labels, such as fine_label."""
+    """Column of CIFAR-100's shards that holds the labels, such as fine_label. Unset: as for CIFAR-10."""
     match_classes: MatchClasses = "names"
-    """What says which class of the training images a test image has. names: the class names of both, whatever
-    their order. numbers: the label, whatever the names."""
+    """How the classes of test images are matched to those of training images. names: by class name, in any order.
+    numbers: by label, whatever the names."""
 
     def data(self, dataset: str) -> Data:
-        """The part of a recipe that says so."""
+        """A data set as the recipe's `data`."""
         is_100 = dataset == "cifar100"
         return Data(
             train=self.train100 if is_100 else self.train,
