@@ -58,21 +58,22 @@ def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
     for is_rare, field in _fields(kind, info.default):
         if FLAT in getattr(field.type, "__metadata__", ()):
             flat[field.name] = get_args(field.type)[0]
-            fields += _fields(flat[field.name], field.default)
+            fields += _fields(flat[field.name], field.default, prefix=f"{field.name}.")
         else:
             fields.append((is_rare, field))
 
     def make(**values: Any) -> Any:
         for name, inner in flat.items():
-            values[name] = inner(**{field.name: values.pop(field.name) for field in dataclasses.fields(inner)})
+            names = [field.name for field in dataclasses.fields(inner)]
+            values[name] = inner(**{each: values.pop(f"{name}.{each}") for each in names})
         return kind(**values)
 
     fields.sort(key=lambda field: field[0])
     return StructConstructorSpec(instantiate=make, fields=tuple(field for _, field in fields))
 
 
-def _fields(kind: Any, default: Any) -> Iterator[tuple[bool, StructFieldSpec]]:
-    """Whether each field of a dataclass is rare, and the field as an option."""
+def _fields(kind: Any, default: Any, *, prefix: str = "") -> Iterator[tuple[bool, StructFieldSpec]]:
+    """Whether each field of a dataclass is rare, and the field as an option; `prefix` is in its inner name only."""
     hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
     for field in dataclasses.fields(kind):
         value = getattr(default, field.name) if isinstance(default, kind) else _default(field)
@@ -82,10 +83,12 @@ def _fields(kind: Any, default: Any) -> Iterator[tuple[bool, StructFieldSpec]]:
         hinted: Any = Annotated[
             hints[field.name],
             tyro.conf.arg(
-                help_behavior_hint=hint, metavar=field.metadata.get("metavar") or _metavar(hints[field.name])
+                name=field.name if prefix else None,
+                help_behavior_hint=hint,
+                metavar=field.metadata.get("metavar") or _metavar(hints[field.name]),
             ),
         ]
-        option = StructFieldSpec(name=field.name, type=hinted, default=value, helptext=text)
+        option = StructFieldSpec(name=prefix + field.name, type=hinted, default=value, helptext=text)
         yield bool(field.metadata.get("rare")), option
 
 

@@ -25,7 +25,14 @@ after 90 epochs.
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inner:
+    name: str = "x"
+    """A name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
+    folder: Inner = field(default_factory=Inner)
     rate: float = 1 / 97
     """A rate
     of two lines."""
@@ -147,5 +154,7 @@ def test_a_terminal_without_frames_gets_plain_rules(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_given_reaches_flat_and_nested_fields():
-    found = options.parse(Options, ["b", "--rate", "2", "--part.rate", "3", "--sizes", "1", "2"], doc="", default=None)
+    given = ["b", "--rate", "2", "--part.rate", "3", "--sizes", "1", "2", "--folder.name", "y"]
+    found = options.parse(Options, given, doc="", default=None)
     assert (found.kind, found.flat.rate, found.part.rate, found.sizes, found.folder) == ("b", 2, 3, (1, 2), None)
+    assert (found.flat.folder.name, found.part.folder.name) == ("y", "x")
