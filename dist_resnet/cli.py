@@ -1,6 +1,6 @@
-"""The typed command line of every training job: a recipe's and an execution's own fields, and --demo."""
+"""The command line of every training job: the fields of its recipe and execution, and --demo."""
 
-import dist_resnet.early  # noqa: F401  first: from here on Ctrl-C ends in a line
+import dist_resnet.early  # noqa: F401  first: from here on, Ctrl-C ends the process with one line
 
 # isort: split
 import contextlib
@@ -23,10 +23,10 @@ from dist_resnet.wording import one_line
 
 T = TypeVar("T")
 
-# As a shell says it of a command that Ctrl-C ended.
+# A shell's exit code for a command that Ctrl-C ended.
 _STOPPED = 128 + signal.SIGINT
 
-# Options of the version before, and what they are called now: (the old name, the new one). They are taken, with a word.
+# Options of the previous version: old name -> new name. They still work, with a warning.
 _RENAMED = {
     **{
         f"--execution.{old}": f"--execution.{new}"
@@ -74,21 +74,21 @@ class _Options:
 def run_job(
     recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """A training job's whole main: reads the command line, trains on Ray Train, exits.
+    """The main of a training job: reads the command line, trains on Ray Train, exits.
 
-    Exits with 0 where the run is finished, now or from before; 1 where it failed or diverged; 2 on bad input, which
-    is named in one line on standard error before any worker starts; 130 where it was stopped and can go on.
+    Exits with 0 if the run has finished, now or earlier; 1 if it failed or diverged; 2 on bad input, explained in one
+    line on standard error before any worker starts; 130 if it was stopped and can resume.
     """
     run(
         lambda: _train(recipe, execution, doc, arguments),
-        advice="the same command goes on from the newest checkpoint",
+        advice="the same command resumes from the newest checkpoint",
     )
 
 
 def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
-    """Calls what a job does and exits: with what it exits with, else 0, whatever becomes of what it prints.
+    """Calls a job's main and exits with its exit code, or with 0, even if its output is lost.
 
-    Interrupted by Ctrl-C it exits with 130, by SIGTERM with 143, after one line that ends in the advice.
+    Exits with 130 on Ctrl-C and with 143 on SIGTERM, after one line that ends with the advice.
     """
     terminal.open_streams()
     with bad_input_exits():
@@ -123,7 +123,7 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 
 
 def run_or_model(run: str | None, model: str | None) -> str:
-    """The one of the options --run and --model that is given. Raises ValueError unless it is one, and well-formed."""
+    """The given one of the options --run and --model. Raises ValueError unless exactly one is given, well-formed."""
     if (run is None) == (model is None):
         raise ValueError(f"give either --run or --model, got --run {run} and --model {model}")
     if model is not None and not model.startswith("models:/"):
@@ -134,9 +134,9 @@ def run_or_model(run: str | None, model: str | None) -> str:
 def parse(
     recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
 ) -> tuple[Recipe, Execution, bool]:
-    """A job's recipe and execution with the command line's options laid over them, and whether it is the demo.
+    """A job's recipe and execution, changed by the command line, and whether --demo is given.
 
-    Exits as `parse_options` does.
+    Exits like `parse_options`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--demo" in arguments:
@@ -169,15 +169,13 @@ def parse_options(
 
 
 def _renamed(argument: str) -> str:
-    """An argument with an option's name of today, and a warning if it had that of the version before."""
+    """The argument under its current name; writes a warning if it had the name of the previous version."""
     name, equals, value = argument.partition("=")
-    # Both spellings that the parser takes.
+    # The parser accepts dashes and underscores.
     today = _RENAMED.get(name.replace("_", "-")) if name.startswith("--") else None
     if today is None:
         return argument
-    sys.stderr.write(
-        f"{Path(sys.argv[0]).name}: {name} is called {today} now; the old name goes with the next version\n"
-    )
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {name} is now called {today}; the next version drops the old name\n")
     return f"{today}{equals}{value}"
 
 
@@ -194,14 +192,14 @@ def bad_input_exits() -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_exit() -> Iterator[None]:
-    """Turns a RuntimeError or an OSError within the block, that of a run, into one line and exit code 1."""
+    """Turns a RuntimeError or an OSError of a run within the block into one line and exit code 1."""
     try:
         yield
     except RayFailedError:
         raise
     except (RuntimeError, OSError) as error:
         sys.exit(
-            f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is mended, the same command continues"
+            f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is fixed, the same command resumes"
         )
 
 
@@ -212,7 +210,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _one_line(complaint: str) -> str:
-    """The parser's framed complaint as one line: what is wrong, what was perhaps meant, where help is."""
+    """The parser's framed complaint as one line: the mistake, what was perhaps meant, where to find help."""
     lines = [line.strip("│ ") for line in complaint.splitlines() if line[:1] not in ("╭", "╰")]
     sections: list[list[str]] = [[]]
     for line in lines:
@@ -221,7 +219,7 @@ def _one_line(complaint: str) -> str:
         elif line:
             sections[-1].append(line)
     if "│" not in complaint:
-        del sections[0]  # Without a frame, as where the terminal has no such characters, the title stands first.
+        del sections[0]  # The title, which comes first if the terminal cannot draw a frame.
     meant = (
         [line.split()[0] for section in sections for line in section if line.startswith("--")]
         if "Perhaps" in complaint

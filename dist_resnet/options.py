@@ -27,6 +27,8 @@ FLAG = tyro.conf.FlagCreatePairsOff
 POSITIONAL = tyro.conf.Positional
 """Annotates a positional argument."""
 
+# The end of a help that says what holds if the option is not given.
+_IF_UNSET = re.compile(r"(.*?) ((?:Unset:|[Bb]y default) .*)")
 # Wider lines of prose are hard to read.
 _PROSE_COLUMNS = 100
 # A part of a command: a word, whose quotes may hold spaces, or an option with its first value.
@@ -118,8 +120,8 @@ def _help(text: str, default: Any) -> tuple[str, str | None]:
     if default is tyro.MISSING:
         return text, "(required)"
     if default is None or default == ():
-        text, _, effect = text.partition(" Unset: ")
-        return text, f"Unset: {effect}" if effect else "(default: none)"
+        found = _IF_UNSET.fullmatch(text)
+        return (found[1], found[2]) if found else (text, "(default: none)")
     return text, f"(default: {_readable(default)})"
 
 

@@ -84,7 +84,7 @@ def test_a_run_that_fails_ends_in_a_line_that_says_how_to_continue(failure: Exce
         raise failure
     line = str(ended.value.code)
     assert " ".join(str(failure).split()) in line
-    assert line.endswith("; once that is mended, the same command continues")
+    assert line.endswith("; once that is fixed, the same command resumes")
     assert "\n" not in line
 
 
@@ -95,7 +95,7 @@ def test_an_option_of_the_version_before_is_taken_with_a_line_that_names_todays(
     assert execution.recovery.hang_timeout_minutes == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
-    assert "is called --execution.checkpoints.every now; the old name goes with the next version" in said[0]
+    assert "is now called --execution.checkpoints.every; the next version drops the old name" in said[0]
 
 
 def test_every_old_name_stands_for_an_option_of_today(capsys):
