@@ -1,30 +1,32 @@
-"""The typed command line of every training job: a recipe's and an execution's own fields, and --demo."""
+"""The command line of every training job: the fields of its recipe and execution, and --demo."""
 
-import dist_resnet.early  # noqa: F401  first: from here on Ctrl-C ends in a line
+import dist_resnet.early  # noqa: F401  first: from here on, Ctrl-C ends the process with one line
 
 # isort: split
 import contextlib
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
-import tyro
-
-from dist_resnet import logs, terminal
+from dist_resnet import logs, options, terminal
 from dist_resnet.launch.failures import RayEndedError, RayFailedError
+from dist_resnet.options import FLAG as FLAG
+from dist_resnet.options import FLAT as FLAT
+from dist_resnet.options import POSITIONAL as POSITIONAL
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.wording import one_line
 
 T = TypeVar("T")
 
-# As a shell says it of a command that Ctrl-C ended.
+# A shell's exit code for a command that Ctrl-C ended.
 _STOPPED = 128 + signal.SIGINT
 
-# Options of the version before, and what they are called now: (the old name, the new one). They are taken, with a word.
+# Options of the previous version: old name -> new name. They still work, with a warning.
 _RENAMED = {
     **{
         f"--execution.{old}": f"--execution.{new}"
@@ -60,40 +62,33 @@ _RENAMED = {
     "--execution.trials-per-gpu": "--trials-per-gpu",
 }
 
-FLAT = tyro.conf.arg(name="")
-"""Annotates a field of an options class whose own fields are options without a prefix."""
-FLAG = tyro.conf.FlagCreatePairsOff
-"""Annotates a claim that is only ever switched on."""
-POSITIONAL = tyro.conf.Positional
-"""Annotates a field that is given by its place and not by its name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
+    demo: Annotated[bool, FLAG] = False
+    """Train on generated images of ten classes, in minutes on a laptop. Other options still apply."""
     recipe: Annotated[Recipe, FLAT]
     execution: Execution
-    demo: Annotated[bool, FLAG] = False
-    """Shrink the run to generated images of ten classes and minutes on a laptop; other options still apply."""
 
 
 def run_job(
     recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """A training job's whole main: reads the command line, trains on Ray Train, exits.
+    """The main of a training job: reads the command line, trains on Ray Train, exits.
 
-    Exits with 0 where the run is finished, now or from before; 1 where it failed or diverged; 2 on bad input, which
-    is named in one line on standard error before any worker starts; 130 where it was stopped and can go on.
+    Exits with 0 if the run has finished, now or earlier; 1 if it failed or diverged; 2 on bad input, explained in one
+    line on standard error before any worker starts; 130 if it was stopped and can resume.
     """
     run(
         lambda: _train(recipe, execution, doc, arguments),
-        advice="the same command goes on from the newest checkpoint",
+        advice="the same command resumes from the newest checkpoint",
     )
 
 
 def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
-    """Calls what a job does and exits: with what it exits with, else 0, whatever becomes of what it prints.
+    """Calls a job's main and exits with its exit code, or with 0, even if its output is lost.
 
-    Interrupted by Ctrl-C it exits with 130, by SIGTERM with 143, after one line that ends in the advice.
+    Exits with 130 on Ctrl-C and with 143 on SIGTERM, after one line that ends with the advice.
     """
     terminal.open_streams()
     with bad_input_exits():
@@ -128,7 +123,7 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 
 
 def run_or_model(run: str | None, model: str | None) -> str:
-    """The one of the options --run and --model that is given. Raises ValueError unless it is one, and well-formed."""
+    """The given one of the options --run and --model. Raises ValueError unless exactly one is given, well-formed."""
     if (run is None) == (model is None):
         raise ValueError(f"give either --run or --model, got --run {run} and --model {model}")
     if model is not None and not model.startswith("models:/"):
@@ -139,19 +134,19 @@ def run_or_model(run: str | None, model: str | None) -> str:
 def parse(
     recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
 ) -> tuple[Recipe, Execution, bool]:
-    """A job's recipe and execution with the command line's options laid over them, and whether it is the demo.
+    """A job's recipe and execution, changed by the command line, and whether --demo is given.
 
-    Exits as `parse_options` does.
+    Exits like `parse_options`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--demo" in arguments:
         from dist_resnet.launch.demo import shrink
 
         recipe, execution = shrink(recipe, execution)
-    options = parse_options(
+    parsed = parse_options(
         _Options, doc=doc, arguments=arguments, default=lambda: _Options(recipe=recipe, execution=execution)
     )
-    return options.recipe, options.execution, options.demo
+    return parsed.recipe, parsed.execution, parsed.demo
 
 
 def parse_options(
@@ -166,8 +161,7 @@ def parse_options(
     arguments = [_renamed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with bad_input_exits(), contextlib.redirect_stderr(complaint):
-            known: dict[str, Any] = {} if default is None else {"default": default()}
-            return tyro.cli(kind, args=arguments, description=doc, **known)
+            return options.parse(kind, arguments, doc=doc or "", default=default() if default else None)
     except SystemExit as end:
         if end.code == 2 and complaint.getvalue():
             sys.stderr.write(_one_line(complaint.getvalue()) + "\n")
@@ -175,15 +169,13 @@ def parse_options(
 
 
 def _renamed(argument: str) -> str:
-    """An argument with an option's name of today, and a warning if it had that of the version before."""
+    """The argument under its current name; writes a warning if it had the name of the previous version."""
     name, equals, value = argument.partition("=")
-    # Both spellings that the parser takes.
+    # The parser accepts dashes and underscores.
     today = _RENAMED.get(name.replace("_", "-")) if name.startswith("--") else None
     if today is None:
         return argument
-    sys.stderr.write(
-        f"{Path(sys.argv[0]).name}: {name} is called {today} now; the old name goes with the next version\n"
-    )
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {name} is now called {today}; the next version drops the old name\n")
     return f"{today}{equals}{value}"
 
 
@@ -200,14 +192,14 @@ def bad_input_exits() -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_exit() -> Iterator[None]:
-    """Turns a RuntimeError or an OSError within the block, that of a run, into one line and exit code 1."""
+    """Turns a RuntimeError or an OSError of a run within the block into one line and exit code 1."""
     try:
         yield
     except RayFailedError:
         raise
     except (RuntimeError, OSError) as error:
         sys.exit(
-            f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is mended, the same command continues"
+            f"{Path(sys.argv[0]).name}: {one_line(error, most=1000)}; once that is fixed, the same command resumes"
         )
 
 
@@ -218,7 +210,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _one_line(complaint: str) -> str:
-    """The parser's framed complaint as one line: what is wrong, what was perhaps meant, where help is."""
+    """The parser's framed complaint as one line: the mistake, what was perhaps meant, where to find help."""
     lines = [line.strip("│ ") for line in complaint.splitlines() if line[:1] not in ("╭", "╰")]
     sections: list[list[str]] = [[]]
     for line in lines:
@@ -227,11 +219,13 @@ def _one_line(complaint: str) -> str:
         elif line:
             sections[-1].append(line)
     if "│" not in complaint:
-        del sections[0]  # Without a frame, as where the terminal has no such characters, the title stands first.
+        del sections[0]  # The title, which comes first if the terminal cannot draw a frame.
     meant = (
         [line.split()[0] for section in sections for line in section if line.startswith("--")]
         if "Perhaps" in complaint
         else []
     )
     hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
-    return f"{Path(sys.argv[0]).name}: {' '.join(sections[0])}{hint}; see --help"
+    # The parser's name for the group of options is that of a class.
+    wrong = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", " ".join(sections[0]))
+    return f"{Path(sys.argv[0]).name}: {wrong}{hint}; see --help"

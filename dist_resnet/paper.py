@@ -1,7 +1,7 @@
 """The published results of "Identity Mappings in Deep Residual Networks" (arXiv:1603.05027), keyed by cell.
 
-The only copy in the package: reports, plots and tests read it here. Errors are percentages, as printed; None stands
-for the paper's "fail", an error above 20 %. Names of shortcuts and placements are those of `recipe.Model`.
+The only copy in the package: reports, plots and tests read it. Errors are percentages, as printed; None means the
+paper's "fail", an error above 20 %. Shortcuts and placements are named as in `recipe.Model`.
 """
 
 from typing import Literal, NamedTuple
@@ -60,13 +60,13 @@ TABLE_2: dict[Table2, float] = {
 
 
 class Table3(NamedTuple):
-    """A cell of Table 3: the original unit beside the pre-activation unit on CIFAR."""
+    """A cell of Table 3: the original and the pre-activation unit on CIFAR."""
 
     dataset: Literal["cifar10", "cifar100"]
     depth: int
     placement: str
     layers_skipped: int | None = None
-    """1 for the row "ResNet-110 (1-layer skip)", which this package does not build; else None."""
+    """1 for the row "ResNet-110 (1-layer skip)", which this package does not build; otherwise None."""
 
 
 TABLE_3: dict[Table3, float] = {
@@ -119,7 +119,7 @@ class Table5(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Errors among the first and the first five classes."""
+    """Top-1 and top-5 errors."""
 
     top1: float
     top5: float
@@ -170,7 +170,7 @@ REPLICATION_20_PLACEMENTS: tuple[str, ...] = (
 """The replication's ranking of placements under the identity shortcut, lower error first."""
 
 MILLION_PARAMETERS: dict[int, float] = {110: 1.7, 164: 1.7, 1001: 10.2, 152: 60.2, 200: 64.7}
-"""Published size of a network by depth. At 1001 it leaves out BN, with which there are 10.3 million."""
+"""Published number of parameters in millions, by depth. At 1001 it leaves out BN; with BN it is 10.3 million."""
 
 BILLION_MULTIPLY_ADDS: dict[int, tuple[float, float]] = {200: (15.0, 15.1)}
 """Published range of the multiply-adds of one image of 224 x 224 pixels, by depth."""

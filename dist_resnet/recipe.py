@@ -1,9 +1,9 @@
 """What a run computes (`Recipe`) and where and how fast it is computed (`Execution`).
 
-A recipe decides the numbers; an execution must not change them beyond the rounding of floating-point sums, but for
-`precision`, whose effect docs/paper-map.md has.
-Both are frozen and keyword-only, change by `dataclasses.replace`, and check themselves when made. This file
-imports neither torch nor Ray, so a job file that only describes a run starts at once.
+A recipe decides the numbers. An execution changes them by no more than the rounding of floating-point sums, except
+through `precision` (docs/paper-map.md has its effect).
+Both are frozen and keyword-only, are changed by `dataclasses.replace`, and check their values when they are made. This
+file imports neither torch nor Ray, so a job's --help appears at once.
 """
 
 import dataclasses
@@ -23,17 +23,19 @@ Placement = Literal[
 MatchClasses = Literal["names", "numbers"]
 Decode = Literal["auto", "gpu", "cpu", "pillow"]
 
-# Marks a field that says where something lies, not what is computed: it takes no part in the fingerprint.
+# Marks a field that says where data is stored, not what is computed: the fingerprint leaves it out.
 _LOCATION = {"location": True}
-# Marks a field that came after the first release: a file without it has its default, and at its default it takes no
-# part in the fingerprint, so the runs, models and names of before stay what they were.
+# Marks a field that was added after the first release: files without it get its default, and the fingerprint leaves it
+# out at its default, so that older runs and models keep their fingerprints.
 _ADDED = {"added": True}
+# Marks a field that users of a job seldom change: its options come last in --help.
+_RARE = {"rare": True}
 
-# What the first release said, and what it says today: (field, then, now). Its files are read, and the fingerprint keeps
-# to its words, so the runs and models of before stay what they were.
+# Values that were renamed after the first release: (field, old value, new value). Old files are read, and the
+# fingerprint uses the old value, so that older runs and models keep their fingerprints.
 _OLD_VALUES = (("recipe.augment.color", True, "full"), ("recipe.augment.color", False, "none"))
 
-# Bytes that file systems and MLflow's databases take.
+# In bytes: the limit of file systems and of MLflow's databases.
 _LONGEST_NAME = 250
 _NOT_IN_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TAKEN_NAMES = ("mlflow.db", "mlartifacts")
@@ -41,31 +43,31 @@ _TAKEN_NAMES = ("mlflow.db", "mlartifacts")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A residual network: depth, the shortcut h(x) of Fig. 2 and the BN/ReLU placement of Fig. 4."""
+    """The residual network: depth, the shortcut h(x) of Fig. 2 and the BN/ReLU placement of Fig. 4."""
 
     depth: int
-    """Number of weighted layers: 50, 101, 152, 200 with the ImageNet stem; 20, 56, 110, 164, 1001 and further
-    6n+2 (basic units) or 9n+2 (bottleneck units) with the CIFAR stem."""
+    """Number of weighted layers. ImageNet stem: 50, 101, 152 or 200. CIFAR stem: 6n+2 with basic units (20, 56, 110),
+    9n+2 with bottleneck units (164, 1001)."""
     num_classes: int
-    """Number of outputs of the head."""
+    """Number of classes, which is the number of the head's outputs."""
     shortcut: Shortcut = "identity"
-    """The kind of shortcut h(x), Fig. 2."""
+    """Shortcut h(x), Fig. 2."""
     placement: Placement = "full_preactivation"
-    """The order of BN, ReLU and addition, Fig. 4."""
+    """Order of BN, ReLU and addition, Fig. 4."""
     gate_bias: float = -6.0
-    """Initial bias b_g of the gating function g(x) = sigmoid(W_g x + b_g), Sec. 3.1."""
+    """Initial bias b_g of the gate g(x) = sigmoid(W_g x + b_g), Sec. 3.1. Only for gating shortcuts."""
     shortcut_scale: float = 0.5
-    """Scale of the shortcut under constant_scaling, Table 1."""
+    """Factor on the shortcut, Table 1. Only for constant_scaling."""
     residual_scale: float = 0.5
-    """Scale of the residual branch under constant_scaling, Table 1."""
+    """Factor on the residual branch, Table 1. Only for constant_scaling."""
     dropout_rate: float = 0.5
-    """Rate of the dropout on the shortcut under dropout, Table 1."""
+    """Probability that dropout zeroes a value of the shortcut, Table 1. Only for dropout."""
     stride_on: Literal["conv1x1", "conv3x3"] = "conv3x3"
-    """Which convolution of a bottleneck unit carries the stride: conv1x1 as in KaimingHe/resnet-1k-layers,
-    conv3x3 as in facebook/fb.resnet.torch. Basic units have 3x3 convolutions only and stride on the first."""
+    """Convolution of a bottleneck unit that has the stride: the first 1x1 as in KaimingHe/resnet-1k-layers, or the 3x3
+    as in facebook/fb.resnet.torch. In basic units it is always the first 3x3."""
     widening: Literal["auto", "projection", "zero_pad"] = "auto"
-    """How a shortcut reaches a larger width: a 1x1 convolution (option B) or zero channels (option A). auto: as
-    published, zero channels for basic units (20, 56, 110) and 1x1 convolutions for bottleneck units."""
+    """How a shortcut grows to a larger width. projection: a 1x1 convolution (option B). zero_pad: extra channels of
+    zeros (option A). auto: as published, zero_pad for basic units and projection for bottleneck units."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -79,24 +81,24 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Parquet shards in the Hugging Face layout: a split is a glob or a folder, as a local path or URI."""
+    """The images: Parquet shards in the Hugging Face image-dataset layout (docs/data-format.md)."""
 
     train: str = field(metadata=_LOCATION)
-    """Training shards: a glob such as /data/train-*.parquet, or a folder; a local path or URI of an object store
-    (docs/data-format.md)."""
+    """Training shards: a folder or a glob such as /data/train-*.parquet, as a local path or URI of an object store."""
     validation: str = field(metadata=_LOCATION)
-    """Validation shards, written the same way."""
+    """Validation shards: a folder or glob, like --data.train."""
     dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
-    """Which data set's mean and standard deviation normalize the images."""
+    """Data set whose mean and standard deviation normalize the images."""
     label_column: str | None = field(default=None, metadata=_ADDED)
-    """The shards' column of labels; by default `label`, else the only one that is named as labels are."""
+    """Column of the shards that holds the labels. Unset: `label`, or the only column with a usual name for labels."""
     match_classes: MatchClasses = field(default="names", metadata=_ADDED)
-    """What says which class of the training images a validation image has. names: the class names of both, whatever
-    their order. numbers: the label, whatever the names."""
-    train_digest: str | None = None
-    """Digest of the training shards' footers. Filled in when a run starts; given, it is insisted on."""
-    validation_digest: str | None = None
-    """Digest of the validation shards' footers. Filled in when a run starts; given, it is insisted on."""
+    """How the classes of validation images are matched to those of training images. names: by class name, in any
+    order. numbers: by label, whatever the names."""
+    train_digest: str | None = field(default=None, metadata=_RARE)
+    """Digest that the training shards must have; other shards are refused. Unset: any shards; the run records their
+    digest."""
+    validation_digest: str | None = field(default=None, metadata=_RARE)
+    """Digest that the validation shards must have, like --data.train-digest. Unset: any shards."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -104,32 +106,32 @@ class Data:
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty; give a glob or folder of Parquet shards: --data.{name} URI")
         if self.label_column == "":
-            raise ValueError("data.label_column is empty; give the name of a column, or leave it out")
+            raise ValueError("data.label_column is empty; give a column's name, or leave the option out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How a training image becomes an input: crop, flip, color."""
+    """How training images are augmented: crop, flip and color."""
 
     kind: Literal["scale", "inception", "pad"] = "scale"
-    """scale: shorter side drawn from `shorter_side`, then a random crop (Table 5 "scale"). inception: a random
-    window of 8 % to 100 % of the area, aspect 3/4 to 4/3 (Table 5 "scale + aspect ratio"). pad: `padding` pixels
-    of the mean color on each side, then a random crop (the CIFAR experiments)."""
+    """How the crop is drawn. scale: resize to a random shorter side, then crop (Table 5, "scale"). inception: a window
+    of random area and aspect ratio (Table 5, "scale + aspect ratio"). pad: pad with the mean color, then crop (the
+    CIFAR experiments)."""
     size: int = 224
     """Side of the training crop in pixels."""
     shorter_side: tuple[int, int] = (256, 480)
-    """Range of the shorter side under scale."""
+    """Smallest and largest shorter side in pixels. Only for scale."""
     area: tuple[float, float] = (0.08, 1.0)
-    """Range of the window's share of the area under inception."""
+    """Smallest and largest area of the window, as a fraction of the image. Only for inception."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the window's width over height under inception."""
+    """Smallest and largest width of the window over its height. Only for inception."""
     padding: int = 4
-    """Pixels of the mean color, zero once normalized, that are added on each side under pad."""
+    """Pixels added on each side, in the mean color, which is zero after normalization. Only for pad."""
     flip: bool = True
-    """Whether half of the images are mirrored."""
+    """Mirror half of the images, drawn at random."""
     color: Literal["none", "lighting", "full"] = "none"
-    """lighting: colors are shifted along their principal components, as arXiv:1512.03385 trained ("scale" rows of
-    Table 5). full: brightness, contrast and saturation are jittered too, as in facebook/fb.resnet.torch."""
+    """Random changes of color. lighting: shift along the principal components of color, as in arXiv:1512.03385 (Table
+    5, "scale"). full: also jitter brightness, contrast and saturation, as in facebook/fb.resnet.torch."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -144,13 +146,13 @@ class Augment:
                 "raise it or lower augment.size"
             )
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"augment.area must lie in (0, 1], got {self.area}")
+            raise ValueError(f"augment.area must be in (0, 1], got {self.area}")
         if self.aspect[0] <= 0:
             raise ValueError(f"augment.aspect must be positive, got {self.aspect}")
 
     @property
     def image_side(self) -> int | None:
-        """Side in pixels that every image of a set must have, under pad; None if images may have any size."""
+        """Side in pixels that every image must have; None if images may have any size."""
         return self.size if self.kind == "pad" else None
 
 
@@ -159,16 +161,15 @@ class Optimizer:
     """Stochastic gradient descent with momentum."""
 
     momentum: float = 0.9
-    """Momentum."""
+    """Momentum, from 0 to less than 1."""
     nesterov: bool = False
-    """Whether the momentum is Nesterov's, as in facebook/fb.resnet.torch."""
+    """Use Nesterov's momentum, as in facebook/fb.resnet.torch."""
     weight_decay: float = 1e-4
     """Weight decay (L2)."""
     decay_norm_and_bias: bool = False
-    """Whether BN's scale and shift and the classifier's bias decay like the weights of convolutions and classifier;
-    the biases of gates never do. No for the rows that the paper took from the code of arXiv:1512.03385 (CIFAR at
-    mini-batch 128, ImageNet "scale"), yes for those from facebook/fb.resnet.torch (Table 4 at mini-batch 64, ImageNet
-    "scale + aspect ratio"). What the first code did is known second-hand, from the second's README."""
+    """Also decay BN's scale and shift and the classifier's bias, but not the biases of gates. On in
+    facebook/fb.resnet.torch (Table 4 at mini-batch 64, Table 5 "scale + aspect ratio"); off in the code of
+    arXiv:1512.03385 (the other rows), according to the README of the former."""
 
     def __post_init__(self) -> None:
         _in_range("optimizer.momentum", self.momentum, 0.0, 1.0, open_end=True)
@@ -179,23 +180,23 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate as a function of the step. Points in time are fractions of the run."""
+    """The learning rate over the run. Points in time are fractions of the run."""
 
     kind: Literal["step", "cosine", "linear"] = "step"
-    """step: multiplied by `drop_factor` at each of `drops`. cosine, linear: down to zero at the end."""
+    """step: multiply by the drop factor at each drop. cosine, linear: fall to zero at the end of the run."""
     learning_rate: float = 0.1
-    """The learning rate after warm-up, for the recipe's own global batch."""
+    """Learning rate after warm-up. It does not scale with --global-batch."""
     drops: tuple[float, ...] = (30 / 90, 60 / 90)
-    """When a step schedule drops, as rising fractions of the run."""
+    """When the learning rate drops, as rising fractions of the run. Only for step; may be empty."""
     drop_factor: float = 0.1
-    """What a drop multiplies the learning rate by."""
+    """Factor on the learning rate at each drop. Only for step."""
     warmup: float = 0.0
     """Length of the warm-up as a fraction of the run."""
     warmup_kind: Literal["constant", "linear"] = "linear"
-    """constant: `warmup_factor` times the learning rate throughout (the CIFAR experiments). linear: a ramp from
-    there to the full learning rate."""
+    """constant: a constant reduced learning rate (the CIFAR experiments). linear: a ramp from the reduced to the full
+    learning rate."""
     warmup_factor: float = 0.1
-    """The warm-up's learning rate, or where its ramp starts, over the full one."""
+    """The reduced learning rate of the warm-up over the full one."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -210,14 +211,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When and at which crops the validation images are classified; every image counts exactly once."""
+    """When and at which crops the model is evaluated. Every validation image counts exactly once."""
 
     every_epochs: float = 1.0
-    """Epochs between evaluations; the end of the run is always evaluated."""
+    """Epochs between evaluations. The end of the run is always evaluated."""
     crops: tuple[int, ...] = (224, 320)
-    """Sides of the center crop in pixels. The first one gives val/top1_error, the others val/top1_error_<side>px."""
+    """Sides of the center crops in pixels. The first gives val/top1_error, the others val/top1_error_<side>px."""
     shorter_sides: tuple[int, ...] = (256, 320)
-    """The shorter side to which images are resized before each of `crops`."""
+    """Shorter side in pixels to which images are resized before each crop: one for each of --evaluation.crops."""
 
     def __post_init__(self) -> None:
         if not self.every_epochs > 0:
@@ -239,22 +240,22 @@ class Evaluation:
 class Recipe:
     """Everything that decides a run's numbers."""
 
-    model: Model
     data: Data
-    augment: Augment
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    model: Model = field(metadata=_RARE)
+    schedule: Schedule = field(default_factory=Schedule, metadata=_RARE)
+    optimizer: Optimizer = field(default_factory=Optimizer, metadata=_RARE)
+    augment: Augment = field(metadata=_RARE)
+    evaluation: Evaluation = field(default_factory=Evaluation, metadata=_RARE)
     epochs: float = 90.0
-    """Length of the run; one epoch is every whole global batch of the training images once."""
-    seed: int = 0
-    """Seed of the initial weights, the order and the augmentation."""
+    """Length of the run in epochs. The last images of an epoch that do not fill a global batch are left out."""
     global_batch: int = 256
     """Images per optimizer step, over all workers."""
     ghost_batch: int = 32
-    """Images over which one set of BN statistics is taken; the paper's 256 over 8 GPUs = 32."""
-    label_smoothing: float = 0.0
-    """Share of each target that is spread over all classes."""
+    """Images per set of BN statistics; the global batch must be a multiple. The paper's 256 images on 8 GPUs: 32."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
+    label_smoothing: float = field(default=0.0, metadata=_RARE)
+    """Share of each target that is spread over all classes, from 0 to less than 1."""
 
     def __post_init__(self) -> None:
         if not (self.epochs > 0 and math.isfinite(self.epochs)):
@@ -271,7 +272,7 @@ class Recipe:
 
     @property
     def num_ghost_batches(self) -> int:
-        """Ghost batches in a global batch, which is also the largest number of workers."""
+        """Number of ghost batches in a global batch, which is also the largest number of workers."""
         return self.global_batch // self.ghost_batch
 
     def to_dict(self) -> dict[str, Any]:
@@ -291,9 +292,9 @@ class Recipe:
         return flatten(self.to_dict())
 
     def fingerprint(self) -> str:
-        """The name of the run's numbers: sha256 (hex) of the canonical JSON of its fields.
+        """The sha256 (hex) of the canonical JSON of the fields: equal fingerprints mean equal numbers.
 
-        The locations take no part, nor do fields that are newer than the first release while at their default.
+        It leaves out locations, and fields that were added after the first release and have their default.
         """
         return hashlib.sha256(_canonical_json(self).encode()).hexdigest()
 
@@ -305,18 +306,18 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Where a run is told of: the MLflow server, and the registry."""
+    """MLflow: tracking and the model registry."""
 
     uri: str | None = None
-    """MLflow tracking server, such as https://mlflow.example.org; by default MLFLOW_TRACKING_URI, else a sqlite file
-    beside the runs, or in ~/dist_resnet on the driver's machine where the runs are on an object store."""
+    """MLflow tracking server, such as https://mlflow.example.org. Unset: MLFLOW_TRACKING_URI, or else mlflow.db next to
+    the runs (in ~/dist_resnet on the driver's machine if runs are stored in an object store)."""
     experiment: str = "dist_resnet"
-    """MLflow experiment that the run belongs to."""
+    """MLflow experiment of the run."""
     register: bool = True
-    """Whether the model of the finished run becomes a new version of a registered model in MLflow's registry."""
+    """Register the model of the finished run as a new version in MLflow's registry."""
     model_name: str | None = None
-    """The registered model's name; by default preact-resnet<depth> for full pre-activation on ImageNet, else such as
-    original-dropout-resnet110-cifar10."""
+    """Name of the registered model. Unset: preact-resnet<depth> for full pre-activation on ImageNet, otherwise
+    placement, shortcut, depth and data set, such as original-dropout-resnet110-cifar10."""
 
     def __post_init__(self) -> None:
         if self.model_name is not None and (not self.model_name.strip() or set(self.model_name) & set("/:\0")):
@@ -329,19 +330,19 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """What makes steps faster or smaller, at the same numbers but for rounding."""
+    """Speed and memory. The numbers change by rounding only."""
 
-    channels_last: bool = True
-    """Whether activations lie in memory as NHWC."""
     compile: bool = False
-    """Whether the model goes through torch.compile."""
+    """Compile the model with torch.compile."""
     cuda_graphs: bool = False
-    """Whether a GPU replays the recorded work of a ghost batch, which is faster where networks and images are small;
-    with one worker, without compile and recompute. The CPU has none and goes on without."""
+    """Replay the recorded work of a ghost batch on the GPU, which is faster for small networks and images. Needs one
+    worker; excludes compile and recompute. No effect on the CPU."""
     recompute: bool = False
-    """Whether residual units are recomputed in the backward pass, which trades time for memory."""
+    """Recompute residual units in the backward pass: less memory, more time."""
     deterministic: bool = True
-    """Whether GPUs keep to algorithms that give the same bits every time; on the CPU they always do."""
+    """Use only deterministic algorithms on GPUs, so that runs are bit-identical. The CPU always does."""
+    channels_last: bool = True
+    """Store activations in the NHWC memory layout."""
     prefetch: int = 2
     """Ghost batches per worker that are read and decoded ahead."""
     evaluation_batch: int = 128
@@ -353,19 +354,18 @@ class Performance:
         for name in ("compile", "recompute"):
             if self.cuda_graphs and getattr(self, name):
                 raise ValueError(
-                    f"execution.performance.cuda_graphs does not go with execution.performance.{name}; leave one of "
-                    "them out"
+                    f"execution.performance.cuda_graphs excludes execution.performance.{name}; leave one of them out"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What is kept on each machine's own disk of what was read from an object store."""
+    """A cache on each machine's disk for shards that are read from an object store."""
 
     folder: str | None = None
-    """Folder on each machine's own disk for what was read from an object store, kept between runs."""
+    """Folder of the cache, which is kept between runs. Unset: no cache."""
     gigabytes: float = 50.0
-    """What that folder may hold."""
+    """Maximum size of the cache in GB."""
 
     def __post_init__(self) -> None:
         _above_zero("execution.cache.gigabytes", self.gigabytes)
@@ -373,14 +373,14 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When the state of a run is saved, and how many of its checkpoints are kept."""
+    """When checkpoints are saved, and how many are kept."""
 
     every: int = 1000
-    """Steps between checkpoints; the end of an epoch with an evaluation makes one too."""
+    """Steps between checkpoints. One is also saved with each evaluation."""
     minutes: float = 15.0
-    """Longest time between checkpoints, whatever the number of steps."""
+    """Maximum minutes between checkpoints, whatever the number of steps."""
     keep: int = 2
-    """Newest checkpoints that are kept, beside the one of the lowest validation error."""
+    """Number of newest checkpoints to keep. The one with the lowest validation error is kept as well."""
 
     def __post_init__(self) -> None:
         _at_least("execution.checkpoints.every", self.every, 1)
@@ -395,19 +395,19 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What a run does about workers, machines and storage that fail or come and go."""
+    """How a run survives failures of workers, machines and storage."""
 
-    storage_timeout_minutes: float = 30.0
-    """How long the storage may fail before training gives up; checkpoints and the journal wait meanwhile."""
-    hang_timeout_minutes: float = 10.0
-    """Time without a step after which a worker counts as dead."""
-    resize_minutes: float = 1.0
-    """Time between looks whether the cluster has room for more of MIN:MAX workers."""
     max_failures: int = 3
-    """Times in a row, with no new checkpoint between, that failed workers or a failed trial start again."""
+    """Restarts allowed without a new checkpoint in between, for a run and for each trial of a sweep."""
+    hang_timeout_minutes: float = 10.0
+    """A worker that takes no step for this many minutes is restarted."""
+    storage_timeout_minutes: float = 30.0
+    """Minutes that storage may fail before the run stops. Checkpoints and the journal wait meanwhile."""
+    resize_minutes: float = 1.0
+    """Minutes between checks for room for more workers. Only if --execution.workers is MIN:MAX."""
     spare_processes: bool = True
-    """Whether an idle process per worker waits beside a run that is a minute old, so that it goes on a few seconds
-    after a failure; each holds memory (0.5 GB on a CPU, with torch imported) and a hundredth of a core."""
+    """Keep an idle process per worker ready, so that the run resumes within seconds of a failure. Each takes memory
+    (0.5 GB on a CPU) and 1 % of a core. They start after the run's first minute."""
 
     def __post_init__(self) -> None:
         for name in ("storage_timeout_minutes", "hang_timeout_minutes", "resize_minutes"):
@@ -432,43 +432,43 @@ class Recovery:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where a run is computed and how fast; nothing but `precision` changes its numbers beyond rounding."""
+    """Where and how fast the run is computed. Only `precision` changes its numbers by more than rounding."""
 
-    workers: int | str = 1
-    """Ray Train workers, from 1 to the recipe's number of ghost batches; MIN:MAX goes on with as many of them as the
-    cluster has room for, as machines come and go."""
+    workers: int | str = field(default=1, metadata={"metavar": "N|MIN:MAX"})
+    """Number of workers, at most the number of ghost batches in a global batch. MIN:MAX: as many as the cluster has
+    room for, adjusted as machines come and go."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
-    """auto: a GPU per worker where the cluster has that many GPUs, else the CPU."""
-    cpus_per_worker: int | None = None
-    """CPU cores per worker, for its threads; by default as many as all workers find on their machines. Where the model
-    trains on the CPU, another count adds numbers up in another order, as another number of workers does."""
+    """Device that trains. auto: one GPU per worker if the cluster has enough, otherwise the CPU."""
     storage: str = "~/dist_resnet"
-    """Where runs are kept: a local path or URI of an object store (docs/data-format.md) that every node can reach."""
+    """Where runs are stored: a local path or URI of an object store that every node can access."""
     name: str | None = None
-    """The run's name, a folder under storage. The same name continues the run. By default the job's name and the
-    first digits of the recipe's fingerprint, so the same command continues and another recipe starts anew."""
+    """Name of the run, a folder in the storage. If it exists, the run resumes. Unset: the job's name and the first
+    digits of the recipe's fingerprint, so that the same command resumes and a changed recipe is a new run."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """Of training; evaluation computes in fp32. fp32: as the published tables. tf32: fp32 whose products GPUs round to
-    10 bits, faster. bf16: autocast to bfloat16, faster still, but gradients of deep networks change visibly
-    (docs/paper-map.md), and CPUs without such instructions are slow at it. fp16: autocast, loss scaling, GPUs only."""
+    """Precision of training; evaluation is always fp32. fp32: as the published tables. tf32: faster on GPUs, rounds
+    factors to 10 bits. bf16: autocast to bfloat16, faster still on GPUs, but changes the gradients of deep networks
+    visibly (docs/paper-map.md); slow on older CPUs. fp16: autocast with loss scaling, GPUs only."""
     decode_on: Decode = "auto"
-    """Where DALI decodes JPEGs; auto: where the model trains. pillow: by Pillow on the CPU, slower, as it is where DALI
-    is not installed; its pixels differ a little from DALI's where a JPEG is cut."""
-    spare_outputs: bool = False
-    """Whether the model may have more outputs (`--model.num-classes`) than its training images have classes."""
-    max_damaged_fraction: float = 0.001
-    """Share of the training images that may turn out to be damaged before the run stops with their list."""
-    log_every: int = 10
-    """Steps between writes of the journal; every step's numbers are in it."""
-    performance: Performance = field(default_factory=Performance)
+    """Where DALI decodes JPEGs. auto: on the device that trains. pillow: with Pillow on the CPU, which is slower and is
+    used whenever DALI is not installed; pixels of truncated JPEGs differ slightly."""
+    cpus_per_worker: int | None = None
+    """CPU cores per worker, which limits its threads. If the CPU trains, another number changes the rounding. Unset: as
+    many as leave room for all workers; 1 for each trial of a sweep."""
+    log_every: int = field(default=10, metadata=_RARE)
+    """Steps between writes to the journal. Each write holds the numbers of every step."""
+    max_damaged_fraction: float = field(default=0.001, metadata=_RARE)
+    """Fraction of training images that may be damaged. Beyond it, the run stops and lists them."""
+    spare_outputs: bool = field(default=False, metadata=_RARE)
+    """Allow --model.num-classes to exceed the number of classes in the training images."""
+    tracking: Tracking = field(default_factory=Tracking)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     recovery: Recovery = field(default_factory=Recovery)
+    performance: Performance = field(default_factory=Performance)
     cache: Cache = field(default_factory=Cache)
-    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         _check_literals(self)
-        _ = self.worker_range  # raises where the text is none
+        _ = self.worker_range  # raises ValueError if the text is not a range
         _at_least("execution.log_every", self.log_every, 1)
         if not 0 <= self.max_damaged_fraction <= 1:
             raise ValueError(f"execution.max_damaged_fraction must be in 0 .. 1, got {self.max_damaged_fraction}")
@@ -485,12 +485,12 @@ class Execution:
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The smallest and the largest number of workers. Raises ValueError where `workers` says none."""
+        """The smallest and the largest number of workers. Raises ValueError if `workers` is neither N nor MIN:MAX."""
         found = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", str(self.workers))
         least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if least > most:
             raise ValueError(
-                f"execution.workers must be a number from 1 on, or MIN:MAX such as 2:8, got {self.workers!r}"
+                f"execution.workers must be a number of at least 1, or MIN:MAX such as 2:8, got {self.workers!r}"
             )
         return least, most
 
@@ -501,7 +501,7 @@ class Execution:
 
 
 def check_pair(recipe: Recipe, execution: Execution) -> None:
-    """Raises ValueError where a recipe cannot be computed the way an execution asks."""
+    """Raises ValueError if the execution has more workers than the recipe has ghost batches."""
     if execution.most_workers > recipe.num_ghost_batches:
         raise ValueError(
             f"execution.workers {execution.workers} exceeds the {recipe.num_ghost_batches} ghost batches of a step "
@@ -529,22 +529,22 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
 
 def _canonical_json(recipe: Recipe) -> str:
     numbers = _without(
-        _read_back(recipe), lambda entry, value: _is_location(entry, value) or _is_as_before(entry, value)
+        _read_back(recipe), lambda entry, value: _is_location(entry, value) or _is_added_default(entry, value)
     )
-    for place, then, now in _OLD_VALUES:
-        _, part, name = place.split(".")
-        if numbers[part][name] == now:
-            numbers[part][name] = then
+    for path, old, new in _OLD_VALUES:
+        _, part, name = path.split(".")
+        if numbers[part][name] == new:
+            numbers[part][name] = old
     return json.dumps(numbers, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _read_back(recipe: Recipe) -> Recipe:
-    """The recipe as JSON gives it back, so that an epoch count of 5 and one of 5.0 are the same numbers."""
+    """The recipe after a round trip through JSON, so that 5 epochs and 5.0 epochs are the same."""
     return type(recipe).from_dict(recipe.to_dict())
 
 
 def _without(config: Any, left_out: Callable[[dataclasses.Field, Any], bool]) -> dict[str, Any]:
-    """A config's fields but those left out, as JSON values."""
+    """A config's fields except those left out, as JSON values."""
     values = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
@@ -557,8 +557,8 @@ def _is_location(entry: dataclasses.Field, _: Any) -> bool:
     return bool(entry.metadata.get("location"))
 
 
-def _is_as_before(entry: dataclasses.Field, value: Any) -> bool:
-    """Whether a field says what held before there was such a field."""
+def _is_added_default(entry: dataclasses.Field, value: Any) -> bool:
+    """Whether a field was added after the first release and has its default."""
     if not entry.metadata.get("added"):
         return False
     return value == (entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory())
@@ -578,8 +578,8 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value`, read from JSON, as the type that a field declares. Raises ValueError where it is of another."""
-    value = next((now for place, then, now in _OLD_VALUES if place == where and value is then), value)
+    """`value`, read from JSON, as the field's type. Raises ValueError if it is of another type."""
+    value = next((new for name, old, new in _OLD_VALUES if name == where and value is old), value)
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, where)  # pyrefly: ignore
@@ -605,18 +605,18 @@ def _check_literals(config: Any) -> None:
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError where a run's name cannot be that of a folder, or not be typed after a command."""
+    """Raises ValueError if a run's name cannot name a folder or be typed as an argument."""
     if not name.strip(". ") or name.startswith("-") or _NOT_IN_A_NAME.search(name):
         raise ValueError(
-            "execution.name must be the name of one folder, without slashes and control characters, and not begin with "
-            f"a dash, got {name!r}"
+            "execution.name must be the name of one folder, without slashes and control characters, and must not begin "
+            f"with a dash, got {name!r}"
         )
     if (length := len(name.encode(errors="surrogateescape"))) > _LONGEST_NAME:
         raise ValueError(
-            f"execution.name has {length} bytes, a folder's name at most {_LONGEST_NAME}: {name[:40]!r}..."
+            f"execution.name has {length} bytes, more than the {_LONGEST_NAME} allowed: {name[:40]!r}...; shorten it"
         )
     if name in _TAKEN_NAMES:
-        raise ValueError(f"execution.name {name} is that of what MLflow keeps under the storage; give another")
+        raise ValueError(f"execution.name {name} is used by MLflow in the storage; choose another name")
 
 
 def _above_zero(name: str, value: float) -> None:
@@ -631,7 +631,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _in_range(name: str, value: float, low: float, high: float, *, open_end: bool = False) -> None:
     if not (low <= value <= high) or (open_end and value == high):
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{')' if open_end else ']'}, got {value}")
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}{')' if open_end else ']'}, got {value}")
 
 
 def _rising(name: str, pair: tuple[float, float]) -> None:

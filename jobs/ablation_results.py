@@ -1,15 +1,16 @@
-"""Writes down what sweeps gave, from their journals: JSON, CSV, and the pages that show it.
+r"""Writes the results of sweeps, from their journals, as JSON, CSV and pages with figures.
 
-    python jobs/ablation_results.py ~/dist_resnet/depth20-short ~/dist_resnet/depth20-full --images "CIFAR-10, lossless"
+    python jobs/ablation_results.py ~/dist_resnet/depth20-short ~/dist_resnet/depth20-full \
+        --images "CIFAR-10, lossless"
 
-Sweeps may have different lengths and may still be running: what is not finished is listed as such. Writes
-`replication_resnet20_DATE.json`, `..._curves.csv` and `.md` into --results, the figures and what stands between the
-markers of --page. Nothing in the sweeps is changed.
+Sweeps may have different lengths and may still be running; unfinished trials are listed as such. The command writes
+`replication_resnet20_DATE.json`, `..._curves.csv` and `.md` into --results, and the figures and the part between the
+markers of --page. It does not change the sweeps.
 """
 
 import datetime
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,16 +19,16 @@ from dist_resnet import cli, logs
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    sweeps: Annotated[tuple[str, ...], cli.POSITIONAL]
-    """Folders or URIs of sweeps, STORAGE/NAME."""
+    sweeps: Annotated[tuple[str, ...], cli.POSITIONAL] = field(metadata={"metavar": "SWEEP [SWEEP ...]"})
+    """Directories of sweeps, STORAGE/NAME: local paths or URIs of object stores."""
     images: str
-    """What was trained on, in a few words for the captions, such as "CIFAR-10 without loss"."""
+    """The training images in a few words, for captions, such as "CIFAR-10, lossless"."""
     results: Path = Path("benchmarks/results")
-    """Folder of the JSON, the CSV and the page beside them."""
+    """Folder for the JSON, the CSV and their page."""
     page: Path | None = Path("docs/results.md")
-    """Page for readers; what stands between its markers is replaced. None leaves it out."""
+    """Page for readers, whose part between the markers is replaced. None: no page."""
     date: str | None = None
-    """The date in the file names, YYYYMMDD; by default today's."""
+    """Date in the file names, YYYYMMDD. Unset: today."""
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def write(options: Options) -> list[Path]:
-    """Writes all files, and returns their paths. Nothing is written where something is wrong."""
+    """Writes all files and returns their paths. If anything is wrong, writes nothing."""
     from dist_resnet.ablation import pages
     from dist_resnet.ablation.record import read_record, to_csv, to_json
     from dist_resnet.tracking.run_directory import RunDirectory
@@ -58,8 +59,8 @@ def write(options: Options) -> list[Path]:
     }
     if options.page is not None:
         before = options.page.read_text(encoding="utf-8")
-        told = f"{options.results.name}/{data}"
-        generated, figures = pages.readers_page(record, images=options.images, data_file=told, figures="images")
+        data_file = f"{options.results.name}/{data}"
+        generated, figures = pages.readers_page(record, images=options.images, data_file=data_file, figures="images")
         files[options.page] = pages.insert(before, generated)
         files |= {options.page.parent / "images" / figure: content for figure, content in figures.items()}
     for path, content in files.items():

@@ -1,15 +1,17 @@
-"""The CIFAR tables of arXiv:1603.05027 as one sweep: Tables 1, 2 and 3, and a public replication at ResNet-20.
+r"""The CIFAR tables of arXiv:1603.05027 as one sweep: Tables 1, 2 and 3, and a public replication at ResNet-20.
 
     python jobs/cifar_ablation.py --demo
     python jobs/cifar_ablation.py --list
     python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
-    python jobs/cifar_ablation.py --data.train "cifar10/train-*.parquet" --data.validation "cifar10/test-*.parquet"
+    python jobs/cifar_ablation.py --data.train "cifar10/train-*.parquet" \
+        --data.validation "cifar10/test-*.parquet"
     python jobs/cifar_ablation.py --tables 1 2 replication --depths 20 --seeds 1 --iterations 1600
     python jobs/cifar_ablation.py --grid full --depths 20 --shortcuts identity conv1x1
     python jobs/cifar_ablation.py --execution.name NAME --report-only
 
-The same command again continues a sweep, whatever stopped it. The report lies under STORAGE/NAME/report/;
-jobs/ablation_results.py writes down what one or several sweeps gave.
+The same command resumes a sweep, whatever stopped it. The report is in STORAGE/NAME/report/; jobs/ablation_results.py
+writes the results of one or more sweeps to files.
+
 Expected after 64k steps, medians of 5 runs: Table 1 from 6.61 % (original) to 12.86 % and "fail"; Table 2 from 5.46 %
 (full pre-activation, ResNet-164) to 8.17 %; Table 3 4.92 % for ResNet-1001. The row "ResNet-110 (1-layer skip)" of
 Table 3 is left out: no recipe describes it.
@@ -36,7 +38,7 @@ from dist_resnet.recipe import (
     Schedule,
 )
 
-# What every cell shares; the rows of the tables change the model. A run's epochs follow from its iterations.
+# What all cells share; a table's rows change the model. The iterations give a run's epochs.
 RECIPE = Recipe(
     # As in KaimingHe/resnet-1k-layers: stride on the first 1x1 convolution of a bottleneck unit.
     model=Model(depth=110, num_classes=10, placement="original", stride_on="conv1x1"),
@@ -64,6 +66,12 @@ EXECUTION = Execution(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    demo: Annotated[bool, cli.FLAG] = False
+    """Run Tables 1 and 2 at 8 layers on generated images, in minutes on a laptop. Other options still apply."""
+    list: Annotated[bool, cli.FLAG] = False
+    """Print the cells with their cost and an estimate of their time, and run nothing."""
+    report_only: Annotated[bool, cli.FLAG] = False
+    """Write the report of what the sweep has so far, and run nothing."""
     choice: Annotated[Choice, cli.FLAT]
     data: Images
     execution: Execution
@@ -71,19 +79,12 @@ class Options:
     """Images per optimizer step, in two ghost batches."""
     evaluate_every: float = 1.0
     """Epochs between evaluations."""
-    early_stop: Annotated[bool, cli.FLAG] = False
-    """Stop trials that trail behind (ASHA): at an eighth and at half of a run, a trial goes on if its error is in the
-    better quarter of those of the trials before it, of the same depth and data set. It changes what the tables mean:
-    a stopped trial has no result, and rows that start slowly, such as gates, are stopped for it. A sweep that was
-    killed and continued stops the same trials."""
     trials_per_gpu: int | None = None
-    """Trials that share a GPU; by default as many as the memory of a measured step allows, at most 8."""
-    list: Annotated[bool, cli.FLAG] = False
-    """Print the cells with their cost and an estimate of their time, and run nothing."""
-    report_only: Annotated[bool, cli.FLAG] = False
-    """Write the report of the sweep as far as it is, and run nothing."""
-    demo: Annotated[bool, cli.FLAG] = False
-    """Run Tables 1 and 2 at 8 layers on generated images, in minutes on a laptop; other options still apply."""
+    """Trials that share a GPU. Unset: as many as fit into its memory by a measured step, at most 8."""
+    early_stop: Annotated[bool, cli.FLAG] = False
+    """Stop trials with a high error early (ASHA): after 1/8 and 1/2 of a run, a trial continues only if its error is in
+    the best quarter of the earlier trials of its depth and data set. This changes the tables: a stopped trial has no
+    result, and rows that start slowly, such as gates, are stopped. A resumed sweep stops the same trials."""
 
 
 FULL = Options(choice=Choice(iterations=ITERATIONS), data=Images(), execution=EXECUTION)
@@ -103,7 +104,7 @@ def main() -> None:
     with cli.bad_input_exits():
         recipe, data, execution = recipe_of(options), options.data, options.execution
         choose(options.choice, bases(recipe, options.choice, data))
-        # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
+        # Imported late, so that --help and a mistyped option do not wait for torch and Ray.
         from dist_resnet.ablation import cost, sweep
         from dist_resnet.launch.demo import write_images
 
@@ -131,7 +132,7 @@ def main() -> None:
 
 
 def recipe_of(options: Options) -> Recipe:
-    """The recipe that every cell starts from."""
+    """The recipe that all cells share."""
     if options.global_batch % 2:
         raise ValueError(f"global_batch must be even, for two ghost batches, got {options.global_batch}")
     return dataclasses.replace(

@@ -1,14 +1,15 @@
-"""CIFAR-10, pre-activation ResNet-1001 with bottleneck units: Table 3 of arXiv:1603.05027.
+r"""CIFAR-10, pre-activation ResNet-1001 with bottleneck units: Table 3 of arXiv:1603.05027.
 
     python jobs/cifar_preact1001.py --demo
     python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
-    python jobs/cifar_preact1001.py --data.train "cifar10/train-*.parquet" --data.validation "cifar10/test-*.parquet"
+    python jobs/cifar_preact1001.py --data.train "cifar10/train-*.parquet" \
+        --data.validation "cifar10/test-*.parquet"
 
-Expected after 64k steps: 4.92 % error (4.89 +- 0.14 over runs); the original unit has 7.61 %. The row at mini-batch 64
-(4.62 %) comes from other code and is jobs/cifar_preact1001_batch64.py.
+Expected after 64k steps: 4.92 % error (4.89 +- 0.14 over runs); with --model.placement original, 7.61 %. The row at
+mini-batch 64 (4.62 %) comes from other code: jobs/cifar_preact1001_batch64.py.
 
-Follows the code of arXiv:1512.03385, which the paper says it used at mini-batch 128: decay of convolution and
-classifier weights alone, plain momentum, fp32. docs/paper-map.md lists the departures with their likely effects.
+The recipe follows the code of arXiv:1512.03385, which the paper used at mini-batch 128: weight decay for the weights of
+convolutions and classifier only, plain momentum, fp32. docs/paper-map.md lists the departures and their likely effects.
 """
 
 from dist_resnet.cli import run_job
@@ -26,7 +27,7 @@ from dist_resnet.recipe import (
     Schedule,
 )
 
-# The paper counts iterations of 128 images; 50,000 images hold 390 whole ones.
+# The paper counts iterations of 128 images; 50,000 images fill 390 of them.
 STEPS_PER_EPOCH = 50_000 // 128
 
 RECIPE = Recipe(

@@ -1,14 +1,15 @@
-"""CIFAR-10, pre-activation ResNet-164 with bottleneck units: Table 3 of arXiv:1603.05027.
+r"""CIFAR-10, pre-activation ResNet-164 with bottleneck units: Table 3 of arXiv:1603.05027.
 
     python jobs/cifar_preact164.py --demo
     python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
-    python jobs/cifar_preact164.py --data.train "cifar10/train-*.parquet" --data.validation "cifar10/test-*.parquet"
+    python jobs/cifar_preact164.py --data.train "cifar10/train-*.parquet" \
+        --data.validation "cifar10/test-*.parquet"
 
-Expected after 64k steps: 5.46 % error (median of 5 runs; 5.93 % with --model.placement original). With --model.depth
-110 the units are basic and widen by zero channels, as published: 6.37 % (6.61 % with --model.placement original).
+Expected after 64k steps: 5.46 % error (median of 5 runs); with --model.placement original, 5.93 %. With --model.depth
+110 the units are basic and widen with channels of zeros, as published: 6.37 %, or 6.61 % with the original placement.
 
-Follows the code of arXiv:1512.03385, which the paper says it used at mini-batch 128: decay of convolution and
-classifier weights alone, plain momentum, fp32. docs/paper-map.md lists the departures with their likely effects.
+The recipe follows the code of arXiv:1512.03385, which the paper used at mini-batch 128: weight decay for the weights of
+convolutions and classifier only, plain momentum, fp32. docs/paper-map.md lists the departures and their likely effects.
 """
 
 from dist_resnet.cli import run_job
@@ -26,7 +27,7 @@ from dist_resnet.recipe import (
     Schedule,
 )
 
-# The paper counts iterations of 128 images; 50,000 images hold 390 whole ones.
+# The paper counts iterations of 128 images; 50,000 images fill 390 of them.
 STEPS_PER_EPOCH = 50_000 // 128
 
 RECIPE = Recipe(

@@ -1,4 +1,4 @@
-"""ImageNet, pre-activation ResNet-152, scale augmentation: Table 5 of arXiv:1603.05027.
+r"""ImageNet, pre-activation ResNet-152, scale augmentation: Table 5 of arXiv:1603.05027.
 
     python jobs/imagenet_preact152.py --demo
     python jobs/imagenet_preact152.py --data.train "/data/imagenet/train-*.parquet" \
@@ -6,12 +6,13 @@
         --execution.storage s3://bucket/runs
 
 Expected after 90 epochs: top-1 error 21.1 %, top-5 error 5.5 % at a single 320 x 320 crop. The original unit
-(--model.placement original) is the row above it: 21.3 %, 5.5 %, and 23.0 %, 6.7 % at 224 x 224.
+(--model.placement original) is the row above: 21.3 % and 5.5 %; at 224 x 224, 23.0 % and 6.7 %.
 
-Follows the code of arXiv:1512.03385, which the paper says it used for this row: decay of convolution and classifier
-weights alone, plain momentum, lighting as the only change of colors, stride on a bottleneck's first 1x1 convolution,
-fp32 (--execution.precision tf32 or bf16 is faster on GPUs; its effect on the error is not known at this depth).
-docs/paper-map.md lists the departures with their likely effects, each 0.2 points of top-1 error or less.
+The recipe follows the code of arXiv:1512.03385, which the paper used for this row: weight decay for the weights of
+convolutions and classifier only, plain momentum, lighting as the only change of color, stride on the first 1x1
+convolution of a bottleneck unit, fp32. With --execution.precision tf32 or bf16, GPUs are faster; the effect on the
+error is unknown at this depth. docs/paper-map.md lists the departures from the paper, each likely worth 0.2 points of
+top-1 error or less.
 """
 
 from dist_resnet.cli import run_job

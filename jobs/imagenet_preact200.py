@@ -1,17 +1,18 @@
-"""ImageNet, pre-activation ResNet-200, scale augmentation: Table 5 of arXiv:1603.05027.
+r"""ImageNet, pre-activation ResNet-200, scale augmentation: Table 5 of arXiv:1603.05027.
 
     python jobs/imagenet_preact200.py --demo
     python jobs/imagenet_preact200.py --data.train "/data/imagenet/train-*.parquet" \
         --data.validation "/data/imagenet/validation-*.parquet" --execution.workers 8 \
         --execution.storage s3://bucket/runs
 
-Expected after 90 epochs: top-1 error 20.7 %, top-5 error 5.3 % at a single 320 x 320 crop. About three weeks on the
-paper's 8 GPUs. The row "scale + aspect ratio" (20.1 %, 4.8 %) is jobs/imagenet_preact200_aspect.py.
+Expected after 90 epochs: top-1 error 20.7 %, top-5 error 5.3 % at a single 320 x 320 crop. The paper took about
+three weeks on 8 GPUs. The row "scale + aspect ratio" (20.1 %, 4.8 %) is jobs/imagenet_preact200_aspect.py.
 
-Follows the code of arXiv:1512.03385, which the paper says it used for this row: decay of convolution and classifier
-weights alone, plain momentum, lighting as the only change of colors, stride on a bottleneck's first 1x1 convolution,
-fp32 (--execution.precision tf32 or bf16 is faster on GPUs; its effect on the error is not known at this depth).
-docs/paper-map.md lists the departures with their likely effects, each 0.2 points of top-1 error or less.
+The recipe follows the code of arXiv:1512.03385, which the paper used for this row: weight decay for the weights of
+convolutions and classifier only, plain momentum, lighting as the only change of color, stride on the first 1x1
+convolution of a bottleneck unit, fp32. With --execution.precision tf32 or bf16, GPUs are faster; the effect on the
+error is unknown at this depth. docs/paper-map.md lists the departures from the paper, each likely worth 0.2 points of
+top-1 error or less.
 """
 
 from dist_resnet.cli import run_job

@@ -1,19 +1,23 @@
-"""ImageNet, pre-activation ResNet-200, scale and aspect ratio augmentation: Table 5 of arXiv:1603.05027.
+r"""ImageNet, pre-activation ResNet-200, scale and aspect ratio augmentation: Table 5 of arXiv:1603.05027.
 
     python jobs/imagenet_preact200_aspect.py --demo
     python jobs/imagenet_preact200_aspect.py --data.train "/data/imagenet/train-*.parquet" \
         --data.validation "/data/imagenet/validation-*.parquet" --execution.workers 8 \
         --execution.storage s3://bucket/runs
 
-Expected after 90 epochs: top-1 error 20.1 %, top-5 error 4.8 % at a single 320 x 320 crop. About three weeks on the
-paper's 8 GPUs. The row "scale" (20.7 %, 5.3 %) is jobs/imagenet_preact200.py.
+Expected after 90 epochs: top-1 error 20.1 %, top-5 error 4.8 % at a single 320 x 320 crop. The paper took about
+three weeks on 8 GPUs. The row "scale" (20.7 %, 5.3 %) is jobs/imagenet_preact200.py.
 
-Follows facebook/fb.resnet.torch, with which the authors released this row: decay of all weights and biases, Nesterov's
-momentum, brightness, contrast, saturation and lighting, stride on a bottleneck's 3x3 convolution, fp32
-(--execution.precision tf32 or bf16 is faster on GPUs; its effect on the error is not known at this depth).
-Departures: images are resized antialiased and bilinear where that code resizes bicubic and without antialiasing, the
-crop's aspect is drawn uniformly in its logarithm, and the last images of an epoch that fill no batch are left out; each
-is likely worth 0.2 points of top-1 error or less (docs/paper-map.md).
+The recipe follows facebook/fb.resnet.torch, with which the authors released this row: weight decay for all weights and
+biases, Nesterov's momentum, jitter of brightness, contrast, saturation and lighting, stride on the 3x3 convolution of a
+bottleneck unit, fp32. With --execution.precision tf32 or bf16, GPUs are faster; the effect on the error is unknown at
+this depth.
+
+Departures, each likely worth 0.2 points of top-1 error or less (docs/paper-map.md):
+
+- Images are resized with bilinear interpolation and antialiasing; that code uses bicubic without antialiasing.
+- The logarithm of the crop's aspect ratio is drawn uniformly.
+- The last images of an epoch that do not fill a batch are left out.
 """
 
 from dist_resnet.cli import run_job
@@ -23,7 +27,7 @@ RECIPE = Recipe(
     model=Model(depth=200, num_classes=1000, placement="full_preactivation", stride_on="conv3x3"),
     data=Data(train="imagenet/train-*.parquet", validation="imagenet/validation-*.parquet", dataset="imagenet"),
     augment=Augment(kind="inception", size=224, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True, color="full"),
-    # Departs from the paper: its text says momentum; the released code takes Nesterov's.
+    # Departs from the paper: its text says momentum; the released code uses Nesterov's.
     optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4, decay_norm_and_bias=True),
     schedule=Schedule(kind="step", learning_rate=0.1, drops=(30 / 90, 60 / 90)),
     evaluation=Evaluation(crops=(224, 320), shorter_sides=(256, 320)),

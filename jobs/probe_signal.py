@@ -1,14 +1,14 @@
-"""Measures signal and gradient at every residual unit on real images: Eqns. (4) to (8) of arXiv:1603.05027.
+r"""Measures signal and gradient at every residual unit on real images: Eqns. (4) to (8) of arXiv:1603.05027.
 
     python jobs/prepare_cifar.py --source cifar-10-batches-py --target cifar10
     python jobs/probe_signal.py --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --all-shortcuts --depths 20 110 1001 --data.train "cifar10/train-*.parquet"
     python jobs/probe_signal.py --run ~/dist_resnet/NAME
-    python jobs/probe_signal.py --model models:/full_preactivation-resnet164-cifar10@champion --execution.tracking.uri http://HOST:5000
+    python jobs/probe_signal.py --model models:/NAME@champion --execution.tracking.uri http://HOST:5000
 
-With fresh weights of a recipe, as its seed draws them, or with those and the trained ones of a run or of a registered
-model. In float32, with BN in training mode, on the first ghost batches of training. Figure, CSV and JSON lie under
-STORAGE/NAME/ and in MLflow. Expected: docs/signal-propagation.md; six shortcuts at three depths take about three
+Measures a recipe's initial weights; with --run or --model, also the trained weights. Everything is float32, with BN in
+training mode, on the first ghost batches of training. The figure, a CSV and a JSON file are written to STORAGE/NAME/
+and to MLflow. docs/signal-propagation.md shows the expected results; six shortcuts at three depths take about three
 minutes on two CPU cores and 8 GiB.
 """
 
@@ -31,54 +31,58 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True, kw_only=True)
 class Mlflow:
+    """MLflow, which gets the curves and files."""
+
     uri: str | None = None
-    """MLflow tracking server, and that of --model; by default MLFLOW_TRACKING_URI, else a sqlite file beside the
-    runs, or ~/dist_resnet/mlflow.db where they are on an object store."""
+    """MLflow tracking server, also for --model. Unset: MLFLOW_TRACKING_URI, or else mlflow.db next to the probes (in
+    ~/dist_resnet if they are stored in an object store)."""
     experiment: str = "dist_resnet"
-    """MLflow experiment that the probe belongs to."""
+    """MLflow experiment of the probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
+    """Where the probe is computed and stored."""
+
     device: Literal["auto", "gpu", "cpu"] = "auto"
-    """auto: the GPU where there is one."""
+    """Device that computes. auto: the GPU if there is one."""
     storage: str = "~/dist_resnet"
-    """Where probes are kept, beside the runs: a local path or URI of an object store."""
+    """Where probes are stored, next to the runs: a local path or URI of an object store."""
     name: str | None = None
-    """The probe's name, a folder under storage; by default the job's and a digest of what is measured."""
+    """Name of the probe, a folder in the storage. Unset: the job's name and a digest of what is measured."""
     tracking: Mlflow = field(default_factory=Mlflow)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    recipe: Annotated[Recipe, cli.FLAT] = RECIPE
-    execution: Place = field(default_factory=Place)
     run: str | None = None
-    """A run's directory, STORAGE/NAME, whose recipe and newest checkpoint are taken."""
+    """Directory of a run, STORAGE/NAME: measures its recipe and newest checkpoint. Unset: initial weights only."""
     model: str | None = None
-    """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    """A registered model instead of a run: models:/NAME/VERSION or models:/NAME@ALIAS. Unset: initial weights only."""
     all_shortcuts: Annotated[bool, cli.FLAG] = False
     """Measure every shortcut, with the settings of the recipe."""
     depths: tuple[int, ...] = ()
-    """Measure at each of these depths; by default at the recipe's."""
+    """Numbers of layers to measure at. Unset: --model.depth."""
     batches: int = 1
-    """Ghost batches to measure on; means over them are given."""
+    """Number of ghost batches to average over."""
+    recipe: Annotated[Recipe, cli.FLAT] = RECIPE
+    execution: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         if self.run is None and self.model is None:
             return
         cli.run_or_model(self.run, self.model)
         if self.all_shortcuts or self.depths:
-            raise ValueError("--all-shortcuts and --depths are for fresh weights; leave out --run and --model")
+            raise ValueError("--all-shortcuts and --depths are for initial weights; leave out --run and --model")
         if given := sorted(self.recipe.differences(RECIPE)):
             raise ValueError(f"--run and --model bring their own recipe; leave out {', '.join(given)}")
 
 
 def main() -> None:
-    """Reads the options, measures, prints what was found as JSON."""
+    """Reads the options, measures and prints the results as JSON."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
-    # Imported late, so that --help need not wait for torch.
+    # Imported late, so that --help does not wait for torch.
     from dist_resnet.analysis import probe
     from dist_resnet.launch import local
 
@@ -121,7 +125,7 @@ def subjects_of(options: Options) -> list:
 
 
 def _trained(options: Options) -> tuple:
-    """The recipe, the weights and the class names of a run or of a registered model."""
+    """The recipe, weights and class names of a run or a registered model."""
     from dist_resnet.launch.trained import open_trained
 
     source = cli.run_or_model(options.run, options.model)

@@ -55,8 +55,8 @@ def test_the_demo_is_a_default_that_options_change():
         (["--epoch", "5"], "Unrecognized options: --epoch, 5; perhaps you meant --epochs"),
         (["--model.depth", "deep"], "--model.depth: invalid literal for int() with base 10: 'deep'"),
         (["--model.shortcut", "highway"], "invalid choice 'highway' for argument '--model.shortcut'"),
-        (["--global-batch", "100"], "global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),
-        (["--schedule.drops", "0.9", "0.1"], "schedule.drops must rise within (0, 1)"),
+        (["--global-batch", "100"], ": global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),
+        (["--schedule.drops", "0.9", "0.1"], ": schedule.drops must rise within (0, 1)"),
         (["--seed"], "Missing value for argument '--seed'"),
     ],
 )
@@ -74,7 +74,7 @@ def test_help_teaches_every_field(capsys):
         _parse("--help")
     assert caught.value.code == 0
     told = capsys.readouterr().out
-    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Images over which one set of BN"):
+    for text in ("A job.", "--demo", "--model.shortcut", "--execution.storage", "Images per set of BN statistics"):
         assert text in told
 
 
@@ -84,7 +84,7 @@ def test_a_run_that_fails_ends_in_a_line_that_says_how_to_continue(failure: Exce
         raise failure
     line = str(ended.value.code)
     assert " ".join(str(failure).split()) in line
-    assert line.endswith("; once that is mended, the same command continues")
+    assert line.endswith("; once that is fixed, the same command resumes")
     assert "\n" not in line
 
 
@@ -95,7 +95,7 @@ def test_an_option_of_the_version_before_is_taken_with_a_line_that_names_todays(
     assert execution.recovery.hang_timeout_minutes == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
-    assert "is called --execution.checkpoints.every now; the old name goes with the next version" in said[0]
+    assert "is now called --execution.checkpoints.every; the next version drops the old name" in said[0]
 
 
 def test_every_old_name_stands_for_an_option_of_today(capsys):

@@ -125,7 +125,7 @@ def test_reading_a_recipe_is_strict(damage, complaint):
     [
         (lambda: _recipe(global_batch=100), "global_batch 100 is not a multiple of ghost_batch 32"),
         (lambda: _recipe(epochs=0), "epochs must be above 0, got 0"),
-        (lambda: _recipe(label_smoothing=1.0), "label_smoothing must lie in [0, 1), got 1.0"),
+        (lambda: _recipe(label_smoothing=1.0), "label_smoothing must be in [0, 1), got 1.0"),
         (lambda: Model(depth=20, num_classes=1), "model.num_classes must be at least 2, got 1"),
         (lambda: Model(depth=20, num_classes=2, shortcut="highway"), "shortcut must be one of identity, constant"),
         (lambda: Model(depth=20, num_classes=2, gate_bias=float("nan")), "model.gate_bias must be a finite number"),
@@ -138,7 +138,10 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Schedule(learning_rate=0.0), "schedule.learning_rate must be positive"),
         (lambda: Evaluation(crops=(224,), shorter_sides=(256, 320)), "evaluation.shorter_sides needs one entry"),
         (lambda: Evaluation(crops=(320,), shorter_sides=(256,)), "has 256, below its crop of 320 pixels"),
-        (lambda: Execution(workers=0), "execution.workers must be a number from 1 on, or MIN:MAX such as 2:8, got 0"),
+        (
+            lambda: Execution(workers=0),
+            "execution.workers must be a number of at least 1, or MIN:MAX such as 2:8, got 0",
+        ),
         (lambda: Execution(workers="4:2"), "or MIN:MAX such as 2:8, got '4:2'"),
         (lambda: Execution(workers="2:"), "or MIN:MAX such as 2:8, got '2:'"),
         (
@@ -148,18 +151,18 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(name="../other"), "execution.name must be the name of one folder"),
         (lambda: Execution(name=".."), "execution.name must be the name of one folder"),
         (lambda: Execution(name=" "), "execution.name must be the name of one folder"),
-        (lambda: Execution(name="a\nb"), "and control characters, and not begin with a dash, got 'a\\nb'"),
-        (lambda: Execution(name="-run"), "and not begin with a dash, got '-run'"),
-        (lambda: Execution(name="x" * 300), "execution.name has 300 bytes, a folder's name at most 250: 'xxx"),
-        (lambda: Execution(name="\u00e9" * 126), "execution.name has 252 bytes, a folder's name at most 250"),
-        (lambda: Execution(name="mlflow.db"), "execution.name mlflow.db is that of what MLflow keeps"),
+        (lambda: Execution(name="a\nb"), "and control characters, and must not begin with a dash, got 'a\\nb'"),
+        (lambda: Execution(name="-run"), "and must not begin with a dash, got '-run'"),
+        (lambda: Execution(name="x" * 300), "execution.name has 300 bytes, more than the 250 allowed: 'xxx"),
+        (lambda: Execution(name="\u00e9" * 126), "execution.name has 252 bytes, more than the 250 allowed"),
+        (lambda: Execution(name="mlflow.db"), "execution.name mlflow.db is used by MLflow in the storage"),
         (
             lambda: Execution(performance=Performance(cuda_graphs=True, compile=True)),
-            "cuda_graphs does not go with execution.performance.compile",
+            "cuda_graphs excludes execution.performance.compile",
         ),
         (
             lambda: Execution(performance=Performance(cuda_graphs=True, recompute=True)),
-            "cuda_graphs does not go with execution.performance.recompute",
+            "cuda_graphs excludes execution.performance.recompute",
         ),
         (
             lambda: Execution(performance=Performance(cuda_graphs=True), workers=2),

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: a live table, or plain lines where it is not a terminal."""
+"""A sweep's progress: a live table in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ _OTHER_ROWS = 8
 
 
 class Board:
-    """Shows cell, seed, iteration, error and time left of the trials."""
+    """Shows each trial's cell, seed, iteration, error and time left."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -28,13 +28,13 @@ class Board:
             self._live.start()
 
     def say(self, name: str, line: str) -> None:
-        """Tells of something that happened to a trial; a table shows it by itself."""
+        """Reports an event of a trial as a line; in a terminal, the table shows it."""
         if self._live is None:
             self._stream.write(f"{name}: {line}\n")
             self._stream.flush()
 
     def draw(self, trials: Sequence[Trial]) -> None:
-        """Shows the trials as they stand."""
+        """Shows the trials' current state."""
         if self._live is not None:
             self._live.update(table(trials, self._live.console.size.height), refresh=True)
         elif time.monotonic() - self._lines_at >= _SECONDS_BETWEEN_LINES:
@@ -45,13 +45,13 @@ class Board:
                     self.say(trial.name, f"{step}, validation error {percent(trial.error)}, {left} left")
 
     def close(self) -> None:
-        """Leaves the table as it stands."""
+        """Stops drawing; the last table stays."""
         if self._live is not None:
             self._live.stop()
 
 
 def table(trials: Sequence[Trial], height: int) -> Table:
-    """A table of the running trials and, as far as `height` lines allow, of the others."""
+    """A table of the running trials and as many others as fit into `height` lines."""
     over = [trial for trial in trials if trial.is_over]
     running = [trial for trial in trials if trial.status == "running"]
     waiting = [trial for trial in trials if trial.status == "waiting"]

@@ -1,4 +1,4 @@
-"""Which statements of the paper and of the replication hold in our runs, and which differences are noise."""
+"""The statements of the paper and the replication that hold in our runs, and the differences that are noise."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from dist_resnet.ablation.results import Cell
 from dist_resnet.paper import REPLICATION_20, Replication
 
 LEAST_NOISE = 0.3
-"""Points of test error by which seeds of ResNet-20 are known to differ."""
+"""Difference in test error, in points, that is known between seeds of ResNet-20."""
 
 Verdict = Literal["holds", "does not hold", "within the seed noise", "open"]
 _ORIGINAL, _PREACTIVATION = Replication("identity", "original"), Replication("identity", "full_preactivation")
@@ -21,7 +21,7 @@ _SCALING = Replication("constant_scaling", "original")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement that `lower` has the lower number, test error or training loss, than each of `higher`."""
+    """A statement that `lower` has a lower test error, or training loss, than each of `higher`."""
 
     text: str
     source: str
@@ -32,12 +32,12 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What our runs say of a claim."""
+    """The verdict of our runs on a claim."""
 
     claim: Claim
     verdict: Verdict
     numbers: str = ""
-    """The numbers that were compared; none where the verdict is open, for results are missing."""
+    """The compared numbers; empty if the verdict is open because results are missing."""
 
 
 def _published(*networks: Replication) -> str:
@@ -108,7 +108,7 @@ CLAIMS = (
 
 
 def findings(cells: Sequence[Cell]) -> list[Finding]:
-    """What the cells of one depth and length say of each claim."""
+    """The verdict on each claim of cells of one depth and length."""
     by_network = {
         Replication(cell.model["shortcut"], cell.model["placement"]): cell for cell in cells if is_usual(cell)
     }
@@ -116,12 +116,12 @@ def findings(cells: Sequence[Cell]) -> list[Finding]:
 
 
 def error_noise(cells: Iterable[Cell]) -> float:
-    """Points of test error that count as noise: the largest difference between seeds of a cell, at least 0.3."""
+    """The difference in test error, in points, that counts as noise: at least 0.3, or the largest between seeds."""
     return max([LEAST_NOISE, *_ranges(cells, lambda cell: cell.finite)])
 
 
 def losses(cell: Cell) -> list[float]:
-    """The final training losses of the trials that finished."""
+    """The final training losses of finished trials."""
     found = [trial.final_loss for trial in cell.trials if trial.state == "finished"]
     return [loss for loss in found if loss is not None]
 
@@ -142,7 +142,7 @@ def _finding(claim: Claim, cells: dict[Replication, Cell], all_cells: Sequence[C
         claim=claim,
         verdict=_verdict(difference, noise),
         numbers="; ".join(f"{cells[each].row}: {_written(measured[each], claim)}" for each in (claim.lower, nearest))
-        + ("" if ranges else "; one seed each, so their noise is not known"),
+        + ("" if ranges else "; one seed each, so the noise is unknown"),
     )
 
 
@@ -165,6 +165,6 @@ def _written(value: float, claim: Claim) -> str:
 
 
 def _ranges(cells: Iterable[Cell], values: Callable[[Cell], list[float]]) -> list[float]:
-    """For each cell with several seeds, how far they are apart."""
+    """The difference between the extreme values of each cell with several seeds."""
     found = [values(cell) for cell in cells]
     return [max(each) - min(each) for each in found if len(each) > 1]

@@ -1,4 +1,4 @@
-"""What the cells of a sweep cost, before anything runs."""
+"""The cost of a sweep's cells, before anything runs."""
 
 import heapq
 import os
@@ -18,7 +18,7 @@ _TRAINING_OVER_FORWARD = 3
 
 
 def listing(recipe: Recipe, choice: Choice, images: Images, execution: Execution) -> str:
-    """The cells of a choice with their cost in multiply-adds and an estimate of their time on this machine."""
+    """The chosen cells with their cost in multiply-adds and an estimate of their time on this machine, as text."""
     cells = choose(choice, bases(recipe, choice, images))
     device = torch.device("cuda" if torch.cuda.is_available() and execution.device != "cpu" else "cpu")
     room = _room(execution, device)
@@ -26,7 +26,7 @@ def listing(recipe: Recipe, choice: Choice, images: Images, execution: Execution
         torch.set_num_threads(room.cpus)
     macs = [measure(cell.recipe.model, cell.recipe.augment.size).multiply_adds for cell in cells]
     per_step = [_TRAINING_OVER_FORWARD * recipe.global_batch * each for each in macs]
-    probe = min(range(len(cells)), key=lambda place: per_step[place])
+    probe = min(range(len(cells)), key=lambda index: per_step[index])
     rate = per_step[probe] / measure_step(cells[probe].recipe, execution, device).seconds
     width = max(len(cell.key) for cell in cells)
     lines = [f"{'cell':<{width}}  {'paper':>6}  {'multiply-adds per image':>25}  {'per run':>9}  {'time per run':>12}"]
@@ -51,7 +51,7 @@ def listing(recipe: Recipe, choice: Choice, images: Images, execution: Execution
 
 
 def wall_seconds(runs: Iterable[float], at_once: int) -> float:
-    """The seconds until all runs are done, where each begins as soon as one of `at_once` places is free, in order.
+    """The seconds until all runs are done if each starts, in order, as soon as fewer than `at_once` others run.
 
     >>> wall_seconds([3.0, 2.0, 2.0, 1.0], 2)
     4.0
@@ -64,7 +64,7 @@ def wall_seconds(runs: Iterable[float], at_once: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """How many runs this machine takes at once, as `launch.ray.tune` would without a cluster."""
+    """The number of runs that this machine takes at once, as `launch.ray.tune` would without a cluster."""
 
     at_once: int
     cpus: int
@@ -76,8 +76,8 @@ def _room(execution: Execution, device: torch.device) -> _Room:
     cpus, cores = execution.cpus_per_worker or 1, os.cpu_count() or 1
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
-        assumption = f"this machine's {gpus} GPUs, of which runs that share one have as much together as one alone"
+        assumption = f"this machine's {gpus} GPUs, where runs that share one are together as fast as one alone"
         return _Room(at_once=gpus, cpus=cpus, assumption=assumption, measured_on="cuda")
     each = "1 core" if cpus == 1 else f"{cpus} cores"
-    assumption = f"this machine's {cores} cores with nothing else on them, {each} for each run, as fast as alone"
+    assumption = f"this machine's {cores} cores with no other load, {each} for each run, as fast as alone"
     return _Room(at_once=max(1, cores // cpus), cpus=cpus, assumption=assumption, measured_on=f"cpu, {cpus} threads")

@@ -1,4 +1,4 @@
-"""A document of few kinds of blocks, as Markdown and as one self-contained HTML page."""
+"""A document of a few kinds of blocks, as Markdown or as one self-contained HTML page."""
 
 import base64
 import html
@@ -29,7 +29,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; a notice stands out."""
+    """A paragraph; a notice is highlighted."""
 
     text: str
     notice: bool = False
@@ -37,7 +37,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a heading; the columns from the one numbered `numbers_from` on are set flush right."""
+    """Rows under a heading; the columns from index `numbers_from` are aligned to the right."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG under its file name, with what it shows in words."""
+    """A PNG with its file name and caption."""
 
     name: str
     content: bytes
@@ -57,12 +57,12 @@ Block = Heading | Paragraph | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The document as Markdown; figures are referred to by their file names."""
+    """The document as Markdown, with links to the figures' files."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """The document as a page that needs nothing else: style and figures are in it."""
+    """The document as one HTML page that contains its style and figures."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     tokens = reader.parse(to_markdown(blocks))
@@ -99,7 +99,7 @@ def _markdown(block: Block) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text on one line in which Markdown finds nothing to act on."""
+    """Text on one line, with Markdown's special characters escaped."""
     for sign in "\\`*_|<[]":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

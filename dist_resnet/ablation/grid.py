@@ -1,8 +1,8 @@
 """The cells of the CIFAR tables, as recipes: Tables 1, 2 and 3 of arXiv:1603.05027, and the depth-20 replication.
 
-A cell's recipe is the paper's CIFAR recipe with what the cell's row says, and nothing else, changed. Networks of basic
-units (20, 56, 110) reach a larger width by zero channels, those of bottleneck units (164, 1001) by 1x1 convolutions,
-as published. Of Table 3 the row "ResNet-110 (1-layer skip)" is left out: no recipe describes it.
+A cell's recipe is the paper's CIFAR recipe with only the settings of the cell's row changed. As published, networks of
+basic units (20, 56, 110) widen with channels of zeros, those of bottleneck units (164, 1001) with 1x1 convolutions. The
+row "ResNet-110 (1-layer skip)" of Table 3 is left out: no recipe describes it.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ _SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number of a table: a network that is trained, and the paper's error where it has one."""
+    """One number of a table: a network to train, and its published error if there is one."""
 
     key: str
-    """Table, row and depth, such as table1/exclusive_gating_bias-6/110; each part can name a file or be in a URL."""
+    """Table, row and depth, such as table1/exclusive_gating_bias-6/110; safe in file names and URLs."""
     table: str
     """One of `TABLES`, or `full`."""
     row: str
     """The row's name within its table."""
     published: Published | None
-    """Where `dist_resnet.paper` has the cell; None for a cell at another depth than the published."""
+    """The cell's key in `dist_resnet.paper`; None if it was not published at this depth."""
     recipe: Recipe
-    """What is trained, with seed 0."""
+    """The network's recipe, with seed 0."""
 
     @property
     def depth(self) -> int:
@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def paper_error(self) -> float | None:
-        """The published error in percent; None where there is none or it is "fail"."""
+        """The published error in percent; None if there is none or it is "fail"."""
         return _published_error(self.published)
 
     @property
@@ -66,27 +66,27 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which cells are run, for how long and how often."""
+    """The cells to run, for how long and how often."""
 
-    grid: Literal["tables", "full"] = "tables"
-    """tables: the rows of `tables`. full: every shortcut with every placement, at each of `depths` (by default 20)."""
     tables: tuple[str, ...] = TABLES
-    """Tables to take rows from: 1 (shortcuts, ResNet-110), 2 (placements, ResNet-110 and 164), 3 (original and
+    """Tables whose rows are run: 1 (shortcuts, ResNet-110), 2 (placements, ResNet-110 and 164), 3 (original and
     pre-activation, up to ResNet-1001), replication (ResNet-20)."""
-    cells: tuple[str, ...] = ()
-    """Only these cells, by their keys as --list prints them; by default all."""
     depths: tuple[int, ...] = ()
-    """Runs the rows at these depths; by default at those that each table has. Other depths have no paper's number."""
-    shortcuts: tuple[Shortcut, ...] = ()
-    """Only rows with these shortcuts; by default all."""
-    placements: tuple[Placement, ...] = ()
-    """Only rows with these placements; by default all."""
-    datasets: tuple[Dataset, ...] = ("cifar10",)
-    """Data sets; cifar100 adds the lower half of Table 3 and needs --data.train100 and --data.validation100."""
+    """Numbers of layers at which rows are run; the paper has no errors for others than its own. Unset: the table's."""
     seeds: int = 5
-    """Runs of each cell, with seeds 0, 1, ...; the paper's numbers are medians of 5."""
+    """Runs of each cell, with seeds 0, 1, ...; the paper's errors are medians of 5 runs."""
     iterations: int = paper.CIFAR_ITERATIONS
-    """Optimizer steps of a run; the whole schedule scales with it. The paper: 64000."""
+    """Optimizer steps of a run, to which the schedule scales. The paper: 64000."""
+    datasets: tuple[Dataset, ...] = ("cifar10",)
+    """Data sets. cifar100 adds the lower half of Table 3 and needs --data.train100 and --data.validation100."""
+    shortcuts: tuple[Shortcut, ...] = ()
+    """Run only rows with these shortcuts. Unset: all."""
+    placements: tuple[Placement, ...] = ()
+    """Run only rows with these placements. Unset: all."""
+    cells: tuple[str, ...] = ()
+    """Run only these cells, named as --list prints them. Unset: all."""
+    grid: Literal["tables", "full"] = "tables"
+    """tables: the rows of --tables. full: every shortcut with every placement, at each of --depths or at 20 layers."""
 
     def __post_init__(self) -> None:
         for name in self.tables:
@@ -101,26 +101,27 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Where the images of each data set lie: a glob or folder of Parquet shards, a local path or URI."""
+    """The images of each data set: folders or globs of Parquet shards, as local paths or URIs of object stores."""
 
     train: str = "cifar10/train-*.parquet"
     """CIFAR-10's training images."""
     validation: str = "cifar10/test-*.parquet"
     """CIFAR-10's test images."""
     train100: str = "cifar100/train-*.parquet"
-    """CIFAR-100's training images; read only where --datasets names cifar100."""
+    """CIFAR-100's training images. Only for --datasets cifar100."""
     validation100: str = "cifar100/test-*.parquet"
-    """CIFAR-100's test images."""
+    """CIFAR-100's test images. Only for --datasets cifar100."""
     label_column: str | None = None
-    """CIFAR-10's column of labels; by default `label`, else the only one that is named as labels are."""
+    """Column of CIFAR-10's shards that holds the labels. Unset: `label`, or the only column with a usual name for
+    labels."""
     label_column100: str | None = None
-    """CIFAR-100's column of labels, such as fine_label."""
+    """Column of CIFAR-100's shards that holds the labels, such as fine_label. Unset: as for CIFAR-10."""
     match_classes: MatchClasses = "names"
-    """What says which class of the training images a test image has. names: the class names of both, whatever
-    their order. numbers: the label, whatever the names."""
+    """How the classes of test images are matched to those of training images. names: by class name, in any order.
+    numbers: by label, whatever the names."""
 
     def data(self, dataset: str) -> Data:
-        """The part of a recipe that says so."""
+        """A data set as the recipe's `data`."""
         is_100 = dataset == "cifar100"
         return Data(
             train=self.train100 if is_100 else self.train,
@@ -134,9 +135,9 @@ class Images:
 def bases(
     recipe: Recipe, choice: Choice, images: Images, sizes: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, Recipe]:
-    """The paper's recipe for each data set: its classes and images, and as many epochs as the iterations take.
+    """The recipe for each data set, with its classes and images, and with the epochs for the chosen iterations.
 
-    `sizes` holds the training images of the data sets; those of CIFAR where it is silent.
+    `sizes` gives the number of training images of each data set; by default that of CIFAR.
     """
     found = {}
     for dataset in ("cifar10", "cifar100"):
@@ -151,10 +152,10 @@ def bases(
 
 
 def choose(choice: Choice, bases: Mapping[str, Recipe]) -> list[Cell]:
-    """The cells of a choice, in the order of the tables.
+    """The chosen cells, in the order of the tables.
 
-    `bases` holds, by data set, the paper's recipe with that set's images and classes. Raises ValueError for an
-    unknown cell, a depth that no CIFAR network has, and a choice that leaves no cell.
+    `bases` holds the recipe for each data set. Raises ValueError for an unknown cell, a depth that no CIFAR network
+    has, and a choice without cells.
     """
     for depth in choice.depths:
         if layout_of(depth).stem != "cifar":
@@ -174,12 +175,12 @@ def choose(choice: Choice, bases: Mapping[str, Recipe]) -> list[Cell]:
     known = [cell.key for cell in cells]
     for key in choice.cells:
         if key not in known:
-            raise ValueError(f"unknown cell {key!r}; the other options leave {_some(known)}; --list prints all")
+            raise ValueError(f"unknown cell {key!r}; the other options select {_some(known)}; --list prints all")
     cells = [cell for cell in cells if not choice.cells or cell.key in choice.cells]
     if not cells:
         raise ValueError(
-            f"no cell is left by --tables {' '.join(choice.tables)} with the chosen data sets, shortcuts and "
-            "placements; CIFAR-100 stands in table 3 only; leave out one of the options"
+            f"no cell of --tables {' '.join(choice.tables)} has the chosen data sets, shortcuts and placements; "
+            "CIFAR-100 is only in table 3; leave out one of the options"
         )
     return cells
 
@@ -191,7 +192,7 @@ class _Row:
     depths: tuple[int, ...]
     """Depths at which the table has the row."""
     changes: dict[str, Any]
-    """What the row says of `recipe.Model`."""
+    """The row's settings of `recipe.Model`."""
     published: dict[int, Published]
     """By depth."""
     dataset: str = "cifar10"
@@ -209,7 +210,7 @@ def _rows(choice: Choice) -> Iterator[_Row]:
 
 def _table_1() -> Iterator[_Row]:
     for key in paper.TABLE_1:
-        # The paper's one row "0 to -5" is run at 0, its first.
+        # The paper has one row "0 to -5"; it is run at 0.
         if key.shortcut == "exclusive_gating" and key.gate_bias in (-1.0, -2.0, -3.0, -4.0, -5.0):
             continue
         settings = {name: value for name, value in key._asdict().items() if value is not None}
@@ -223,7 +224,7 @@ def _table_1() -> Iterator[_Row]:
 
 
 def _table_1_name(key: paper.Table1) -> str:
-    """The row's name: the shortcut and what distinguishes the rows that share it.
+    """The row's name: the shortcut and the settings that distinguish it.
 
     >>> _table_1_name(paper.Table1("exclusive_gating", gate_bias=-6.0))
     'exclusive_gating_bias-6'
@@ -266,7 +267,7 @@ def _table_3() -> Iterator[_Row]:
 
 
 def _replication() -> Iterator[_Row]:
-    """Every pair that the replication gives an error or a rank for."""
+    """Every pair for which the replication has an error or a rank."""
     pairs = [(shortcut, "original") for shortcut in paper.REPLICATION_20_SHORTCUTS]
     pairs += [("identity", placement) for placement in paper.REPLICATION_20_PLACEMENTS]
     pairs += [(key.shortcut, key.placement) for key in paper.REPLICATION_20]

@@ -1,6 +1,6 @@
-"""The report's figures: errors beside the published ones, and training curves laid out as Figs. 3 and 6.
+"""The report's figures: our errors and the published ones, and training curves like Figs. 3 and 6.
 
-Colors are of the Okabe-Ito palette, and nothing is told by color alone: marks differ in shape, lines in dashes.
+Colors are from the Okabe-Ito palette. Marks also differ in shape and lines in dashes, so that color is never needed.
 """
 
 import math
@@ -23,8 +23,8 @@ _DPI = 120
 def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes:
     """A PNG with a row for each cell: its published error, its trials' results and their median.
 
-    What is a "fail" stands in a column of its own on the right; ours only where `fails_are_shown`, which is not where
-    runs were so short that errors are still high, and there too where a trial diverged.
+    A "fail" is drawn in a separate column on the right: published ones, diverged trials and, if `fails_are_shown`, our
+    errors that the paper would print as "fail". Do not show those of shortened runs, whose errors are still high.
     """
     figure = Figure(figsize=(9, 1.5 + 0.36 * len(cells)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
@@ -40,7 +40,7 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
 
     for row, cell in enumerate(cells):
         if cell.paper_error is not None:
-            # A published "fail" is one in any case.
+            # A published "fail" is drawn as one in any case.
             published = cell.paper_error if math.isfinite(cell.paper_error) else fail
             axes.plot(published, row, "D", markersize=8, markerfacecolor="none", color=BLUE, markeredgewidth=1.5)
         if cell.median is not None:
@@ -58,7 +58,7 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
     axes.set_yticks(range(len(cells)), [_label(cell, cells) for cell in cells])
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xlim(min(inside) - 0.06 * room, (fail if has_fails else max(inside)) + 0.06 * room)
-    # Numbers end where the column of fails begins.
+    # No ticks in the column of fails.
     axes.set_xticks([tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= max(inside) + 0.02 * room])
     if has_fails:
         axes.axvline(fail - 0.06 * room, color="#777777", linewidth=0.8)
@@ -73,9 +73,9 @@ def errors(cells: Sequence[Cell], title: str, *, fails_are_shown: bool) -> bytes
 
 
 def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> bytes:
-    """A PNG with a panel for each cell, as in Figs. 3 and 6: the cell beside the original residual unit.
+    """A PNG with a panel for each cell, as in Figs. 3 and 6: the cell and the original residual unit.
 
-    Dashed: training loss, on the left (logarithmic). Solid: test error, on the right. Every seed has its own line.
+    Dashed: training loss, left axis (logarithmic). Solid: test error, right axis. Every seed has its own line.
     """
     baseline = next((cell for cell in cells if cell.is_baseline), None)
     panels = [cell for cell in cells if cell is not baseline] or list(cells)
@@ -86,12 +86,12 @@ def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> by
     top = _error_limit(cells)
     bottom, high = _loss_limits(cells)
     few = max((len(trial.test_error) for cell in cells for trial in cell.trials), default=0) < 25
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
+    for index, axes in enumerate(grid.flat):
+        if index >= len(panels):
             axes.set_axis_off()
             continue
         right = axes.twinx()
-        for cell, color in ((baseline, BLACK), (panels[place], VERMILLION)):
+        for cell, color in ((baseline, BLACK), (panels[index], VERMILLION)):
             if cell is not None and not (color == VERMILLION and cell is baseline):
                 _draw(axes, right, cell, color, marked=few)
         axes.set_yscale("log")
@@ -104,15 +104,15 @@ def training_curves(cells: Sequence[Cell], title: str, *, iterations: int) -> by
         axes.set_xlim(0, 1.02 * iterations)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-        axes.set_title(_label(panels[place], cells), fontsize=10)
+        axes.set_title(_label(panels[index], cells), fontsize=10)
         axes.grid(alpha=0.25)
-        if place % columns == 0:
+        if index % columns == 0:
             axes.set_ylabel("training loss")
-        if place % columns == columns - 1 or place == len(panels) - 1:
+        if index % columns == columns - 1 or index == len(panels) - 1:
             right.set_ylabel("test error in %")
-        if place + columns >= len(panels):
+        if index + columns >= len(panels):
             axes.set_xlabel("iterations")
-        if not any(trial.training_loss or trial.test_error for trial in panels[place].trials):
+        if not any(trial.training_loss or trial.test_error for trial in panels[index].trials):
             axes.text(0.5, 0.5, "not started", transform=axes.transAxes, ha="center", color="#555555")
     figure.suptitle(title)
     figure.legend(handles=_curve_key(baseline), loc="outside lower center", ncols=2, frameon=False)
@@ -132,7 +132,7 @@ def _draw(left: Axes, right: Axes, cell: Cell, color: str, *, marked: bool) -> N
 
 
 def _error_limit(cells: Sequence[Cell]) -> float:
-    """The paper's 20 %, or more where finished runs are above it; the first errors of all runs are."""
+    """The paper's 20 %, or more if finished runs are above it. Early errors are always above it and do not count."""
     with_curve = [trial for cell in cells for trial in cell.trials if trial.test_error]
     finished = [trial for trial in with_curve if trial.state == "finished"]
     ends = [trial.test_error[-1][1] for trial in finished or with_curve]
@@ -141,7 +141,7 @@ def _error_limit(cells: Sequence[Cell]) -> float:
 
 
 def _loss_limits(cells: Sequence[Cell]) -> tuple[float, float]:
-    """A range of losses that holds all curves but for their first overshoot."""
+    """A range of losses that shows all curves except their initial overshoot."""
     losses = [loss for cell in cells for trial in cell.trials for _, loss in trial.training_loss if 0 < loss < math.inf]
     if not losses:
         return 0.01, 3.0
@@ -173,7 +173,7 @@ def _curve_key(baseline: Cell | None) -> list[Line2D]:
 
 
 def _label(cell: Cell, cells: Sequence[Cell]) -> str:
-    """The row's name, with depth and data set where the figure holds several."""
+    """The row's name, with depth and data set if the figure has several."""
     label = cell.row
     if len({other.depth for other in cells}) > 1:
         label += f", {cell.depth} layers"

@@ -1,6 +1,6 @@
-"""What one or several sweeps gave, as data: JSON with a line for each cell and seed, and CSV with all curves.
+"""The results of one or more sweeps as data: JSON with an entry for each cell and seed, and CSV with all curves.
 
-Errors are fractions here, as in the journals; no path of a machine is written.
+Errors are fractions, as in the journals. No path of a machine is written.
 """
 
 import csv
@@ -22,7 +22,7 @@ _SWEEP_FACTS = ("iterations", "seeds", "global_batch", "early_stop", "commit", "
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A cell trained from one seed, in one of the sweeps."""
+    """A cell trained with one seed in one of the sweeps."""
 
     sweep_name: str
     sweep: Sweep
@@ -36,28 +36,28 @@ class Entry:
 
     @property
     def commit(self) -> str | None:
-        """The commit that the trial's sessions ran; that of the sweep where they do not know it."""
+        """The commit that the trial's sessions ran; the sweep's if theirs is unknown."""
         known = self.trial.commit
         return known if known and "unknown" not in known else self.sweep.facts.get("commit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The entries of several sweeps."""
+    """The entries of one or more sweeps."""
 
     sweeps: dict[str, Sweep]
-    """By their names."""
+    """By name."""
     entries: list[Entry]
 
     @property
     def lengths(self) -> list[int]:
-        """The iterations that there are entries of, the longest first."""
+        """The different numbers of iterations of the entries, largest first."""
         return sorted({entry.iterations for entry in self.entries}, reverse=True)
 
     def cells(self, iterations: int) -> list[Cell]:
-        """The different networks that were trained so long, each with the trials of all sweeps and tables.
+        """The networks that were trained for so many iterations, each with the trials of all sweeps and tables.
 
-        Rows that several tables share, such as the original unit, are one cell here.
+        Rows that several tables share, such as the original unit, are one cell.
         """
         found: dict[str, list[Entry]] = {}
         for entry in self.entries:
@@ -68,8 +68,11 @@ class Record:
 
 
 def read_record(directories: Sequence[RunDirectory]) -> Record:
-    """Reads sweeps. Raises FileNotFoundError where a folder holds none, and ValueError where none is given and where
-    two sweeps have the same name, or the same cell for as many iterations and with the same seed."""
+    """The record of the sweeps in these directories.
+
+    Raises FileNotFoundError if a directory holds no sweep. Raises ValueError if no directory is given, or if two sweeps
+    have the same name, or the same cell with the same iterations and seed.
+    """
     if not directories:
         raise ValueError("no sweep was given; name at least one by its folder or URI, STORAGE/NAME")
     sweeps: dict[str, Sweep] = {}
@@ -89,7 +92,7 @@ def read_record(directories: Sequence[RunDirectory]) -> Record:
 
 
 def to_json(record: Record, *, written: str) -> dict[str, Any]:
-    """The record as JSON values: `cells` that have a result, and `unfinished` with how far they are."""
+    """The record as JSON values: `cells` with a result, and `unfinished` ones with their progress."""
     return {
         "format": _FORMAT,
         "written": written,
@@ -101,7 +104,7 @@ def to_json(record: Record, *, written: str) -> dict[str, Any]:
 
 
 def to_csv(record: Record) -> str:
-    """Every evaluation of every cell and seed, also of trials that are not over, one a line."""
+    """Every evaluation of every cell and seed, including unfinished trials, one a line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*_identity(record.entries[0]), "state", *_CURVE_COLUMNS))
@@ -192,7 +195,7 @@ def _check_different(entries: Iterable[Entry]) -> None:
 
 
 def _merged(entries: Sequence[Entry]) -> Cell:
-    """One cell of several entries of the same network."""
+    """One cell for all entries of a network."""
     published = [entry.cell for entry in entries if entry.cell.paper_error is not None]
     cell = published[0] if published else entries[0].cell
     trials = {(entry.sweep_name, entry.trial.name): entry.trial for entry in entries}

@@ -1,4 +1,4 @@
-"""The sweep's report: our errors beside the published ones, cell by cell, at any time of the sweep."""
+"""A sweep's report, at any time: our errors next to the published ones, cell by cell."""
 
 import math
 import re
@@ -21,17 +21,17 @@ _TITLES = {
     "1": "Table 1: shortcuts",
     "2": "Table 2: placements of BN and ReLU",
     "3": "Table 3: original and pre-activation units",
-    "replication": "Depth 20, beside a public replication",
+    "replication": "Depth 20, with a public replication",
     "full": "All pairs of shortcut and placement",
 }
 _DATASET_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 
 def write_report(directory: RunDirectory) -> dict[str, bytes]:
-    """Writes the report of the sweep in `directory`, as far as its trials are, under `report/`.
+    """Writes the report of the sweep in `directory`, finished or not, to `report/`.
 
-    Returns the files by name: `report.md`, `report.html`, which needs none of the others, and PNG figures. Raises
-    FileNotFoundError where `directory` holds no sweep.
+    Returns the files by name: `report.md`, the self-contained `report.html`, and PNG figures. Raises FileNotFoundError
+    if `directory` holds no sweep.
     """
     sweep = read_sweep(directory)
     blocks = _blocks(sweep, directory.name)
@@ -48,8 +48,8 @@ def _blocks(sweep: Sweep, name: str) -> list[Block]:
     blocks.append(
         Paragraph(
             'Errors are top-1 test errors in percent, at the end of training. "fail" is an error above 20 % or a loss '
-            "that is no longer finite. Ours is the median over the seeds that are done, beside it their mean and "
-            "sample standard deviation; the difference is our median less the published number."
+            "that is no longer finite. Ours is the median of the finished seeds, followed by their mean and sample "
+            "standard deviation; the difference is our median minus the published number."
         )
     )
     blocks += [Heading("What was run"), _facts(sweep)]
@@ -60,11 +60,11 @@ def _blocks(sweep: Sweep, name: str) -> list[Block]:
 
 
 def _notices(sweep: Sweep) -> Iterable[str]:
-    """What a reader has to know before the numbers."""
+    """What a reader must know before the numbers."""
     if sweep.is_short:
         yield (
-            f"Shortened runs: {sweep.iterations:,} iterations, the paper has {paper.CIFAR_ITERATIONS:,}. Errors are "
-            'not comparable with the published ones, nor is "fail"; only runs that diverged are marked so.'
+            f"Shortened runs: {sweep.iterations:,} iterations; the paper has {paper.CIFAR_ITERATIONS:,}. Errors are "
+            'not comparable with the published ones; only diverged runs are marked "fail".'
         )
     trials = sweep.trials
     counts = {
@@ -73,16 +73,16 @@ def _notices(sweep: Sweep) -> Iterable[str]:
     if counts["unfinished"] or counts["not started"]:
         done = sum(trial.is_over for trial in trials)
         yield (
-            f"Not complete: {done} of {len(trials)} trials are over, {counts['unfinished']} have begun, "
-            f"{counts['not started']} have not started. Medians, ranks and counts are over what is there: a row's "
-            "rank, the published one too, is among the rows with a result, and changes with the next ones."
+            f"Incomplete: {done} of {len(trials)} trials are over, {counts['unfinished']} have started, "
+            f"{counts['not started']} have not. Medians, ranks and counts are of the results so far; ranks, also the "
+            "published ones, are among the rows with a result and change with further results."
         )
     if stopped := sum(trial.state == "stopped early" for trial in trials):
-        yield f"{stopped} trials that were behind were stopped early: they have no result, and medians leave them out."
+        yield f"{stopped} trials were stopped early because of their error: they have no result, and medians omit them."
     for dataset in dict.fromkeys(cell.dataset for cell in sweep.cells):
         of_dataset = {trial.data for cell in sweep.cells if cell.dataset == dataset for trial in cell.trials}
         if len(of_dataset - {(None, None)}) > 1:
-            yield f"The trials on {_dataset(dataset)} did not all see the same shards; see their digests."
+            yield f"The trials on {_dataset(dataset)} did not all use the same shards; see their digests."
 
 
 def _facts(sweep: Sweep) -> Table:
@@ -100,11 +100,11 @@ def _facts(sweep: Sweep) -> Table:
     ]
     for dataset in dict.fromkeys(cell.dataset for cell in sweep.cells):
         digests = {trial.data for cell in sweep.cells if cell.dataset == dataset for trial in cell.trials}
-        told = [
+        seen = [
             f"training {train or NONE}, test {test or NONE}"
             for train, test in sorted(digests - {(None, None)}, key=str)
         ]
-        rows.append((f"{_dataset(dataset)} shards, digest", "; ".join(told) or NONE))
+        rows.append((f"{_dataset(dataset)} shards, digest", "; ".join(seen) or NONE))
     devices = sorted({trial.device for trial in trials if trial.device})
     rows += [
         ("precision", "; ".join(sorted({trial.precision for trial in trials if trial.precision})) or NONE),
@@ -141,20 +141,18 @@ def _table_blocks(sweep: Sweep, table: str, cells: Sequence[Cell]) -> Iterable[B
     slug = re.sub(r"\W+", "_", table).strip("_").lower()
     short = f", {sweep.iterations:,} iterations" if sweep.is_short else ""
     image = plots.errors(cells, _title(table) + short, fails_are_shown=not sweep.is_short)
-    yield Figure(f"errors_{slug}.png", image, f"{_title(table)}: our test errors beside the published ones{short}.")
+    yield Figure(f"errors_{slug}.png", image, f"{_title(table)}: our test errors and the published ones{short}.")
     for group in groups:
         title = f"{_title(table)}, {_network(group[0])}{short}"
         image = plots.training_curves(group, title, iterations=sweep.iterations)
         caption = f"{title}. Dashed: training loss (left axis). Solid: test error (right axis). Cross: diverged."
         if any(trial.state in ("unfinished", "stopped early") for cell in group for trial in cell.trials):
-            caption += (
-                " Curves that end before the axis does are of trials that are not finished or were stopped early."
-            )
+            caption += " Curves that end before the axis belong to trials that are unfinished or were stopped early."
         yield Figure(f"curves_{slug}_{group[0].dataset}_{group[0].depth}.png", image, caption)
 
 
 def _rows(sweep: Sweep, cells: Sequence[Cell]) -> Iterable[tuple[str, ...]]:
-    """The table's rows of one data set and depth; ranks are among the rows that have both numbers."""
+    """The table's rows of one data set and depth; ranks are among the rows with both numbers."""
     ours = _ours(sweep, cells)
     both = {cell.key: cell.paper_error for cell in cells if cell.paper_error is not None and cell.key in ours}
     published_ranks, our_ranks = ranks(both), ranks({key: ours[key] for key in both} or ours)
@@ -207,7 +205,7 @@ def _state(trial: Trial) -> str:
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells of each data set and depth, which can be ranked against each other."""
+    """The cells by data set and depth, within which they can be ranked."""
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.dataset, cell.depth), []).append(cell)
@@ -215,7 +213,7 @@ def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _ours(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, float]:
-    """Our medians by cell, all fails alike."""
+    """Our medians by cell, with infinity for each fail."""
     return {cell.key: math.inf if sweep.fails(cell) else cell.median for cell in cells if cell.median is not None}
 
 
@@ -228,14 +226,14 @@ def _error(error: float | None, *, fails: bool) -> str:
 
 
 def _spread(cell: Cell) -> str:
-    told = []
+    parts = []
     if cell.finite:
-        told = [f"{statistics.fmean(cell.finite):.2f}"]
+        parts = [f"{statistics.fmean(cell.finite):.2f}"]
     if len(cell.finite) > 1:
-        told = [f"{told[0]} {PLUS_MINUS} {statistics.stdev(cell.finite):.2f}"]
+        parts = [f"{parts[0]} {PLUS_MINUS} {statistics.stdev(cell.finite):.2f}"]
     if diverged := len(cell.results) - len(cell.finite):
-        told.append(f"{diverged} diverged")
-    return ", ".join(told) or NONE
+        parts.append(f"{diverged} diverged")
+    return ", ".join(parts) or NONE
 
 
 def _difference(cell: Cell, sweep: Sweep) -> str:

@@ -1,4 +1,4 @@
-"""What the trials of a sweep have given so far, read from their journals at any time."""
+"""The results of a sweep's trials so far, read from their journals at any time."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.records import Diverged, Finished, Record, Session, Stopped
 from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
-# A panel shows no more, and means over longer spans are calmer.
+# A panel cannot show more, and means over longer spans are smoother.
 _POINTS = 200
 
 Curve = list[tuple[int, float]]
@@ -20,53 +20,53 @@ State = Literal["not started", "unfinished", "finished", "diverged", "stopped ea
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One cell trained from one seed. Errors are percentages."""
+    """One cell trained with one seed. Errors are percentages."""
 
     seed: int
     name: str
-    """The trial's folder in the sweep's."""
+    """The trial's folder in the sweep's directory."""
     state: State
     steps: int
-    """Optimizer steps that are done."""
+    """Optimizer steps taken."""
     total_steps: int | None
     """Optimizer steps of the whole run, once it has started."""
     newest_error: float | None
-    """Test error of the newest evaluation; the result, once the trial is finished."""
+    """Test error of the newest evaluation; of a finished trial, the result."""
     fingerprint: str
     data: tuple[str | None, str | None]
     """Digests of the training and of the test shards, once the trial has started."""
     device: str | None
     precision: str | None
-    """What steps were computed in, as far as the journal says so."""
+    """Precision of the steps; None if the journal does not have it."""
     commit: str | None
-    """The code that ran, as far as the journal says so."""
+    """Commit of the code; None if the journal does not have it."""
     outcome: Finished
-    """The journal's last record; an empty one before the end, and where the trial diverged."""
+    """The journal's last record; an empty one before the end and if the trial diverged."""
     sessions: Sessions
     evaluations: list[Evaluation]
     training_loss: Curve
-    """(step, mean cross-entropy of the steps since the point before)."""
+    """(step, mean cross-entropy of the steps since the previous point)."""
     test_error: Curve
     """(step, test error)."""
 
     @property
     def images_per_second(self) -> float | None:
-        """Of the steps of the last session, once the trial is finished."""
+        """Speed of the last session's steps; None before the trial has finished."""
         return self.outcome.images_per_second
 
     @property
     def final_loss(self) -> float | None:
-        """Mean training loss of the steps since the last evaluation but one: about an epoch."""
+        """Mean training loss of the steps since the last evaluation but one, about an epoch."""
         return self.evaluations[-1].training_loss if self.evaluations else None
 
     @property
     def is_over(self) -> bool:
-        """Whether the trial has a result: an error, or that it diverged."""
+        """Whether the trial has a result: an error, or divergence."""
         return self.state in ("finished", "diverged")
 
     @property
     def result(self) -> float:
-        """The test error of a trial that is over; infinite where it diverged."""
+        """The test error of a trial that is over; infinite if it diverged."""
         assert self.is_over
         return math.inf if self.state == "diverged" or self.newest_error is None else self.newest_error
 
@@ -81,19 +81,19 @@ class Cell:
     depth: int
     dataset: str
     paper_error: float | None
-    """The published error; infinite for the paper's "fail", None where nothing was published."""
+    """The published error; infinite for the paper's "fail", None if nothing was published."""
     model: dict[str, Any]
     """Fields of `recipe.Model`."""
     trials: list[Trial] = field(default_factory=list)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is the original residual unit, which every figure of the paper compares with."""
+        """Whether this is the original residual unit, with which every figure of the paper compares."""
         return (self.model.get("shortcut"), self.model.get("placement")) == ("identity", "original")
 
     @property
     def fail_above(self) -> float:
-        """The error above which the paper prints "fail"; CIFAR-100's published errors lie above it themselves."""
+        """The error above which the paper prints "fail"; none for CIFAR-100, whose published errors are above 20 %."""
         return paper.FAIL_ABOVE if self.dataset == "cifar10" else math.inf
 
     @property
@@ -103,7 +103,7 @@ class Cell:
 
     @property
     def median(self) -> float | None:
-        """The median result, infinite where most trials diverged; None before the first result."""
+        """The median result, infinite if most trials diverged; None before the first result."""
         return statistics.median(self.results) if self.results else None
 
     @property
@@ -114,7 +114,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep as it stands."""
+    """A sweep's current state."""
 
     facts: dict[str, Any]
     """`sweep.json` without its cells."""
@@ -132,19 +132,21 @@ class Sweep:
 
     @property
     def trials(self) -> list[Trial]:
-        """Every trial once, also one that serves cells of several tables."""
+        """Every trial once, even if several cells share it."""
         return list({trial.name: trial for cell in self.cells for trial in cell.trials}.values())
 
     def fails(self, cell: Cell) -> bool:
-        """Whether a cell's median is a "fail" in the paper's sense. Of runs that were cut short, only diverged ones
-        are: all errors are above 20 % early on."""
+        """Whether a cell's median is a "fail" in the paper's sense.
+
+        Of shortened runs only diverged ones are, because all errors are above 20 % early on.
+        """
         if cell.median is None:
             return False
         return math.isinf(cell.median) or (cell.median > cell.fail_above and not self.is_short)
 
 
 def read_sweep(directory: RunDirectory) -> Sweep:
-    """Reads `sweep.json` and each trial's folder beside it. Raises FileNotFoundError where there is no sweep."""
+    """The sweep in a directory: `sweep.json` and the trials' folders. Raises FileNotFoundError if it is not there."""
     facts = directory.read_json(SWEEP_FILE)
     if facts is None:
         raise FileNotFoundError(f"no {SWEEP_FILE} under {directory.uri}; run jobs/cifar_ablation.py first")
@@ -177,7 +179,7 @@ def _read_trial(directory: RunDirectory, entry: dict[str, Any]) -> Trial:
     errors = [(step, 100 * value) for step, _, value in points.get("val/top1_error", [])]
     sessions = [record for record in records if isinstance(record, Session)]
     state = _state(records[-1] if records else None)
-    # Who stops a trial that is behind says so in its summary; the journal just ends, or came to its end before.
+    # Only its summary says that a trial was stopped early; its journal just ends, or had ended before.
     if (directory.read_json("summary.json") or {}).get("status") == Stopped.kind:
         state = "stopped early"
     outcome = records[-1] if state == "finished" else None
@@ -213,7 +215,7 @@ def _state(last: Record | None) -> State:
 
 
 def _means(curve: Curve, num_points: int) -> Curve:
-    """At most `num_points` points, each the mean of a span of the curve, at the span's last step."""
+    """The curve in at most `num_points` points, each the mean of a span at the span's last step."""
     width = -(-len(curve) // num_points) or 1
     spans = (curve[first : first + width] for first in range(0, len(curve), width))
     return [(span[-1][0], statistics.fmean(value for _, value in span)) for span in spans]

@@ -1,4 +1,4 @@
-"""How a trial came to its end, counted in its journal: its starts, what ended each, and the time that it took."""
+"""The sessions of a trial, counted from its journal: starts, stops, kills and time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from dist_resnet.tracking.records import ENDINGS, Metrics, Record, Session, Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Sessions:
-    """The starts of a trial's training loop."""
+    """How often a trial's training loop was started and interrupted."""
 
     starts: int
     stops: int
-    """Sessions that were asked to stop and saved a checkpoint."""
+    """Sessions that stopped on request and saved a checkpoint."""
     kills: int
-    """Sessions that ended without a word, and that a later one continued."""
+    """Sessions that ended without a final record and were resumed."""
     repeated_steps: int
-    """Steps that were lost with a killed session, and taken again."""
+    """Steps that were lost with a killed session and repeated."""
     wall_seconds: float
-    """From each session's begin to its last record, summed: with evaluations, checkpoints and repeated steps."""
+    """Sum of the times from each session's start to its last record, including evaluations, checkpoints and repeats."""
 
     @property
     def restarts(self) -> int:
@@ -28,19 +28,19 @@ class Sessions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A point of the curves."""
+    """An evaluation, which is a point of the curves."""
 
     step: int
     top1_error: float
-    """Of the test set, a fraction."""
+    """On the test set, as a fraction."""
     training_loss: float | None
-    """Mean cross-entropy of the steps since the evaluation before."""
+    """Mean cross-entropy of the steps since the previous evaluation."""
     training_seconds: float
-    """Of all steps so far, without evaluations and without steps that were lost."""
+    """Time of all steps so far, without evaluations and lost steps."""
 
 
 def count_sessions(records: Sequence[Record]) -> Sessions:
-    """Counts a journal's sessions; the last one may still be running and is no kill."""
+    """The counts of a journal's sessions; the last may still be running and does not count as killed."""
     sessions = list(_split(records))
     newest = [(records or [session])[-1] for session, records in sessions]
     return Sessions(
@@ -56,7 +56,7 @@ def count_sessions(records: Sequence[Record]) -> Sessions:
 
 
 def evaluations(points: dict[str, list[tuple[int, float, float]]]) -> list[Evaluation]:
-    """The evaluations that count, from what `tracking.journal.history` gives."""
+    """The evaluations in the output of `tracking.journal.history`."""
     found = []
     losses, seconds = iter(points.get("train/loss", [])), iter(points.get("time/step_seconds", []))
     pending, spent, total = next(losses, None), next(seconds, None), 0.0
@@ -74,7 +74,7 @@ def evaluations(points: dict[str, list[tuple[int, float, float]]]) -> list[Evalu
 
 
 def same_answer(answers: Iterable[str | None]) -> str | None:
-    """All different answers in their order; None where there is none."""
+    """All different answers in order, joined; None if there is none."""
     return ", then ".join(dict.fromkeys(answer for answer in answers if answer is not None)) or None
 
 

@@ -1,7 +1,7 @@
-"""A sweep: the grid's cells and seeds as runs under STORAGE/SWEEP/, started, watched, continued and reported.
+"""A sweep: the grid's cells and seeds as runs in STORAGE/SWEEP/, started, followed, resumed and reported.
 
-`sweep.json` says what the sweep consists of; each run's folder beside it says how far that run is. A recipe that
-several tables share, such as Table 1's and Table 2's "original", is run once and serves all of their cells.
+`sweep.json` lists the content of the sweep; each run's progress is in its folder next to it. A recipe that several
+tables share, such as the "original" of Tables 1 and 2, is run once for all of their cells.
 """
 
 import dataclasses
@@ -50,20 +50,20 @@ class Sweep:
     trials: tuple[Trial, ...]
     """Every run once."""
     content: dict[str, Any]
-    """What `sweep.json` holds."""
+    """The content of `sweep.json`."""
     trials_per_gpu: int | None = None
     """Trials that share a GPU; as many as fit if None."""
     shares: tuple[ray_tune.Share, ...] = ()
-    """What each of `unfinished` takes of the cluster."""
+    """The share of the cluster for each of `unfinished`."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether every trial has its result and the sweep has been summed up."""
+        """Whether every trial has its result and the sweep its summary."""
         return self.directory.read_json(SUMMARY_FILE) is not None
 
     @property
     def unfinished(self) -> list[Trial]:
-        """The trials that have to be run, from the start or from their newest checkpoint."""
+        """The trials to run, from the start or from their newest checkpoint."""
         return [trial for trial in self.trials if not trial.is_over and not _has_ended(trial.plan)]
 
 
@@ -77,9 +77,9 @@ def prepare_sweep(
     early_stop: bool = False,
     trials_per_gpu: int | None = None,
 ) -> Sweep:
-    """Checks a sweep against its images, its storage and the cluster.
+    """The sweep, checked against its images, its storage and the cluster.
 
-    `recipe` is the paper's, for CIFAR. `job` begins the sweep's name where none is given. Raises ValueError or
+    `recipe` is the paper's, for CIFAR. `job` begins the sweep's name if none is given. Raises ValueError or
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
     ray_tune.check_trials(execution, trials_per_gpu=trials_per_gpu)
@@ -132,10 +132,10 @@ def _allot(sweep: Sweep) -> Sweep:
 
 
 def run(sweep: Sweep) -> int:
-    """Runs what is left of a sweep and writes its report; returns how many trials have no result.
+    """Runs the unfinished trials of a sweep and writes its report; returns the number of trials without a result.
 
-    A sweep whose every trial has one leaves `summary.json` beside `sweep.json`, and is not touched again. Raises
-    KeyboardInterrupt where it was stopped.
+    Once every trial has a result, `summary.json` is written next to `sweep.json` and the sweep is not changed again.
+    Raises KeyboardInterrupt if the sweep was stopped.
     """
     if sweep.is_finished:
         release(sweep.directory)
@@ -153,7 +153,7 @@ def _run(sweep: Sweep) -> int:
         take_over(sweep.directory)
     uri = store_of(sweep.directory, sweep.execution.tracking.uri, resolve=False)
     parent = MlflowSink(uri, sweep.directory, _sweep_card(sweep))
-    logger.info("the sweep is kept at %s and tracked at %s", sweep.directory.uri, without_credentials(uri))
+    logger.info("the sweep is stored at %s and tracked at %s", sweep.directory.uri, without_credentials(uri))
     watcher = Watcher(
         sweep.directory, sweep.trials, unfinished, parent, uri, Board(), early_stop=sweep.content["early_stop"]
     )
@@ -167,7 +167,7 @@ def _run(sweep: Sweep) -> int:
     finally:
         watcher.close(status, wait_seconds=wait_seconds)
         if status == "FINISHED" and sweep.content["early_stop"]:
-            _take_back(sweep)
+            _stop_late(sweep)
         counts = Counter(trial.status for trial in sweep.trials)
         lost = counts["waiting"] + counts["running"] + counts["paused"] + counts["died"]
         if status == "FINISHED" and lost:
@@ -187,9 +187,9 @@ def _run(sweep: Sweep) -> int:
 
 
 def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
-    """Runs the trials that have to be run; returns whether they were asked to stop."""
+    """Runs the unfinished trials; returns whether a stop was requested."""
     for trial in sweep.trials:
-        # Ended under a driver that died before it could sum them up.
+        # Ended under a driver that died before it could write their summaries.
         if not trial.is_over and trial not in unfinished:
             watcher.report(trial.name, "started")
     if not unfinished:
@@ -199,38 +199,38 @@ def _fit(sweep: Sweep, unfinished: Sequence[Trial], watcher: Watcher) -> bool:
     return ray_tune.fit(plans, sweep.shares, sweep.directory, report=watcher.report, rungs=found)
 
 
-def _take_back(sweep: Sweep) -> None:
-    """Stops trials early that came to their end before the slower ones whose errors stop them came to the rung."""
-    behind = rungs.rebuild([trial.plan for trial in sweep.trials]).stopped()
+def _stop_late(sweep: Sweep) -> None:
+    """Marks trials as stopped early that ended before slower ones with better errors reached the rung."""
+    too_high = rungs.rebuild([trial.plan for trial in sweep.trials]).stopped()
     for trial in sweep.trials:
-        if trial.name in behind and trial.is_over and trial.status != "stopped":
-            logger.info("%s came to its end, but trails behind: it counts as stopped early", trial.name)
+        if trial.name in too_high and trial.is_over and trial.status != "stopped":
+            logger.info("%s has ended, but its error was too high: it counts as stopped early", trial.name)
             summary = trial.plan.summary() or {}
             trial.plan.directory.write_json(SUMMARY_FILE, summary | {"status": Stopped.kind})
             trial.status = "stopped"
 
 
 def _stop(directory: RunDirectory) -> NoReturn:
-    """Ends a sweep whose trials have stopped as they were asked to, by KeyboardInterrupt."""
+    """Ends a sweep whose trials have stopped on request, by KeyboardInterrupt."""
     disconnect()
     try:
         stop.confirm(directory)
     except OSError as error:
-        logger.warning("%s does not say that the sweep has stopped: %s", directory.child(stop.FILE), error)
+        logger.warning("cannot confirm in %s that the sweep has stopped: %s", directory.child(stop.FILE), error)
     raise KeyboardInterrupt
 
 
 def write_report(directory: RunDirectory) -> dict[str, bytes]:
-    """Writes the report of a sweep, as far as it is, and returns its files by name."""
+    """Writes the report of a sweep, finished or not, and returns its files by name."""
     if directory.read_json(SWEEP_FILE) is None:
-        raise FileNotFoundError(f"{directory.uri} is no sweep: it has no {SWEEP_FILE}; give its --execution.name")
+        raise FileNotFoundError(f"{directory.uri} is not a sweep: it has no {SWEEP_FILE}; give its --execution.name")
     files = report.write_report(directory)
     logger.info("the report is at %s", directory.child("report"))
     return files
 
 
 def _report(directory: RunDirectory) -> dict[str, bytes]:
-    """The report; a sweep's end does not depend on it."""
+    """The report; none if it cannot be written, because a sweep's end does not depend on it."""
     try:
         return write_report(directory)
     except Exception:
@@ -239,14 +239,14 @@ def _report(directory: RunDirectory) -> dict[str, bytes]:
 
 
 def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Recipe) -> RunDirectory:
-    """STORAGE/NAME of a sweep; one that was given no name has the job's and a digest of what was chosen."""
+    """STORAGE/NAME of a sweep; the default name is the job's with a digest of the choice."""
     chosen = json.dumps([dataclasses.asdict(choice), recipe.fingerprint()], sort_keys=True)
     name = execution.name or f"{job}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
     return RunDirectory(RunDirectory(execution.storage).child(name))
 
 
 def _open(data: Data, dataset: str) -> Split:
-    """The training split. Raises ValueError where the images are not of so many classes; validation may lack some."""
+    """The training split. Raises ValueError if a split has too many classes, or the training split too few."""
     expected = DATASETS[dataset].num_classes
     train, validation = (
         open_split(absolute_uri(uri), label_column=data.label_column) for uri in (data.train, data.validation)
@@ -255,8 +255,8 @@ def _open(data: Data, dataset: str) -> Split:
         found = len(split.class_names) if split.class_names is not None else split.label_range[1] + 1
         if found > expected or (split is train and found < expected):
             raise ValueError(
-                f"{dataset} was asked for, which has {expected} classes, but the shards at {split.uri} have {found}; "
-                "give others by --data, or choose by --datasets"
+                f"{dataset} has {expected} classes, but the shards at {split.uri} have {found}; give other shards with "
+                "--data, or other data sets with --datasets"
             )
     return train
 
@@ -309,7 +309,7 @@ def _entry(cell: Cell, seed: int, plan: Plan) -> dict[str, Any]:
 
 
 def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
-    """Raises ValueError, naming what differs, where another grid's sweep, or what is none, lives in the directory."""
+    """Raises ValueError if the directory holds something else, or a sweep with another grid, naming the differences."""
     directory.check_kind("sweep")
     known = directory.read_json(SWEEP_FILE)
     if known is None:
@@ -320,9 +320,9 @@ def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
         if key != "cells" and known.get(key) != value
     ]
     was, now = ({entry["key"]: entry for entry in each["cells"]} for each in (known, content))
-    for said, only in (("without", was.keys() - now.keys()), ("with", now.keys() - was.keys())):
+    for word, only in (("without", was.keys() - now.keys()), ("with", now.keys() - was.keys())):
         if only:
-            differences.append(f"now {said} {', '.join(sorted(only)[:3])}{' ...' if len(only) > 3 else ''}")
+            differences.append(f"now {word} {', '.join(sorted(only)[:3])}{' ...' if len(only) > 3 else ''}")
     prints = [
         {(entry["key"], entry["seed"]): entry["fingerprint"] for entry in each["cells"]} for each in (known, content)
     ]
@@ -332,7 +332,7 @@ def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
     if differences:
         raise ValueError(
             f"the name {directory.name} is used by a sweep with another grid: "
-            f"{'; '.join(differences)}; use another --execution.name, or the same options to continue that sweep"
+            f"{'; '.join(differences)}; use another --execution.name, or the same options to resume that sweep"
         )
 
 
@@ -343,13 +343,13 @@ def _recipe_difference(directory: RunDirectory, was: dict, now: dict, key: str) 
 
 
 def _has_ended(plan: Plan) -> bool:
-    """Whether a run's journal has its end."""
+    """Whether a run's journal has its final record."""
     records = read_journal(plan.directory)
     return bool(records) and isinstance(records[-1], FINAL_ENDINGS)
 
 
 def _claim(sweep: Sweep) -> None:
-    """Makes the directory this sweep's, by its `sweep.json`."""
+    """Claims the directory for this sweep by writing `sweep.json`."""
     if sweep.directory.read_json(SWEEP_FILE) is None:
         facts = {
             "commit": provenance.collect()["commit"],

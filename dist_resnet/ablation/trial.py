@@ -1,4 +1,4 @@
-"""One run of a sweep while the sweep goes on: where it stands, as its journal tells."""
+"""The current state of one run of a sweep, from its journal."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,12 +9,12 @@ from dist_resnet.launch.pace import Pace
 from dist_resnet.launch.plan import Plan
 from dist_resnet.tracking.records import Diverged, Finished, Metrics, Record, Session, Stopped, TooDamaged
 
-# `stopped`: early, for it trailed behind. `paused`: with a checkpoint, because it was asked to.
+# `stopped`: early, because of its error. `paused`: on request, with a checkpoint.
 Status = Literal["waiting", "running", "finished", "fail", "stopped", "paused", "died"]
 
 
 class Trial:
-    """One run of a sweep, as its journal tells it."""
+    """One run of a sweep."""
 
     def __init__(self, plan: Plan, cells: Sequence[Cell]) -> None:
         self.plan, self.cells = plan, tuple(cells)
@@ -31,12 +31,12 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps taken."""
         return self._pace.step
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at the speed of the newest steps."""
+        """The time left at the speed of the newest steps."""
         return self._pace.seconds_left
 
     @property
@@ -45,7 +45,7 @@ class Trial:
         return self.status not in ("waiting", "running")
 
     def take(self, records: Sequence[Record]) -> list[str]:
-        """Takes in journal records; returns what a reader of lines should be told."""
+        """Adds journal records; returns the lines to print about them."""
         return [line for record in records if (line := self._take(record))]
 
     def _take(self, record: Record) -> str | None:
@@ -53,7 +53,7 @@ class Trial:
         match record:
             case Session():
                 self.status = "running"
-                return f"going on after step {self.step}" if self.step else f"starting on {record.device}"
+                return f"resuming after step {self.step}" if self.step else f"starting on {record.device}"
             case Metrics(is_evaluation=True):
                 self.error = record.values["val/top1_error"]
                 return f"step {record.step}/{self.total}: validation error {self.error:.2%}"
@@ -62,28 +62,28 @@ class Trial:
                 return "fail: the loss is no longer finite" if isinstance(record, Diverged) else self.status
             case Stopped():
                 self.status = "paused"
-                return f"stopped after step {record.step}; the same command goes on there"
+                return f"stopped after step {record.step}; the same command resumes there"
             case TooDamaged():
                 self.status = "died"
                 return record.reason
         return None
 
     def recall(self, records: Sequence[Record]) -> None:
-        """Takes in what was recorded under earlier drivers; it waits for this one to start it."""
+        """Adds the records of earlier drivers; the trial then waits to be started by this one."""
         self.take(records)
         self.status = "waiting"
         self._pace.pause()
 
     def sum_up(self, summary: dict[str, Any]) -> None:
-        """Takes over the result of a run that was summed up before."""
+        """Takes the result from the summary of an earlier driver."""
         self._pace.step, self.error = summary["steps"], summary["top1_error"]
         stopped = summary["status"] == Stopped.kind
         self.status = "stopped" if stopped else "fail" if self._is_fail(summary["status"]) else "finished"
 
     def _is_fail(self, status: str) -> bool:
-        """Whether a run that ended so is a "fail" of Table 1: diverged, or on CIFAR-10 above 20 % error.
+        """Whether a run that ended with this status is a "fail" of Table 1: diverged, or above 20 % error on CIFAR-10.
 
-        CIFAR-100's published errors lie above 20 % themselves, and those of shortened runs say nothing.
+        CIFAR-100's published errors are above 20 % themselves, and the errors of shortened runs say nothing.
         """
         counts = self.plan.recipe.data.dataset == "cifar10" and self.total >= paper.CIFAR_ITERATIONS
         error = self.error

@@ -1,4 +1,4 @@
-"""The driver's part while a sweep's trials run: their journals shown, delivered to MLflow, and summed up at the end."""
+"""The driver's work while a sweep's trials run: shows their journals, delivers them to MLflow, writes summaries."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from dist_resnet.tracking.run_directory import SUMMARY_FILE, RunDirectory
 logger = logging.getLogger(__name__)
 
 _SECONDS_FOR_MLFLOW = 30.0
-# A run's training metrics make about this many points in MLflow; its journal has every step.
+# MLflow gets about this many points of a run's training metrics; the journal has every step.
 _POINTS_IN_MLFLOW = 2000
 
 
@@ -39,23 +39,23 @@ class Watcher:
         *,
         early_stop: bool = False,
     ) -> None:
-        """`directory`: the sweep's. `unfinished`: the trials that have yet to be started under this driver."""
+        """`directory` is the sweep's; `unfinished` are the trials that this driver will start."""
         self._directory, self._early_stop = directory, early_stop
         self._trials, self._board = trials, board
         self._ends = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial-end")
         self._watched = {trial.name: _Watched(trial, parent, tracking_uri, board, self._ends) for trial in trials}
         for trial in unfinished:
             self._watched[trial.name].recall()
-        self._told: list[tuple[str, str]] = []
-        self._heard: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._pending: list[tuple[str, str]] = []
+        self._events: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._lookout = Lookout(self._look)
 
     def report(self, name: str, what: str) -> None:
-        """Hears that a trial has `started`, was `retried`, has `ended` or `died`; from any thread."""
-        self._heard.put((name, what))
+        """Takes the event that a trial has `started`, was `retried`, has `ended` or `died`, from any thread."""
+        self._events.put((name, what))
 
     def close(self, status: str, *, wait_seconds: float = _SECONDS_FOR_MLFLOW) -> None:
-        """Looks once more and ends the MLflow run of every trial without an end of its own with `status`."""
+        """Looks once more, and ends the MLflow run of every trial that has not ended with `status`."""
         self._lookout.close(wait_seconds=wait_seconds)
         for watched in self._watched.values():
             watched.close(status, wait_seconds=wait_seconds)
@@ -66,50 +66,50 @@ class Watcher:
         self._board.close()
 
     def _look(self) -> None:
-        """Reads what is new of every trial that has started."""
+        """Reads the new records of every started trial."""
         with contextlib.suppress(queue.Empty):
             while True:
-                name, what = self._heard.get_nowait()
+                name, what = self._events.get_nowait()
                 self._watched[name].begin()
-                self._told.append((name, what))
+                self._pending.append((name, what))
         for watched in self._watched.values():
             watched.look()
-        # Kept until the journals have been read, should that fail this time.
-        while self._told:
-            name, what = self._told[0]
+        # Kept until the journals have been read, in case that fails this time.
+        while self._pending:
+            name, what = self._pending[0]
             self._note(self._watched[name], what)
-            self._told.pop(0)
+            self._pending.pop(0)
         self._board.draw(self._trials)
 
     def _note(self, watched: "_Watched", what: str) -> None:
-        """What Tune says of a trial whose journal has been read up to then."""
+        """Handles an event of a trial after its journal has been read up to it."""
         trial = watched.trial
         if what == "retried":
-            self._board.say(trial.name, "its process died; it starts again from its newest checkpoint")
+            self._board.say(trial.name, "its process died; it resumes from its newest checkpoint")
         elif what == "died" and not trial.is_over:
             trial.status = "died"
-            self._board.say(trial.name, "died too often; the same command tries again")
+            self._board.say(trial.name, "died too often; run the same command to try again")
         elif what == "ended" and trial.status == "running":
-            self._end_without_a_word(watched)
+            self._settle_without_record(watched)
         if what in ("ended", "died"):
             watched.leave(has_ended=what == "ended")
 
-    def _end_without_a_word(self, watched: "_Watched") -> None:
-        """Settles how a trial stands that has ended and whose journal does not say how."""
+    def _settle_without_record(self, watched: "_Watched") -> None:
+        """Sets the status of a trial that has ended without a final record in its journal."""
         trial = watched.trial
         if self._directory.exists(stop.FILE):
-            trial.status = "paused"  # it had died, and was not begun again
+            trial.status = "paused"  # it had died and was not started again
         elif self._early_stop:
             trial.status = "stopped"
             self._board.say(trial.name, "stopped early")
             watched.sum_up()
         else:
             trial.status = "died"
-            self._board.say(trial.name, "ended without a result; the same command tries again")
+            self._board.say(trial.name, "ended without a result; run the same command to try again")
 
 
 class _Watched:
-    """A trial that is followed once it has begun under this driver, and who is told of it."""
+    """A trial that is followed once this driver has started it, with its followers."""
 
     def __init__(
         self, trial: Trial, parent: MlflowSink, tracking_uri: str, board: Board, ends: ThreadPoolExecutor
@@ -117,31 +117,31 @@ class _Watched:
         self.trial, self.ending = trial, None
         self._parent, self._uri, self._board, self._ends = parent, tracking_uri, board, ends
         self._follower = RunFollower(trial.plan.directory)
-        self._is_to_start = self._has_begun = self._has_records = False
+        self._is_to_start = self._is_followed = self._has_records = False
         self._sink: MlflowSink | None = None
         self._telemetry: RunTelemetry | None = None
 
     ending: Future | None
-    """The end of its MLflow run, and its summary."""
+    """Ends its MLflow run and writes its summary."""
 
     def recall(self) -> None:
-        """Reads up to what earlier drivers saw of a trial that has yet to be started."""
+        """Reads the records of earlier drivers, for a trial that this driver will start."""
         self.trial.recall(self._follower.look())
         self._is_to_start = True
 
     def begin(self) -> None:
-        """Follows the trial from now on, and tells Prometheus of one that is started."""
-        if self._has_begun:
+        """Follows the trial from now on, with telemetry for Prometheus if this driver starts it."""
+        if self._is_followed:
             return
-        self._has_begun = True
+        self._is_followed = True
         if self._is_to_start:
             self._telemetry = RunTelemetry(ray_tune.label(self.trial.plan), workers_wanted=1).start()
             self._follower.report(with_waiting_points(self._observe, self._waiting_points))
         self._follower.report(self._show)
 
     def look(self) -> None:
-        """Reads what is new of a trial that has begun. Its MLflow run is made once there is something."""
-        if not self._has_begun:
+        """Reads the new records of a followed trial; the first ones create its MLflow run."""
+        if not self._is_followed:
             return
         self._has_records = bool(self._follower.look()) or self._has_records
         if self._has_records and self._sink is None:
@@ -151,7 +151,7 @@ class _Watched:
             self.sum_up()
 
     def leave(self, *, has_ended: bool) -> None:
-        """Tells Prometheus no more."""
+        """Ends the telemetry."""
         if self._telemetry is None:
             return
         telemetry, self._telemetry = self._telemetry, None
@@ -160,12 +160,12 @@ class _Watched:
         telemetry.close()
 
     def sum_up(self) -> None:
-        """Has its MLflow run ended with the result, and its summary written, by another thread."""
+        """Ends its MLflow run with the result and writes its summary, in another thread."""
         assert self._sink is not None
         self.ending = self._ends.submit(self._end, self._sink)
 
     def close(self, status: str, *, wait_seconds: float) -> None:
-        """Has its MLflow run ended with `status`, unless it was or is told better."""
+        """Ends its MLflow run with `status`, or with that of the trial, unless it has ended."""
         self.leave(has_ended=False)
         if self._sink and self.ending is None:
             end = {"died": "FAILED", "paused": "KILLED"}.get(self.trial.status, status)
@@ -195,7 +195,7 @@ class _Watched:
         )
 
     def _end(self, sink: MlflowSink) -> None:
-        """Sums a trial up. Its MLflow run has FINISHED also where the result is "fail", which is one of the table's."""
+        """Writes a trial's summary. Its MLflow run is FINISHED even for a "fail", which is a result of the table."""
         trial, plan = self.trial, self.trial.plan
         stopped = trial.status == "stopped"
         result = "fail" if trial.status == "fail" else "stopped" if stopped else f"{100 * (trial.error or 0):.2f}"
@@ -208,7 +208,7 @@ class _Watched:
 
 
 def tags_of(trial: Trial) -> dict[str, str]:
-    """What a trial is found by in MLflow; one that serves cells of several tables has all of their keys."""
+    """The tags by which MLflow finds a trial; a trial of several cells has all of their keys."""
     model = trial.plan.recipe.model
     return {
         "cell": " ".join(cell.key for cell in trial.cells),

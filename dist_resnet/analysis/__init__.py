@@ -1,1 +1,1 @@
-"""What a network does with its signal and its gradient, measured on images; nothing here trains."""
+"""Measures the signal and gradient within a network on images; nothing here trains."""

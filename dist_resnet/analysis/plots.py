@@ -1,6 +1,6 @@
-"""The figure of a probe: signal, gradient and what the shortcuts alone bring of it, a panel for each network.
+"""The figure of a probe: signal, gradient and the gradient's part through the shortcuts, a panel for each network.
 
-Colors are of the Okabe-Ito palette, and nothing is told by color alone: lines differ in dashes.
+Colors are from the Okabe-Ito palette. Lines also differ in dashes, so that color is never needed.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from dist_resnet.tracking.plots import to_png
 
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 _DPI = 96
-# Beyond these ratios curves leave the panel, and a note says how far they go.
+# Curves leave the panel beyond these ratios; a note gives their extremes.
 _LEAST, _MOST = 1e-36, 1e36
 _NARROWEST = (1e-2, 1e2)
 _STYLES: dict[str, dict[str, Any]] = {
@@ -32,19 +32,19 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What one panel shows."""
+    """The content of a panel."""
 
     title: str
     found: Propagation
     formula_gradient: tuple[float, ...] | None
-    """What `found.shortcut_gradient` is by formula, where there is one."""
+    """`found.shortcut_gradient` by formula; None if there is no formula."""
 
 
 def propagation(rows: Sequence[Sequence[Panel]], title: str) -> bytes:
     """A PNG with the panels of each row side by side.
 
     Signals are relative to that of x_0, gradients to dE/dx_L of the last unit, all as mean squares, on a logarithmic
-    axis that panels of the same depth share. Thin upright lines stand where units change the shape.
+    axis that panels of the same depth share. Thin vertical lines mark units that change the shape.
     """
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(max(6.5, 3.2 * columns), 1.7 * len(rows) + 1.1), dpi=_DPI, layout="constrained")
@@ -54,10 +54,10 @@ def propagation(rows: Sequence[Sequence[Panel]], title: str) -> bytes:
     for each in itertools.chain.from_iterable(curves):
         limits[len(each["signal"])] = _widened(limits.get(len(each["signal"]), _NARROWEST), each)
     for row, axes_of_row, curves_of_row in zip(rows, grid, curves, strict=True):
-        for place, axes in enumerate(axes_of_row):
-            if place < len(row):
-                drawn = curves_of_row[place]
-                _draw(axes, row[place], drawn, limits[len(drawn["signal"])])
+        for index, axes in enumerate(axes_of_row):
+            if index < len(row):
+                drawn = curves_of_row[index]
+                _draw(axes, row[index], drawn, limits[len(drawn["signal"])])
             else:
                 axes.set_axis_off()
         axes_of_row[0].set_ylabel("mean square", fontsize=9)
@@ -69,7 +69,7 @@ def propagation(rows: Sequence[Sequence[Panel]], title: str) -> bytes:
 
 
 def _curves(panel: Panel) -> dict[str, list[float]]:
-    """The curves of a panel, in the order in which they are drawn, each relative to its unit."""
+    """The curves of a panel in drawing order, each relative to its unit."""
     found = panel.found
     units = {"formula": found.gradient[-1], "signal": found.signal[0], "gradient": found.gradient[-1]}
     values = {
@@ -86,7 +86,7 @@ def _curves(panel: Panel) -> dict[str, list[float]]:
 
 
 def _widened(limits: tuple[float, float], curves: dict[str, list[float]]) -> tuple[float, float]:
-    """The limits widened to the signal and the gradient, as far as a panel goes."""
+    """The limits widened to the signal and the gradient, within a panel's ratios."""
     values = [value for name in ("signal", "gradient", "shortcuts") for value in curves[name]]
     shown = [min(max(value, _LEAST), _MOST) for value in values if not math.isnan(value)]
     return min([limits[0], *(value / 3 for value in shown)]), max([limits[1], *(3 * value for value in shown)])
@@ -99,7 +99,7 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, list[float]], limits: tupl
     for span in spans[1:]:
         axes.axvline(span.first - 0.5, color="#bbbbbb", linewidth=0.6)
     for name, values in curves.items():
-        # What comes by the shortcuts begins anew in each span.
+        # The part through the shortcuts starts again in each span.
         pieces = [(0, len(values))] if name in ("signal", "gradient") else [(s.first, s.last + 1) for s in spans]
         for first, stop in pieces if values else ():
             axes.plot(range(first, stop), values[first:stop], **_STYLES[name])
@@ -112,22 +112,22 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, list[float]], limits: tupl
     axes.tick_params(labelsize=8)
     if beyond := _beyond(curves):
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
-        place = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
-        axes.text(0.98, 0.04, beyond, fontsize=7.5, bbox=box, **place)
+        corner = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+        axes.text(0.98, 0.04, beyond, fontsize=7.5, bbox=box, **corner)
 
 
 def _beyond(curves: dict[str, list[float]]) -> str:
-    """How far the curves go that leave the panel."""
+    """The extremes of the curves that leave the panel, one a line."""
     lines = []
-    for name, said in (("signal", "x_l"), ("gradient", "dE/dx_l"), ("shortcuts", "shortcuts alone")):
+    for name, label in (("signal", "x_l"), ("gradient", "dE/dx_l"), ("shortcuts", "shortcuts alone")):
         values = curves[name]
         if any(not math.isfinite(value) for value in values):
-            lines.append(f"{said}: not finite")
+            lines.append(f"{label}: not finite")
             continue
         if max(values) > _MOST:
-            lines.append(f"{said}: up to {_power_of_ten(max(values))}")
+            lines.append(f"{label}: up to {_power_of_ten(max(values))}")
         if min(values) < _LEAST:
-            lines.append(f"{said}: down to {_power_of_ten(min(values))}")
+            lines.append(f"{label}: down to {_power_of_ten(min(values))}")
     return "\n".join(lines)
 
 
@@ -139,7 +139,7 @@ def _key() -> list[Line2D]:
     labels = {
         "signal": "x_l, over that of x_0",
         "gradient": "dE/dx_l, over that of dE/dx_L",
-        "shortcuts": "of that, what comes by the shortcuts alone: Eqns. (5), (8)",
+        "shortcuts": "its part through the shortcuts alone: Eqns. (5), (8)",
         "formula": "the same by formula",
     }
     return [Line2D([], [], label=label, **_STYLES[name]) for name, label in labels.items()]

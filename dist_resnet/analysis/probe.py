@@ -1,8 +1,7 @@
-"""A probe: networks measured on the same real images, kept under STORAGE/NAME/ and delivered to MLflow.
+"""A probe: networks measured on the same real images, stored in STORAGE/NAME/ and delivered to MLflow.
 
 The directory holds `signal_propagation.png`, `signal_propagation.csv` with a row for each x_l of each network, and
-`signal_propagation.json`, which sums each span up and is written last. Numbers that are not finite are spelled as
-strings, as in the journal.
+`signal_propagation.json`, which summarizes each span and is written last.
 """
 
 import csv
@@ -50,19 +49,19 @@ FIGURE_FILE, TABLE_FILE, RESULT_FILE = (f"signal_propagation.{ending}" for endin
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network that is measured."""
+    """A network to measure."""
 
     label: str
-    """What it is called in the files and in MLflow's keys, such as identity_110."""
+    """Its name in files and MLflow's keys, such as identity_110."""
     recipe: Recipe
     weights: dict[str, torch.Tensor] | None = None
-    """Trained weights and BN statistics by name; None for fresh weights, drawn from the recipe's seed."""
+    """Trained weights and BN statistics by name; None for initial weights, drawn with the recipe's seed."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes that the weights were trained on; None for fresh weights, and if nobody knows them."""
+    """Class names that the weights were trained on; None for initial weights and if they are unknown."""
 
     @property
     def scale(self) -> float | None:
-        """What each shape-keeping shortcut scales by, as a formula has it; None where it was learned."""
+        """The factor of each shape-keeping shortcut by formula; None if it was learned."""
         shortcut = SHORTCUTS[self.recipe.model.shortcut]
         trained = self.weights is not None and shortcut.is_learned
         return None if trained else shortcut.gradient_scale(self.recipe.model)
@@ -70,14 +69,14 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A subject and what was found."""
+    """A subject with its measurements."""
 
     subject: Subject
     found: Propagation
 
     @property
     def formula_gradient(self) -> tuple[float, ...] | None:
-        """What `shortcut_gradient` is by Eqn. (8) with the scale that the formula gives; None where there is none."""
+        """`shortcut_gradient` by Eqn. (8) with the scale of the formula; None if there is no formula."""
         if self.subject.scale is None:
             return None
         ends = (self.found.gradient[span.last] for span in self.found.spans for _ in range(span.num_units + 1))
@@ -90,7 +89,7 @@ class Probe:
     """A probe that has passed every check."""
 
     subjects: tuple[Subject, ...]
-    """At least one; their recipes differ in the model alone."""
+    """At least one; their recipes differ in the model only."""
     num_batches: int
     train: Split
     execution: Execution
@@ -98,14 +97,14 @@ class Probe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the probe's numbers."""
+        """Everything that decides the probe's numbers."""
         return _identity(self.subjects, self.num_batches)
 
 
 def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Execution, *, job: str) -> Probe:
-    """Checks a probe of subjects whose recipes differ in the model alone.
+    """The probe of subjects whose recipes differ in the model only, checked.
 
-    `execution` is settled for one worker of this machine; `job` begins the probe's name where it has none. Raises
+    `execution` is settled for one worker of this machine; `job` begins the probe's name if none is given. Raises
     ValueError or FileNotFoundError, before anything is measured, with one line that says what to do.
     """
     if num_batches < 1:
@@ -119,11 +118,11 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
     if known is not None and known != train.digest:
         raise ValueError(
             f"the recipe's images have the digest {known[:12]}..., the shards at {train.uri} have "
-            f"{train.digest[:12]}...; give the shards it was made of, or others by --data.train"
+            f"{train.digest[:12]}...; give the recipe's shards, or choose others with --data.train"
         )
     most = steps_per_epoch(train.num_images, recipe.global_batch) * recipe.num_ghost_batches
     if num_batches > most:
-        raise ValueError(f"an epoch has {most} ghost batches, {num_batches} were asked for; lower --batches")
+        raise ValueError(f"an epoch has only {most} ghost batches, got --batches {num_batches}; lower it")
     subjects = tuple(_with_images(subject, train) for subject in subjects)
     name = execution.name or f"{job}-{_digest(_identity(subjects, num_batches))[:8]}"
     storage = RunDirectory(execution.storage)
@@ -141,10 +140,9 @@ def prepare_probe(subjects: Sequence[Subject], num_batches: int, execution: Exec
 
 
 def run(probe: Probe, *, wait_seconds: float = 60.0) -> dict[str, Any]:
-    """Measures, keeps and delivers what was found, and returns the content of `signal_propagation.json`.
+    """Measures, stores and delivers the results; returns the content of `signal_propagation.json`.
 
-    MLflow is waited for as long as is said. A probe that was finished before is not measured again; what MLflow lacks
-    of it is delivered.
+    Waits up to `wait_seconds` for MLflow. A finished probe is not measured again; only what MLflow lacks is delivered.
     """
     uri = store_of(probe.directory, probe.execution.tracking.uri, resolve=False)
     known = probe.directory.read_json(RESULT_FILE)
@@ -182,11 +180,11 @@ def _run(probe: Probe, uri: str, wait_seconds: float) -> dict[str, Any]:
 
 
 def _deliver_the_rest(probe: Probe, uri: str, wait_seconds: float) -> None:
-    """Brings MLflow what it lacks of a finished probe, if it takes it."""
+    """Delivers to MLflow what it lacks of a finished probe, if MLflow accepts it."""
     try:
         deliver(probe.directory, uri, wait_seconds=wait_seconds)
     except OSError as error:
-        logger.warning("the probe's tracking cannot be delivered: %s", error)
+        logger.warning("cannot deliver the probe to MLflow: %s", error)
 
 
 def _measure(probe: Probe) -> list[Measured]:
@@ -198,7 +196,7 @@ def _measure(probe: Probe) -> list[Measured]:
         if subject.weights is not None:
             state.load(subject.weights, {}, {"step": 0, "scaler": {}})
         assert isinstance(state.model, ResNet)
-        # cuDNN's convolutions would else round to TF32's ten bits.
+        # Otherwise cuDNN's convolutions round to TF32's ten bits.
         with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
             found = measure(
                 state.model, batches, label_smoothing=subject.recipe.label_smoothing, seed=subject.recipe.seed
@@ -209,7 +207,7 @@ def _measure(probe: Probe) -> list[Measured]:
 
 
 def _images(probe: Probe, worker: Worker) -> list[Batch]:
-    """The first ghost batches of the recipe's first epoch, as a run of it sees them."""
+    """The first ghost batches of the first epoch, the same as in a run of the recipe."""
     recipe = probe.subjects[0].recipe
     images = TrainingImages(recipe, probe.train, worker, InputOptions.of(probe.execution))
     try:
@@ -220,13 +218,13 @@ def _images(probe: Probe, worker: Worker) -> list[Batch]:
 
 
 def _line(found: Propagation) -> str:
-    told = (
+    line = (
         f"mean square of dE/dx_0 over that of dE/dx_L {_ratio(found.gradient[0], found.gradient[-1]):.2g}, "
         f"of x_L over that of x_0 {_ratio(found.signal[-1], found.signal[0]):.2g}"
     )
     if found.sums_hold is not None:
-        told += f"; Eqn. (4) {'holds to rounding' if found.sums_hold else 'does not hold'}"
-    return told
+        line += f"; Eqn. (4) {'holds to rounding' if found.sums_hold else 'does not hold'}"
+    return line
 
 
 def _summary(measured: Measured) -> dict[str, Any]:
@@ -274,15 +272,15 @@ def _table(measured: Sequence[Measured]) -> str:
         optional = (each.formula_gradient, found.sum_error, found.sum_rounding)
         for place in range(len(found.signal)):
             numbers = [column[place] for column in columns] + [column[place] if column else "" for column in optional]
-            told = [f"{number:.6g}" if number != "" else "" for number in numbers]
+            row = [f"{number:.6g}" if number != "" else "" for number in numbers]
             writer.writerow(
-                (each.subject.label, model.shortcut, model.placement, model.depth, span_of[place], place, *told)
+                (each.subject.label, model.shortcut, model.placement, model.depth, span_of[place], place, *row)
             )
     return table.getvalue()
 
 
 def _record(probe: Probe, measured: Sequence[Measured]) -> None:
-    """Writes the metrics down for MLflow, the index l of x_l as the step."""
+    """Writes the metrics to the journal, with the index l of x_l as the step."""
     journal = Journal(probe.directory)
     journal.append(Session(start_step=0))
     for place in range(max(len(each.found.signal) for each in measured)):
@@ -326,7 +324,7 @@ def _card(probe: Probe) -> RunDescription:
 
 
 def _panels(measured: Sequence[Measured]) -> list[list[plots.Panel]]:
-    """A row for each shortcut, in it a panel for each of its networks."""
+    """A row for each shortcut, with a panel for each of its networks."""
     rows: dict[str, list[plots.Panel]] = {}
     for each in measured:
         model = each.subject.recipe.model
@@ -359,7 +357,7 @@ def _weights_digest(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _open(subjects: Sequence[Subject]) -> Split:
-    """The training images, with the labels that trained weights among the subjects were trained on."""
+    """The training images, with the labels on which the subjects' trained weights were trained."""
     recipe = subjects[0].recipe
     train = open_split(absolute_uri(recipe.data.train), label_column=recipe.data.label_column)
     if all(subject.weights is None for subject in subjects):
@@ -382,7 +380,7 @@ def _with_images(subject: Subject, train: Split) -> Subject:
 
 
 def _check_unused(probe: Probe) -> None:
-    """Raises ValueError where another probe, or what is none, lives in the directory."""
+    """Raises ValueError if the directory holds another probe or something else."""
     probe.directory.check_kind("probe")
     known = probe.directory.read_json(RECIPE_FILE)
     if known is not None and known.get("probe") != probe.identity:

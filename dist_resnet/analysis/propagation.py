@@ -1,12 +1,11 @@
-"""Signal and gradient at every residual unit, and what Eqns. (4), (5), (7) and (8) of arXiv:1603.05027 say of them.
+"""Signal and gradient at every residual unit, checked against Eqns. (4), (5), (7) and (8) of arXiv:1603.05027.
 
-x_0 is what the first unit takes and x_{l+1} what unit l gives. The equations speak of units that keep the shape, so a
-network is looked at span by span: x_l up to x_L of one shape, with nothing between them but such units. A unit that
-changes the shape stands between two spans; its shortcut is not h(x) = lambda x, and its activation serves both paths.
+x_0 is the input of the first unit and x_{l+1} the output of unit l. The equations hold for units that keep the shape,
+so a network is measured span by span: from x_l to x_L of one shape, with only such units between them. A unit that
+changes the shape is between two spans; its shortcut is not h(x) = lambda x, and its activation serves both paths.
 
-Everything is measured in float32, where the rounding of an addition is known and small enough to check Eqn. (4)
-against, and with BN in training mode: it is a training step whose gradient matters, and the running statistics of
-fresh weights know nothing of the images yet.
+Everything is float32, where the rounding of an addition is known and small enough to check Eqn. (4). BN is in training
+mode: the gradient of a training step matters, and the running statistics of initial weights have seen no image.
 """
 
 import functools
@@ -22,7 +21,7 @@ from torch import Tensor
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import Identity
 
-# Powers of two beyond these, and their inverses, are no normal float32.
+# Beyond this exponent, powers of two or their inverses are not normal float32 numbers.
 _MOST_SHIFT = 100
 
 Batch = tuple[Tensor, Tensor]
@@ -30,26 +29,26 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Units in a row that keep the shape: they lead from x_first to x_last."""
+    """Consecutive units that keep the shape, from x_first to x_last."""
 
     first: int
     last: int
 
     @property
     def num_units(self) -> int:
-        """How many units lead from x_first to x_last; none where every unit beside x_first changes the shape."""
+        """Number of units between x_first and x_last; 0 if the units on both sides of x_first change the shape."""
         return self.last - self.first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Propagation:
-    """What was measured of a network; entry l of each sequence belongs to x_l, of which there is one more than units.
+    """The measurements of a network; entry l of each sequence belongs to x_l, of which there is one more than units.
 
-    With several batches, entries are means over them, but for the last two, which are the largest.
+    With several batches, entries are means over them; `sum_error` and `sum_rounding` are maxima.
     """
 
     spans: tuple[Span, ...]
-    """In order; each x_l is in one of them."""
+    """In order; each x_l is in exactly one."""
     loss: float
     """E: the cross-entropy."""
     signal: tuple[float, ...]
@@ -57,32 +56,31 @@ class Propagation:
     gradient: tuple[float, ...]
     """The mean square of dE/dx_l."""
     shortcut_gradient: tuple[float, ...]
-    """The mean square of the part of dE/dx_l that the shortcuts alone bring from the end of its span: dE/dx_L times
-    the product of the shortcuts' scales, the first term of Eqns. (5) and (8)."""
+    """The mean square of the part of dE/dx_l that comes from the end of its span through the shortcuts alone: dE/dx_L
+    times the product of the shortcuts' scales, the first term of Eqns. (5) and (8)."""
     sum_error: tuple[float, ...] | None
-    """The largest entry of |x_l - x_first - sum of F|, the sum over the branches from the span's first x on: what
-    Eqn. (4) says is zero. None where the shortcuts are not the identity."""
+    """The largest entry of |x_l - x_first - sum of F|, where the sum is over the branches of the span so far; zero by
+    Eqn. (4). None unless the shortcuts are the identity."""
     sum_rounding: tuple[float, ...] | None
-    """The largest `sum_error` that float32's rounding of the additions can have made."""
+    """The largest `sum_error` that the rounding of float32 additions can cause."""
 
     @property
     def sums_hold(self) -> bool | None:
-        """Whether Eqn. (4) holds to rounding at every x_l; None where it does not apply."""
+        """Whether Eqn. (4) holds up to rounding at every x_l; None if it does not apply."""
         if self.sum_error is None or self.sum_rounding is None:
             return None
         return all(error <= most for error, most in zip(self.sum_error, self.sum_rounding, strict=True))
 
 
 def measure(network: ResNet, batches: Iterable[Batch], *, label_smoothing: float = 0.0, seed: int = 0) -> Propagation:
-    """Signal and gradient of a network on batches of images, each with BN statistics of its own.
+    """Signal and gradient of a network on batches of images, each with its own BN statistics.
 
-    A batch is images, float32 [N, 3, H, W], and labels, int64 [N], on the network's device. `seed` is that of
-    dropout's masks. Weights stay as they are; BN's running statistics do not. Raises ValueError where there is no
-    batch.
+    A batch is images, float32 [N, 3, H, W], and labels, int64 [N], on the network's device. `seed` decides dropout's
+    masks. Changes BN's running statistics but no weights. Raises ValueError if there is no batch.
     """
     found = [_measure(network, images, labels, label_smoothing, seed) for images, labels in batches]
     if not found:
-        raise ValueError("no batch of images to measure on; give at least one")
+        raise ValueError("no batch of images to measure; give at least one")
     return Propagation(
         spans=found[0].spans,
         loss=statistics.fmean(each.loss for each in found),
@@ -96,14 +94,14 @@ def measure(network: ResNet, batches: Iterable[Batch], *, label_smoothing: float
 
 def spans_of(network: ResNet) -> tuple[Span, ...]:
     """The spans of a network, from first to last."""
-    # x_{l+1} begins a span where unit l changes the shape.
-    firsts = [0, *(place + 1 for place, unit in enumerate(network.units) if unit.shares_preactivation)]
+    # x_{l+1} begins a span if unit l changes the shape.
+    firsts = [0, *(index + 1 for index, unit in enumerate(network.units) if unit.shares_preactivation)]
     lasts = [*(first - 1 for first in firsts[1:]), len(network.units)]
     return tuple(Span(first=first, last=last) for first, last in zip(firsts, lasts, strict=True))
 
 
 def scale_products(spans: Iterable[Span], scale: float) -> tuple[float, ...]:
-    """The product of equal scales from x_l to the end of its span, as Eqns. (7) and (8) have it: scale^(L - l).
+    """The product of equal scales from x_l to the end of its span, scale^(L - l), as in Eqns. (7) and (8).
 
     >>> scale_products([Span(first=0, last=2), Span(first=3, last=4)], 0.5)
     (0.25, 0.5, 1.0, 0.5, 1.0)
@@ -136,8 +134,8 @@ def _measure(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: f
             sums.add(place, branch.detach())
 
     loss = run(_Taps(see=see, on_branch=on_branch))
-    # The same once more, with nothing but the shortcuts for the gradient to pass. At the end of each span it is set
-    # to what it was in truth.
+    # Once more, with the gradient passing through the shortcuts only. At the end of each span it is set to its true
+    # value.
     by_shortcuts = _Gradients(given=gradients.kept)
     run(_Taps(see=by_shortcuts.watch, on_branch=lambda _, branch: branch.detach(), holds_gates=True))
     points = range(num_points)
@@ -154,14 +152,14 @@ def _measure(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: f
 
 @dataclass(frozen=True, kw_only=True)
 class _Taps:
-    """What is called during a pass."""
+    """Callbacks of a forward and backward pass."""
 
     see: Callable[[int, Tensor], None]
-    """With l and x_l, at every x_l."""
+    """Called with l and x_l at every x_l."""
     on_branch: Callable[[int, Tensor], Tensor | None]
-    """With l and the output of branch l, which what it returns replaces."""
+    """Called with l and the output of branch l; a returned tensor replaces the output."""
     holds_gates: bool = False
-    """Whether no gradient passes gates."""
+    """Whether gates pass no gradient."""
 
 
 def _run(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: float, taps: _Taps) -> float:
@@ -175,7 +173,7 @@ def _run(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: float
         if taps.holds_gates and gate is not None:
             handles.append(gate.register_forward_hook(lambda _, __, output: output.detach()))
     try:
-        # Only gradients on the way to the images are computed; those of the weights are not asked for.
+        # With respect to the images only, so that no gradients of weights are computed.
         images = images.detach().requires_grad_()
         loss = F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
         torch.autograd.grad(loss, images)
@@ -186,20 +184,20 @@ def _run(network: ResNet, images: Tensor, labels: Tensor, label_smoothing: float
 
 
 class _Gradients:
-    """The mean squares of dE/dx_l, taken as the backward pass goes by from the last x_l to the first.
+    """The mean squares of dE/dx_l, taken during the backward pass from the last x_l to the first.
 
-    On the way each gradient is brought near 1 by a power of two, which changes none of its digits, and the exponent is
-    kept: a product such as 0.5^333 is far below what float32 can hold.
+    Each gradient is scaled near 1 by a power of two, which changes none of its digits, and the exponent is kept:
+    float32 cannot hold a product such as 0.5^333.
     """
 
     def __init__(self, *, keep: Collection[int] = (), given: Mapping[int, tuple[Tensor, int]] | None = None) -> None:
         self.mean_squares: dict[int, float] = {}
         self.kept: dict[int, tuple[Tensor, int]] = {}
-        """The gradients at the places of `keep`, and the exponents of the powers of two that they lack."""
+        """The scaled gradients at the indices in `keep`, with the exponents of their missing powers of two."""
         self._keep, self._given, self._exponent = keep, given or {}, 0
 
     def watch(self, place: int, x: Tensor) -> None:
-        """Has the gradient at x_l taken; where it is among those `given`, those take its place."""
+        """Registers for the gradient at x_l; a `given` gradient replaces it."""
         x.register_hook(functools.partial(self._take, place))
 
     def _take(self, place: int, gradient: Tensor) -> Tensor:
@@ -218,7 +216,7 @@ class _Gradients:
 
 
 class _Sums:
-    """Eqn. (4) along each span: x_first and the branches' outputs since then, added up in float64, beside x_l."""
+    """Eqn. (4) along each span: compares x_l with x_first plus the branches' outputs, summed in float64."""
 
     def __init__(self, firsts: Collection[int]) -> None:
         self.errors: dict[int, float] = {}
@@ -226,16 +224,16 @@ class _Sums:
         self._firsts = firsts
 
     def add(self, place: int, branch: Tensor) -> None:
-        """Takes the output of unit l's branch in."""
+        """Adds the output of unit l's branch."""
         if place + 1 not in self._firsts:
             self._sum = self._sum + branch.double()
 
     def compare(self, place: int, x: Tensor) -> None:
-        """Compares x_l with the sum; the first of a span begins a new one."""
+        """Compares x_l with the sum; the first x of a span starts a new sum."""
         if place in self._firsts:
             self._sum, self._rounding = x.double(), torch.zeros_like(x, dtype=torch.float64)
         else:
-            # A sum is off by no more than half a unit in the last place of what it is rounded to.
+            # Rounding changes a sum by at most half a unit in the last place of the result.
             self._rounding += x.double().abs() * (torch.finfo(x.dtype).eps / 2)
         self.errors[place] = float((x.double() - self._sum).abs().max())
         self.roundings[place] = float(self._rounding.max())
@@ -246,7 +244,7 @@ def _mean_square(x: Tensor) -> float:
 
 
 def _power(base: float, exponent: int) -> float:
-    """base^exponent, infinite where it is too large for a float."""
+    """base^exponent; infinite if it is too large for a float."""
     try:
         return base**exponent
     except OverflowError:

@@ -100,7 +100,7 @@ def test_losses_of_one_seed_each_are_compared_and_said_to_be_of_one_seed(
     cells = _cells(tmp_path, {ORIGINAL: [(8.5, original)], PREACTIVATION: [(8.5, preactivation)]})
     found = _found(cells, "Full pre-activation ends with a higher training loss")
     assert found.verdict == verdict
-    assert found.numbers.endswith("; one seed each, so their noise is not known")
+    assert found.numbers.endswith("; one seed each, so the noise is unknown")
     assert f"identity-original: {original:.4f}" in found.numbers
 
 

@@ -56,7 +56,7 @@ def test_the_listing_has_the_time_of_the_whole_sweep_and_what_it_assumes(
     # Six equal runs, in so many rounds.
     assert whole == pytest.approx(-(-6 // at_once) * one, abs=6)
     assert in_turn == pytest.approx(6 * one, abs=6)
-    assert f"assumed: this machine's {cores} cores with nothing else on them" in text
+    assert f"assumed: this machine's {cores} cores with no other load" in text
     assert "no evaluations or restarts" in text
 
 

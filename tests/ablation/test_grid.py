@@ -151,8 +151,8 @@ def test_fewer_iterations_shrink_the_whole_schedule():
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"datasets": ()}, "datasets is empty"),
-        ({"tables": ("1",), "placements": ("bn_after_addition",)}, "no cell is left"),
-        ({"tables": ("1", "2"), "datasets": ("cifar100",)}, "CIFAR-100 stands in table 3 only"),
+        ({"tables": ("1",), "placements": ("bn_after_addition",)}, "no cell of --tables 1 has"),
+        ({"tables": ("1", "2"), "datasets": ("cifar100",)}, "CIFAR-100 is only in table 3"),
     ],
 )
 def test_choices_that_cannot_be_are_refused_in_one_line(options, complaint):

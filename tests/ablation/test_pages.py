@@ -63,7 +63,7 @@ def test_statements_are_decided_or_named_as_open(tmp_path: Path):
     text, _ = _page(read_record([_sweep(tmp_path / "full", ROWS)]))
     (row,) = [line for line in text.splitlines() if line.startswith("| Full pre-activation has a lower test error")]
     assert "| does not hold | identity, full pre-activation: 8.90 %; original (identity): 8.50 % |" in row
-    (still_open,) = [line for line in text.splitlines() if line.startswith("Open, for networks are missing")]
+    (still_open,) = [line for line in text.splitlines() if line.startswith("Open, because networks are missing")]
     assert "With the original unit, 1x1 convolution shortcuts" in still_open
 
 
@@ -119,7 +119,7 @@ def test_trials_on_other_shards_are_told(tmp_path: Path):
     write_trial(second, "identity-original", {4000: 20.0, 8000: 8.5}, end="finished", train="c" * 64)
     record = read_record([first, second])
     for text in (_page(record)[0], record_page(record, title="Title", images=IMAGES, files=("data.json",))):
-        assert "did not all see the same shards" in text
+        assert "did not all use the same shards" in text
 
 
 def test_only_what_stands_between_the_markers_is_replaced():

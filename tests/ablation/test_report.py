@@ -98,7 +98,7 @@ def test_a_published_fail_is_compared_as_one(directory: RunDirectory):
 def test_shortened_runs_are_told_first_and_their_high_errors_are_no_fails(directory: RunDirectory):
     _write(directory, {"high": [45.0], "low": [40.0]}, iterations=1000)
     lines = write_report(directory)["report.md"].decode().splitlines()
-    assert lines[2].startswith("> **Shortened runs: 1,000 iterations, the paper has 64,000.")
+    assert lines[2].startswith("> **Shortened runs: 1,000 iterations; the paper has 64,000.")
     assert _row(directory, "high")[3] == "45.00"
 
 
@@ -113,7 +113,7 @@ def test_a_sweep_half_way_says_so_and_counts_only_what_is_over(directory: RunDir
     write_trial(directory, "done", {64_000: 6.5}, end="finished")
     write_trial(directory, "running", {1000: 60.0, 2000: 50.0})
     text = write_report(directory)["report.md"].decode()
-    assert "Not complete: 1 of 3 trials are over, 1 have begun, 1 have not started." in text
+    assert "Incomplete: 1 of 3 trials are over, 1 have started, 1 have not." in text
     assert "at step 2,000 of 64,000" in text
     assert _row(directory, "identity")[3:5] == ["6.50", "6.50"]
     assert _row(directory, "identity")[8] == "1 of 3"
@@ -123,7 +123,7 @@ def test_curves_that_end_early_are_told_to_be_of_unfinished_or_stopped_trials(di
     write_sweep(directory, [cell("identity", "a"), cell("other", "b")])
     write_trial(directory, "a", {64_000: 6.5}, end="finished")
     write_trial(directory, "b", {64_000: 6.5}, end="finished")
-    told = "Curves that end before the axis does are of trials that are not finished or were stopped early."
+    told = "Curves that end before the axis belong to trials that are unfinished or were stopped early."
     assert told not in write_report(directory)["report.md"].decode()
     write_trial(directory, "b", {1000: 60.0})
     assert told in write_report(directory)["report.md"].decode()
@@ -154,7 +154,7 @@ def test_trials_that_were_stopped_early_are_told_and_left_out(directory: RunDire
     write_trial(directory, "behind", {1000: 60.0})
     directory.write_json("behind/summary.json", {"status": "stopped", "top1_error": 0.6})
     text = write_report(directory)["report.md"].decode()
-    assert "1 trials that were behind were stopped early" in text
+    assert "1 trials were stopped early because of their error" in text
     assert "Not complete" not in text
     assert "stopped early at step 1,000" in text
     assert _row(directory, "identity")[3] == "6.50"
@@ -177,7 +177,7 @@ def test_trials_on_other_shards_are_told(directory: RunDirectory):
     write_sweep(directory, [cell("identity", "a"), cell("identity", "b", seed=1)])
     write_trial(directory, "a", {64_000: 6.5}, end="finished")
     write_trial(directory, "b", {64_000: 6.5}, end="finished", train="c" * 64)
-    assert "did not all see the same shards" in write_report(directory)["report.md"].decode()
+    assert "did not all use the same shards" in write_report(directory)["report.md"].decode()
 
 
 class _Page(html.parser.HTMLParser):

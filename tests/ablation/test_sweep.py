@@ -235,7 +235,7 @@ def test_a_sweep_that_another_process_works_on_is_refused_and_one_that_was_refus
 
 def test_cifar_100_asked_of_shards_with_ten_classes_is_refused(base, ten_classes, quick):
     choice = Choice(tables=("3",), datasets=("cifar100",), depths=(8,))
-    with pytest.raises(ValueError, match="cifar100 was asked for, which has 100 classes, but the shards at .* have 10"):
+    with pytest.raises(ValueError, match="cifar100 has 100 classes, but the shards at .* have 10"):
         sweep.prepare_sweep(base, choice, ten_classes, quick, job="test")
 
 

@@ -48,7 +48,7 @@ def test_a_trial_that_was_stopped_is_paused_until_it_goes_on(recipe: Recipe, exe
     trial = Trial(prepare(recipe, execution, job="test"), [])
     told = trial.take([Session(start_step=0, device="CPU"), Stopped(step=3)])
     assert (trial.status, trial.is_over) == ("paused", True)
-    assert told[-1] == "stopped after step 3; the same command goes on there"
+    assert told[-1] == "stopped after step 3; the same command resumes there"
     trial.take([Session(start_step=3)])
     assert (trial.status, trial.step, trial.is_over) == ("running", 3, False)
 
@@ -158,7 +158,7 @@ def test_a_trial_that_goes_on_under_another_driver_is_shown_from_there_and_deliv
     watcher.report("trial", "ended")
     watcher.close("FINISHED")
     assert stream.getvalue().splitlines() == [
-        "trial: going on after step 1",
+        "trial: resuming after step 1",
         f"trial: step 3/{plan.num_steps}: validation error 25.00%",
         "trial: finished",
     ]

@@ -197,7 +197,7 @@ def test_mlflow_that_is_away_costs_one_warning(recipe: Recipe, execution: Execut
     [
         ({}, 0, "batches must be at least 1, got 0"),
         # Three whole steps of four ghost batches in 96 images.
-        ({}, 13, "an epoch has 12 ghost batches, 13 were asked for"),
+        ({}, 13, "an epoch has only 12 ghost batches, got --batches 13"),
         ({"train_digest": "0" * 64}, 1, "the recipe's images have the digest 000000000000"),
         ({"train": "/nowhere/*.parquet"}, 1, "no Parquet shards"),
     ],

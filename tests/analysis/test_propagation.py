@@ -269,5 +269,5 @@ def test_hooks_are_taken_off_where_a_pass_fails():
 
 
 def test_no_batch_at_all_is_an_error():
-    with pytest.raises(ValueError, match="no batch of images to measure on"):
+    with pytest.raises(ValueError, match="no batch of images to measure"):
         measure(network_of(depth=8), [])

@@ -44,10 +44,10 @@ def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         (["--shortcuts", "conv3x3"], "conv3x3"),
         (["--iterations", "0"], "iterations must be at least 1, got 0"),
         (["--global-batch", "33"], "global_batch must be even"),
-        (["--datasets", "cifar100"], "cifar100 was asked for, which has 100 classes, but the shards at"),
+        (["--datasets", "cifar100"], "cifar100 has 100 classes, but the shards at"),
         (["--execution.workers", "2"], "execution.workers"),
         (["--data.train", "/nowhere/*.parquet"], "no Parquet shards"),
-        (["--report-only"], "is no sweep"),
+        (["--report-only"], "is not a sweep"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line_and_starts_nothing(arguments, complaint, ten_classes, tmp_path):

@@ -80,7 +80,7 @@ def test_a_signal_while_ray_starts_is_one_line_and_leaves_no_process(tmp_path: P
         _, said = job.communicate(timeout=100)
     assert job.returncode == 128 + number, said
     # Ray's own lines on how it starts may come before.
-    assert said.splitlines()[-1] == "cifar_preact164: interrupted; the same command goes on from the newest checkpoint"
+    assert said.splitlines()[-1] == "cifar_preact164: interrupted; the same command resumes from the newest checkpoint"
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive

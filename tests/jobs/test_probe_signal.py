@@ -68,7 +68,7 @@ def test_a_run_and_its_registered_model_are_measured_alike_fresh_and_trained(
         (["--no-such-option", "1"], "Unrecognized options: --no-such-option"),
         (["--execution.workers", "2"], "Unrecognized options: --execution.workers"),
         (["--run", "a", "--model", "models:/b/1"], "give either --run or --model"),
-        (["--run", "a", "--depths", "20"], "--all-shortcuts and --depths are for fresh weights"),
+        (["--run", "a", "--depths", "20"], "--all-shortcuts and --depths are for initial weights"),
         (["--run", "a", "--model.depth", "20", "--seed", "3"], "leave out model.depth, seed"),
         (["--run", "/nowhere"], "/nowhere is not a run"),
         (["--data.train", "/nowhere/*.parquet"], "no Parquet shards"),
