@@ -113,7 +113,7 @@ def _numbered(image: bytes, number: int) -> bytes:
 
 def prepare(folder: Path, shard_megabytes: float) -> tuple[float, float, float]:
     """(seconds, greatest MiB of the driver, greatest MiB of a task's process) of preparing the generated set."""
-    from dist_resnet.data.prepare.prepare import Options
+    from dist_resnet.data.prepare.options import Options
     from dist_resnet.launch.ray import prepare as ray_prepare
 
     options = Options(source=str(folder / "raw"), target=str(folder / "prepared"), shard_megabytes=shard_megabytes)

@@ -86,7 +86,7 @@ def main() -> None:
 def _prepare(options: Options) -> None:
     # Imported late, so that --help need not wait for Ray.
     from dist_resnet.data.image.ingest import Shrink
-    from dist_resnet.data.prepare import prepare
+    from dist_resnet.data.prepare import options as preparation
     from dist_resnet.launch.ray import prepare as ray_prepare
 
     assert options.source is not None
@@ -97,7 +97,7 @@ def _prepare(options: Options) -> None:
         quality = 90 if options.quality is None else options.quality
         shrink = Shrink(shorter_side=options.shorter_side, quality=quality)
     manifest = ray_prepare.prepare(
-        prepare.Options(
+        preparation.Options(
             source=options.source,
             target=options.target,
             split=options.split,

@@ -17,7 +17,8 @@ from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.prefetch import Prefetched
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import evaluation_requests, training_requests
-from dist_resnet.data.shards.split import ShardReader, Split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 from dist_resnet.worker import Worker
 

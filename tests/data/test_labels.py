@@ -60,7 +60,7 @@ def test_labels_that_begin_with_1_are_told_so(tmp_path: Path, names: list[str] |
 )
 def test_classes_without_a_training_image_are_said(tmp_path: Path, labels: list, names: list | None, said: str | None):
     split = split_of(tmp_path / "s", labels, names)
-    lines = classes.said_of_labels(split, "training images")
+    lines = classes.describe_absent_classes(split, "training images")
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]
 
@@ -68,7 +68,7 @@ def test_classes_without_a_training_image_are_said(tmp_path: Path, labels: list,
 def test_a_gap_in_a_prepared_sets_labels_is_said(tmp_path: Path) -> None:
     split_of(tmp_path / "s", [0, 2, 0, 2], ["a", "b", "c"])
     prepare_here(tmp_path / "s", tmp_path / "t")
-    (line,) = classes.said_of_labels(open_split(f"{tmp_path}/t/train-*.parquet"), "training images")
+    (line,) = classes.describe_absent_classes(open_split(f"{tmp_path}/t/train-*.parquet"), "training images")
     assert "have 2 of 3 classes, none of 'b'" in line
 
 

@@ -29,7 +29,8 @@ from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
+from dist_resnet.data.shards.reader import RowGroup, ShardReader
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.recipe import Augment, Execution, Performance, Recipe
 from dist_resnet.worker import Worker
 

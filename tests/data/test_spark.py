@@ -18,8 +18,9 @@ import pytest
 from oracle.images import jpeg, read_row_group, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows, write_parquet
 
-from dist_resnet.data.prepare.prepare import Options, prepare
-from dist_resnet.data.shards.duplicates import said_of_copies, said_of_same
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
+from dist_resnet.data.shards.duplicates import describe_copies, describe_shared
 from dist_resnet.data.shards.split import open_split
 
 IMAGES = [jpeg(smooth(12 + n, 20 - n, n)) for n in range(6)]
@@ -182,9 +183,9 @@ def test_a_copy_of_a_shard_is_refused_in_preparing_and_said_in_training(tmp_path
     first = shard(tmp_path / "source" / "train-0.parquet")
     shard(tmp_path / "source" / "train-1.parquet", first=3)
     split = f"{tmp_path}/source/train-*.parquet"
-    assert said_of_copies(open_split(split), "training images") == []
+    assert describe_copies(open_split(split), "training images") == []
     copy(first, first.with_name("train-0 (1).parquet"))
-    (line,) = said_of_copies(open_split(split), "training images")
+    (line,) = describe_copies(open_split(split), "training images")
     assert "1 of the 3 shards of the training images" in line
     assert f"{tmp_path}/source/train-0.parquet of {tmp_path}/source/train-0 (1).parquet" in line
     with pytest.raises(ValueError, match=r"train-0.parquet is a copy of .*/train-0 \(1\).parquet; remove one of them"):
@@ -195,9 +196,9 @@ def test_a_shard_of_training_among_those_of_validation_is_said(tmp_path: Path) -
     first = shard(tmp_path / "train-0.parquet")
     shard(tmp_path / "validation-0.parquet", first=3)
     train = open_split(f"{tmp_path}/train-*.parquet")
-    assert said_of_same(train, open_split(f"{tmp_path}/validation-*.parquet")) == []
+    assert describe_shared(train, open_split(f"{tmp_path}/validation-*.parquet")) == []
     shutil.copy(first, tmp_path / "validation-1.parquet")
-    (line,) = said_of_same(train, open_split(f"{tmp_path}/validation-*.parquet"))
+    (line,) = describe_shared(train, open_split(f"{tmp_path}/validation-*.parquet"))
     assert line.startswith("1 of the 2 shards of the validation images")
     said = Silent()
     prepare(Options(source=str(tmp_path), target=str(tmp_path / "target")), run=in_turn, progress=said)

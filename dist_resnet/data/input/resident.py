@@ -10,7 +10,7 @@ from dist_resnet.data.input.batch import Batch, BatchMaker
 from dist_resnet.data.input.decoders import InputOptions, open_decoder
 from dist_resnet.data.input.order import FullOrder
 from dist_resnet.data.input.streams import whole_requests
-from dist_resnet.data.shards.split import ShardReader
+from dist_resnet.data.shards.reader import ShardReader
 from dist_resnet.recipe import Decode, Recipe
 
 _BATCH = 256

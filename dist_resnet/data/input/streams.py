@@ -21,7 +21,8 @@ from dist_resnet.data.image.ingest import ingest
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
 from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.order import WindowedOrder
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split
+from dist_resnet.data.shards.reader import RowGroup, ShardReader
+from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ class PrepareProgress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SourceRequest:
     """What a kind of source is asked to index."""
 
     uri: str
@@ -77,7 +77,7 @@ def index_source(
     if not exists(filesystem, root):
         raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the images")
     other_layouts.refuse_file(filesystem, root)
-    asked = Asked(
+    request = SourceRequest(
         uri=uri,
         filesystem=filesystem,
         root=root,
@@ -88,7 +88,7 @@ def index_source(
         progress=progress,
     )
     for kind in KINDS:
-        if source := kind(asked):
+        if source := kind(request):
             return source
     raise ValueError(
         f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
@@ -96,32 +96,32 @@ def index_source(
     )
 
 
-def _archives(asked: Asked) -> Source | None:
+def _archives(request: SourceRequest) -> Source | None:
     """ImageNet's own tar archives."""
-    found = archives.find_archives(asked.filesystem, asked.root)
+    found = archives.find_archives(request.filesystem, request.root)
     if not (named := found.keys() - {"devkit"}):
         return None
-    check_no_split(asked.split, found[min(named)], min(named))
-    asked.progress.begin("finding images", None)
-    return archives.index_archives(asked.filesystem, asked.uri, found, asked.progress.advance)
+    check_no_split(request.split, found[min(named)], min(named))
+    request.progress.begin("finding images", None)
+    return archives.index_archives(request.filesystem, request.uri, found, request.progress.advance)
 
 
-def _parquet(asked: Asked) -> Source | None:
+def _parquet(request: SourceRequest) -> Source | None:
     """Parquet shards in the Hugging Face layout."""
-    globs = spool.find_globs(asked.filesystem, asked.root, asked.uri, asked.split)
-    return _spool(globs, asked) if globs else None
+    globs = spool.find_globs(request.filesystem, request.root, request.uri, request.split)
+    return _spool(globs, request) if globs else None
 
 
-def _folders(asked: Asked) -> Source | None:
+def _folders(request: SourceRequest) -> Source | None:
     """Folders of class folders."""
-    splits = _find_folders(asked.filesystem, asked.root, asked.split)
+    splits = _find_folders(request.filesystem, request.root, request.split)
     if not splits:
         return None
-    asked.progress.begin("finding images", None)
-    return folders.index_folders(asked.filesystem, asked.uri, splits, asked.progress.advance)
+    request.progress.begin("finding images", None)
+    return folders.index_folders(request.filesystem, request.uri, splits, request.progress.advance)
 
 
-KINDS: tuple[Callable[[Asked], Source | None], ...] = (_archives, _parquet, _folders)
+KINDS: tuple[Callable[[SourceRequest], Source | None], ...] = (_archives, _parquet, _folders)
 """Each gives the index of a source of its kind, None for others; the first that knows a source has it."""
 
 
@@ -141,10 +141,10 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     return splits
 
 
-def _spool(globs: dict[str, str], asked: Asked) -> Source:
+def _spool(globs: dict[str, str], request: SourceRequest) -> Source:
     """Writes the images of Parquet shards out as plain bytes and indexes those."""
-    uri, target, progress = asked.uri, asked.target, asked.progress
-    opened, notes = _open(globs, asked.label_column)
+    uri, target, progress = request.uri, request.target, request.progress
+    opened, notes = _open(globs, request.label_column)
     if not opened:
         raise ValueError(f"{uri} holds no labeled images; give the train and validation shards")
     for one in opened.values():
@@ -172,7 +172,7 @@ def _spool(globs: dict[str, str], asked: Asked) -> Source:
     wanted = {task.path.rpartition("/")[2] for of_split in tasks.values() for task in of_split}
     spool.remove_others(filesystem, f"{folder}/{WORK}", wanted)
     progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
-    for done in asked.run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
+    for done in request.run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
         progress.advance(done)
     indexes = {}
     for split, of_split in tasks.items():
@@ -205,7 +205,7 @@ def _judge_copies(opened: dict[str, Split], progress: PrepareProgress) -> None:
         if copy := duplicates.find_copy(one):
             raise ValueError(f"{copy[0]} is a copy of {copy[1]}; remove one of them")
     if "train" in opened and "validation" in opened:
-        for line in duplicates.said_of_same(opened["train"], opened["validation"]):
+        for line in duplicates.describe_shared(opened["train"], opened["validation"]):
             progress.say(line)
 
 

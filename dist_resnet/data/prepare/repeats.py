@@ -31,7 +31,7 @@ def unpack(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), _KIND)
 
 
-def said_of_repeats(splits: Mapping[str, tuple[Index, np.ndarray]], class_names: Sequence[str]) -> list[str]:
+def describe(splits: Mapping[str, tuple[Index, np.ndarray]], class_names: Sequence[str]) -> list[str]:
     """A line for each kind of repeated images; `splits`: the index of each split and the hashes of its images."""
     lines = [
         line for split, (index, hashes) in splits.items() for line in _in_two_classes(split, index, hashes, class_names)

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from dist_resnet.data.prepare.index import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.tree import list_files, list_folder
-from dist_resnet.data.shards.columns import Columns, LabelError, encoded_images, image_path, may_lack_bytes
+from dist_resnet.data.shards.column_values import LabelError, encoded_images, image_path
+from dist_resnet.data.shards.columns import Columns, may_lack_bytes
 from dist_resnet.data.shards.footers import columns_of, find_without_bytes, metadata_of, numbers_of
 from dist_resnet.data.shards.split import Split
 from dist_resnet.data.shards.split_names import split_of

@@ -69,14 +69,14 @@ def match(
     what = f"{what} at {split.uri}"
     _check_named(split)
     if by == "numbers":
-        return _by_number(split, names, num_classes, what, _said_of_numbers(split, names, what, option))
+        return _by_number(split, names, num_classes, what, _describe_by_number(split, names, what, option))
     if names is None or split.class_names is None:
         _check_count(split, names, num_classes, what, option)
-        return _by_number(split, names, num_classes, what, _said_of_no_names(split, names, what))
+        return _by_number(split, names, num_classes, what, _describe_no_names(split, names, what))
     label_map = _label_map(split.class_names, names)
     mapped = split.mapped(label_map if (label_map != np.arange(len(label_map))).any() else None)
     _refuse_unknown(split, mapped, names, what, option)
-    notes = [*_said_of_order(split.class_names, names, label_map, what), *_said_of_unused(split, label_map, what)]
+    notes = [*_describe_order(split.class_names, names, label_map, what), *_describe_unused(split, label_map, what)]
     return _finish(mapped, notes, names, label_map, what)
 
 
@@ -128,7 +128,7 @@ def of_outputs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[:count])
 
 
-def said_of_labels(split: Split, what: str) -> list[str]:
+def describe_absent_classes(split: Split, what: str) -> list[str]:
     """A line on classes of which a split has no image, if any are, by what its footers tell; `what`: its part."""
     least, greatest = split.label_range
     names = numbers(greatest + 1) if split.class_names is None else split.class_names
@@ -264,7 +264,7 @@ def _escape(option: str | None) -> str:
     return f", or {option} numbers if equal labels are equal classes" if option else ""
 
 
-def _said_of_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.ndarray, what: str) -> list[str]:
+def _describe_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.ndarray, what: str) -> list[str]:
     moved = np.flatnonzero((label_map >= 0) & (label_map != np.arange(len(label_map))))
     if not len(moved):
         return []
@@ -275,13 +275,13 @@ def _said_of_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.nda
     ]
 
 
-def _said_of_unused(split: Split, label_map: np.ndarray, what: str) -> list[str]:
+def _describe_unused(split: Split, label_map: np.ndarray, what: str) -> list[str]:
     assert split.class_names is not None
     unknown = [split.class_names[label] for label in np.flatnonzero(label_map < 0)]
     return [f"the {what} name classes that the model does not know, but show none: {_listed(unknown)}"] * bool(unknown)
 
 
-def _said_of_no_names(split: Split, names: Sequence[str] | None, what: str) -> list[str]:
+def _describe_no_names(split: Split, names: Sequence[str] | None, what: str) -> list[str]:
     if names is None and split.class_names is None:
         return []
     lack = "the model's classes have" if names is None else "they have"
@@ -289,7 +289,7 @@ def _said_of_no_names(split: Split, names: Sequence[str] | None, what: str) -> l
             "taken for equal classes"]  # fmt: skip
 
 
-def _said_of_numbers(split: Split, names: Sequence[str] | None, what: str, option: str | None) -> list[str]:
+def _describe_by_number(split: Split, names: Sequence[str] | None, what: str, option: str | None) -> list[str]:
     if names is None or split.class_names is None or [*map(key, names)] == [*map(key, split.class_names)]:
         return []
     return [f"the class names of the {what} are not the model's; equal labels are taken for equal classes, as "

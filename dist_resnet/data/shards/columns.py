@@ -4,22 +4,21 @@ What can be read without loss is accepted, fields of a struct are found by their
 column and type. The table in docs/data-format.md lists the forms.
 """
 
-import itertools
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_resnet.data.shards import hive
+from dist_resnet.data.shards.column_types import field_type, is_bytes, is_number, is_text
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAME = re.compile(
     r"(.*[_ .-])?(labels?|class|classes|category|categories|targets?|cls)([_ .-]?(id|ids|idx|index|names?))?|y"
 )
+# No encoded image is as small: a GIF of one pixel has 26 bytes, a PNG 67. Less than this a row is soon read, too.
 # No encoded image is as small: a GIF of one pixel has 26 bytes, a PNG 67. Less than this a row is soon read, too.
 _LEAST_BYTES_A_ROW = 64
 _CHOOSE = "--data.label-column, or --label-column of jobs/prepare_imagenet.py and jobs/evaluate.py"
@@ -51,14 +50,6 @@ class UnlabeledError(ValueError):
     """A shard or some of its rows have no label."""
 
 
-class LabelError(ValueError):
-    """What a row has in place of a label."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"row {row} {reason}")
-        self.row, self.reason = row, reason
-
-
 def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None) -> Columns:
     """The columns of images and labels by their names and types; `label_column` chooses among several.
 
@@ -71,52 +62,8 @@ def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None)
     label = _find_label(shard, schema, features, label_column)
     image = _find_image(shard, schema, features, label)
     inside, path = _parts(shard, schema.field(image))
-    text = _is_text(schema.field(label).type) or _is_bytes(schema.field(label).type)
+    text = is_text(schema.field(label).type) or is_bytes(schema.field(label).type)
     return Columns(image, inside, path, label, text, None if text else _class_names(features, label))
-
-
-def encoded_images(column: pa.ChunkedArray) -> list[np.ndarray | None]:
-    """Each row's encoded image, uint8 [num_bytes], or None if it is missing.
-
-    `column`: as read, a struct with `bytes`, the bytes themselves, or only paths; not copied if it is plain.
-    """
-    return [image for chunk in column.chunks for image in _views(chunk)]
-
-
-def image_path(value: pa.Scalar) -> str | None:
-    """The path in one value of an image column, if it has one."""
-    row = value.as_py()
-    path = row.get("path") if isinstance(row, dict) else row
-    return path if isinstance(path, str) and path else None
-
-
-def label_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """The labels of a column of numbers, int64 [N]. Raises LabelError for the first that is missing or not whole."""
-    try:
-        numbers = column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        raise _first_not_whole(column) from None
-    _check_present(numbers)
-    return numbers.to_numpy()
-
-
-def label_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The labels of a column of text, as large strings. Raises LabelError for the first that is missing."""
-    texts = column.cast(pa.large_string())
-    _check_present(texts)
-    if (row := texts.index("").as_py()) >= 0:
-        raise LabelError(row, "has an empty label")
-    return texts
-
-
-def class_of_texts(texts: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
-    """The place in `class_names` of each text, int64 [N]. Raises LabelError for the first that has none."""
-    place_of = {name: place for place, name in enumerate(class_names)}
-    places = np.array([place_of.get(text, -1) for text in texts.to_pylist()], np.int64)
-    if len(unknown := np.flatnonzero(places < 0)):
-        row = int(unknown[0])
-        raise LabelError(row, f"has the label {texts[row].as_py()!r}, which is none of the classes")
-    return places
 
 
 def label_statistics(metadata: pq.FileMetaData, columns: Columns) -> tuple[int, int] | None:
@@ -193,7 +140,7 @@ def _find_label(shard: str, schema: pa.Schema, features: dict[str, dict], wanted
     if name not in schema.names:
         raise ValueError(f"{shard} has no column {name}, it has {_listed(schema)}; choose one of them by {_CHOOSE}")
     kind = schema.field(name).type
-    if not (_is_number(kind) or _is_text(kind) or _is_bytes(kind)):
+    if not (is_number(kind) or is_text(kind) or is_bytes(kind)):
         raise ValueError(
             f"{shard} has the column {name} of type {kind}, which holds no labels; needed are numbers or text, one for "
             f"each image; convert it, or choose another column by {_CHOOSE}"
@@ -239,18 +186,18 @@ def _find_image(shard: str, schema: pa.Schema, features: dict[str, dict], label:
 
 
 def _may_hold_images(kind: pa.DataType) -> bool:
-    return _is_bytes(kind) or (pa.types.is_struct(kind) and _field_type(kind, "bytes") is not None)
+    return is_bytes(kind) or (pa.types.is_struct(kind) and field_type(kind, "bytes") is not None)
 
 
 def _parts(shard: str, field: pa.Field) -> tuple[str | None, str | None]:
     """Where an image column has bytes and paths. Raises ValueError if its type holds neither."""
     kind, name = field.type, field.name
-    if _is_bytes(kind):
+    if is_bytes(kind):
         return name, None
-    if _is_text(kind):
+    if is_text(kind):
         return None, name
-    inside, path = (_field_type(kind, part) for part in ("bytes", "path")) if pa.types.is_struct(kind) else (None, None)
-    has_bytes, has_path = inside is not None and _is_bytes(inside), path is not None and _is_text(path)
+    inside, path = (field_type(kind, part) for part in ("bytes", "path")) if pa.types.is_struct(kind) else (None, None)
+    has_bytes, has_path = inside is not None and is_bytes(inside), path is not None and is_text(path)
     other = inside is not None and not has_bytes and not pa.types.is_null(inside)
     if other or not (has_bytes or has_path):
         raise ValueError(
@@ -260,70 +207,5 @@ def _parts(shard: str, field: pa.Field) -> tuple[str | None, str | None]:
     return f"{name}.bytes" if has_bytes else None, f"{name}.path" if has_path else None
 
 
-def _field_type(kind: pa.StructType, name: str) -> pa.DataType | None:
-    place = kind.get_field_index(name)
-    return None if place < 0 else kind.field(place).type
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of a dictionary's values, or the type itself."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    return any(one(kind) for one in (types.is_binary, types.is_large_binary, types.is_binary_view)) or (
-        types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    numbers = (types.is_integer, types.is_boolean, types.is_floating, types.is_decimal)
-    return any(one(kind) for one in numbers) or types.is_null(kind)  # of type null are labels that are all missing
-
-
 def _listed(schema: pa.Schema) -> str:
     return "the columns " + ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _check_present(labels: pa.ChunkedArray) -> None:
-    if labels.null_count:
-        raise LabelError(int(np.flatnonzero(labels.is_null().to_numpy())[0]), "has no label")
-
-
-def _first_not_whole(column: pa.ChunkedArray) -> LabelError:
-    """The error for the first label that is no int64."""
-    for row, value in enumerate(column.to_pylist()):
-        if value is None:
-            return LabelError(row, "has no label")
-        if value != value or value % 1 or not -(1 << 63) <= value < 1 << 63:
-            return LabelError(row, f"has the label {value}, which is no whole number of 64 bits")
-    raise AssertionError("every label is a whole number")
-
-
-def _views(chunk: pa.Array) -> list[np.ndarray | None]:
-    """The bytes of each row as uint8 views of the array."""
-    values = chunk
-    if pa.types.is_struct(chunk.type):
-        values = chunk.field("bytes") if _field_type(chunk.type, "bytes") is not None else pa.nulls(len(chunk))
-    elif _is_text(chunk.type):
-        values = pa.nulls(len(chunk))
-    if values.type not in (pa.binary(), pa.large_binary()):
-        values = values.cast(pa.large_binary())
-    if not len(values):
-        return []
-    _, offsets_buffer, data_buffer = values.buffers()
-    width = np.dtype(np.int32 if values.type == pa.binary() else np.int64)
-    offsets = np.frombuffer(offsets_buffer, width, len(values) + 1, values.offset * width.itemsize).tolist()
-    data = np.empty(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
-    views: list[np.ndarray | None] = [data[low:high] for low, high in itertools.pairwise(offsets)]
-    if chunk.null_count or values.null_count:
-        valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
-        views = [view if ok else None for view, ok in zip(views, valid, strict=True)]
-    return views

@@ -16,7 +16,7 @@ def find_copy(split: Split) -> tuple[str, str] | None:
     return None
 
 
-def said_of_copies(split: Split, what: str) -> list[str]:
+def describe_copies(split: Split, what: str) -> list[str]:
     """A line on shards of a split that are copies of others, if any are; `what`: the split's part, for the line."""
     found = find_copy(split)
     if found is None:
@@ -28,7 +28,7 @@ def said_of_copies(split: Split, what: str) -> list[str]:
     ]
 
 
-def said_of_same(train: Split, validation: Split) -> list[str]:
+def describe_shared(train: Split, validation: Split) -> list[str]:
     """A line on shards that are in both splits, if any are."""
     known = set(train.footers)
     count = sum(footer in known for footer in validation.footers)

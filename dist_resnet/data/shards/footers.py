@@ -16,18 +16,20 @@ import pyarrow.parquet as pq
 
 from dist_resnet.data.image.kinds import HEAD_BYTES, kind_of
 from dist_resnet.data.shards import byte_offsets
+from dist_resnet.data.shards.column_values import (
+    LabelError,
+    class_of_texts,
+    encoded_images,
+    image_path,
+    label_numbers,
+    label_texts,
+)
 from dist_resnet.data.shards.columns import (
     NO_COLUMNS,
     Columns,
-    LabelError,
     UnlabeledError,
-    class_of_texts,
-    encoded_images,
     find_columns,
-    image_path,
-    label_numbers,
     label_statistics,
-    label_texts,
     may_lack_bytes,
 )
 from dist_resnet.wording import one_line
@@ -211,7 +213,7 @@ def columns_of(footer: bytes, label_column: str) -> Columns:
 
 
 @functools.cache
-def image_places(footer: bytes) -> np.ndarray | None:
+def image_ranges(footer: bytes) -> np.ndarray | None:
     """int64 [3, rows]: each image's offset in the shard, its bytes and its label, if the footer tells them."""
     return byte_offsets.decode(metadata_of(footer).metadata)
 

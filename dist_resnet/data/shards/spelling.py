@@ -14,7 +14,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return next((near for near in names if _folded(near) == _folded(name)), None)
 
 
-def said_of_alike(names: Sequence[str], what: str) -> list[str]:
+def describe_alike(names: Sequence[str], what: str) -> list[str]:
     """A line on classes that differ in case, spaces or Unicode form alone, if any do; `what` has them, for the line."""
     known: dict[str, str] = {}
     pairs = [(first, name) for name in names if (first := known.setdefault(_folded(name), name)) != name]

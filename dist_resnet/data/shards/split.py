@@ -14,31 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from dist_resnet.data.shards.columns import Columns, encoded_images
+from dist_resnet.data.shards.columns import Columns
 from dist_resnet.data.shards.footers import (
     Head,
-    Part,
     columns_of,
-    extent_of,
-    image_places,
-    metadata_of,
+    image_ranges,
     numbers_of,
     read_column,
     read_head,
-    version_of,
 )
 from dist_resnet.data.shards.globs import find_shards
 from dist_resnet.data.shards.manifest import Found, check_opened
-from dist_resnet.storage.ranges import Access, RangeReader
 from dist_resnet.storage.uri import open_uri
 from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
-
-_HERE = Access()
-_NO_BYTES = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +99,7 @@ class Split:
     def classes_present(self) -> np.ndarray | None:
         """The model's classes that images have, int64, rising; None where the shards' footers do not list labels."""
         try:
-            known = [image_places(footer) for footer in self.footers]
+            known = [image_ranges(footer) for footer in self.footers]
         except ValueError:
             return None  # said where the shard is read
         labels = [each[2] for each in known if each is not None]
@@ -151,18 +142,6 @@ class Split:
             return least >= 0 and greatest < num_classes
         of_them = self.label_map[max(least, 0) : greatest + 1]
         return least >= 0 and greatest < len(self.label_map) and not _outside(of_them, num_classes).any()
-
-
-@dataclass(frozen=True, eq=False)
-class RowGroup:
-    """One row group in memory."""
-
-    first_index: int
-    """Index in the split of its first image."""
-    images: list[np.ndarray]
-    """Encoded images, each uint8 [num_bytes]: views of the column that was read."""
-    labels: np.ndarray
-    """int64 [rows]: the model's classes."""
 
 
 def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool = False) -> Split:
@@ -235,75 +214,6 @@ def _say_labels(uri: str, columns: Columns, class_names: tuple[str, ...] | None)
         )
     elif columns.label != "label":
         logger.info("the labels of %s are those of the column %s", uri, columns.label)
-
-
-class ShardReader:
-    """Reads row groups of a split, each with one range of its shard; used by many threads at once."""
-
-    def __init__(self, split: Split, access: Access = _HERE) -> None:
-        """`access`: how what lies on an object store is read."""
-        self.split = split
-        self._ranges = RangeReader(split.uri, access)
-
-    def read(self, number: int) -> RowGroup:
-        """Row group `number` of the split. Raises ValueError, naming the file, where it cannot be read.
-
-        The images of shards that say in their footer where each lies are views of the file itself; others are
-        copied out of Parquet's pages.
-        """
-        split = self.split
-        shard, first = int(split.group_shard[number]), int(split.group_first[number])
-        footer, path = split.footers[shard], split.shards[shard]
-        try:
-            known = image_places(footer)
-            if known is None:
-                images, labels = self._from_pages(shard, int(split.group_number[number]))
-            else:
-                row = first - split.first_index(shard)
-                images, labels = self._from_places(shard, known[:, row : row + int(split.group_rows[number])])
-            classes = self._classes(labels)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ValueError(
-                f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
-                "replace the file by an intact copy"
-            ) from error
-        return RowGroup(first, images, classes)
-
-    def _classes(self, labels: np.ndarray) -> np.ndarray:
-        classes = self.split.classes(labels)
-        if self.split.label_map is not None and classes.min(initial=0) < 0:
-            raise ValueError(f"label {labels[int(classes.argmin())]} is none of the model's classes")
-        return classes
-
-    def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of the rows whose places in the file these are: int64 [3, rows]."""
-        starts, lengths, labels = rows
-        begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
-        content = self._read(shard, begin, end - begin)
-        if len(content) != end - begin:
-            raise OSError(f"the file ends before byte {end}")
-        bounds = zip((starts - begin).tolist(), (starts - begin + lengths).tolist(), strict=True)
-        return [content[low:high] for low, high in bounds], labels.copy()
-
-    def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of a row group, as Parquet has encoded them."""
-        split = self.split
-        metadata = metadata_of(split.footers[shard])
-        columns = columns_of(split.footers[shard], split.label_column)
-        if columns.bytes is None:
-            raise ValueError(f"its column {columns.image} has paths and no bytes")
-        wanted = [columns.bytes, columns.label]
-        begin, end = extent_of(metadata.row_group(group), wanted)
-        part = Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
-        table = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=metadata).read_row_group(
-            group, columns=wanted, use_threads=False
-        )
-        images = [_NO_BYTES if image is None else image for image in encoded_images(table[columns.image])]
-        return images, numbers_of(table[columns.label], columns, split.class_names)
-
-    def _read(self, shard: int, start: int, length: int) -> np.ndarray:
-        split = self.split
-        return self._ranges.read(split.shards[shard], start, length, version=version_of(split.footers[shard]))
 
 
 def _check_alike(shards: list[str], heads: list[Head]) -> None:

@@ -23,7 +23,8 @@ from dist_resnet.data.image.pixels import DamagedError, decode
 from dist_resnet.data.input import streams
 from dist_resnet.data.input.dali import DaliDecoder
 from dist_resnet.data.input.pillow import PillowDecoder
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 
 PIXELS = smooth(60, 80, 1)
 Chunks = list[tuple[bytes, bytes]]

@@ -17,7 +17,8 @@ from oracle.sources import (
     write_folders,
 )
 
-from dist_resnet.data.prepare.prepare import Options, prepare
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.data.shards.split import open_split
 
 WRITERS = [write_folders, write_archives, write_downloaded]

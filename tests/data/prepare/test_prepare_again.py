@@ -26,7 +26,8 @@ from oracle.sources import (
 )
 
 from dist_resnet.data.image.ingest import Shrink
-from dist_resnet.data.prepare.prepare import Options, prepare
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.storage.files import PARTIAL
 
 WRITERS = [write_folders, write_archives, write_downloaded]
@@ -103,7 +104,7 @@ def test_a_job_that_was_killed_in_its_clean_up_finishes_that_alone(tmp_path: Pat
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("dist_resnet.data.prepare.prepare._clean_up", half)
+        patch.setattr("dist_resnet.data.prepare.prepare.clean_up", half)
         with pytest.raises(Killed):
             prepare_here(source, tmp_path / "target")
     written = {one: one.stat().st_mtime_ns for one in (tmp_path / "target").glob("*.parquet")}

@@ -23,7 +23,7 @@ from oracle.sources import (
     write_parquet,
 )
 
-from dist_resnet.data.prepare.prepare import Options
+from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.storage.files import PARTIAL
 

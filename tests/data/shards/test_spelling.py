@@ -7,8 +7,9 @@ import pytest
 from oracle.images import jpeg, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows
 
-from dist_resnet.data.prepare.prepare import Options, prepare
-from dist_resnet.data.shards.spelling import key, nearest, said_of_alike
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
+from dist_resnet.data.shards.spelling import describe_alike, key, nearest
 
 CAFE, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -51,7 +52,7 @@ def test_an_unknown_class_is_refused_with_the_near_one(tmp_path: Path, near: str
 
 @pytest.mark.parametrize("names", [["Cat", "cat"], ["cat", "cat "], [CAFE, DECOMPOSED], ["ice cream", "icecream"]])
 def test_classes_that_look_alike_are_said(tmp_path: Path, names: list[str]) -> None:
-    (line,) = said_of_alike(["ant", *names, "bee"], "source")
+    (line,) = describe_alike(["ant", *names, "bee"], "source")
     assert f"the classes {names[0]!a} and {names[1]!a} of the source differ in case, spaces or Unicode form" in line
     if CAFE not in names:
         said = Silent()
@@ -63,5 +64,5 @@ def test_classes_that_look_alike_are_said(tmp_path: Path, names: list[str]) -> N
 
 
 def test_classes_that_differ_or_share_a_name_are_not_said() -> None:
-    assert said_of_alike(["n01440764", "n01443537", "crane", "crane", "0", "00"], "source") == []
+    assert describe_alike(["n01440764", "n01443537", "crane", "crane", "0", "00"], "source") == []
     assert nearest("dog", ["Dogs", "cat"]) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from oracle.sources import damaged_images, prepare_here, small_images, write_downloaded, write_folders
 
-from dist_resnet.data.prepare.prepare import Options
+from dist_resnet.data.prepare.options import Options
 from dist_resnet.launch.ray import prepare as ray_prepare
 
 pytestmark = pytest.mark.ray

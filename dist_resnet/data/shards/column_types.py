@@ -1,0 +1,31 @@
+"""Arrow types by what they can hold: bytes, text or numbers."""
+
+import pyarrow as pa
+
+
+def field_type(kind: pa.StructType, name: str) -> pa.DataType | None:
+    place = kind.get_field_index(name)
+    return None if place < 0 else kind.field(place).type
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of a dictionary's values, or the type itself."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    kind, types = _plain(kind), pa.types
+    return any(one(kind) for one in (types.is_binary, types.is_large_binary, types.is_binary_view)) or (
+        types.is_fixed_size_binary(kind)
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    kind, types = _plain(kind), pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    kind, types = _plain(kind), pa.types
+    numbers = (types.is_integer, types.is_boolean, types.is_floating, types.is_decimal)
+    return any(one(kind) for one in numbers) or types.is_null(kind)  # of type null are labels that are all missing
