@@ -293,7 +293,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(recipe: Recipe, ex
     secret = "s3://key:secret@bucket/runs"
     for bad in (_with_train(recipe, secret), recipe):
         where = execution if bad is not recipe else dataclasses.replace(execution, storage=secret)
-        with pytest.raises(ValueError, match="has a password in it, s3://\\*\\*\\*@bucket/runs") as caught:
+        with pytest.raises(ValueError, match="contains a password, s3://\\*\\*\\*@bucket/runs") as caught:
             prepare(bad, where, job="test")
         assert "secret@" not in str(caught.value)
 

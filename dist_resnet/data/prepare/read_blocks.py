@@ -1,4 +1,4 @@
-"""The images of an index, read by their byte ranges, block by block."""
+"""Reads the images of an index by their byte ranges, block by block."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _OPEN_FILES = 512
 
 
 def read_blocks(index: Index) -> Iterator[tuple[list[int], list[bytes]]]:
-    """The images of an index, block by block: (rows, encoded); the next block is read meanwhile."""
+    """The images of an index, block by block: (rows, encoded images); the next block is read ahead."""
     filesystem, _ = open_uri(index.uri)
     blocks = _blocks(index.size)
     with _Reader(filesystem, index) as reader, ThreadPoolExecutor(1) as ahead:
@@ -45,7 +45,7 @@ def _blocks(sizes: np.ndarray) -> list[list[int]]:
 
 
 class _Reader:
-    """Reads images by their byte ranges, in the order of their places."""
+    """Reads images by their byte ranges, in the order of their offsets."""
 
     def __init__(self, filesystem: pafs.FileSystem, index: Index) -> None:
         self._filesystem, self._index = filesystem, index
@@ -63,13 +63,13 @@ class _Reader:
     def read(self, rows: list[int]) -> list[bytes]:
         """The images of the given rows, in their order."""
         container, offset = self._index.container[rows], self._index.offset[rows]
-        by_place = np.lexsort((offset, container))
-        jobs = [(self._index.containers[container[one]], rows[one]) for one in by_place]
+        by_offset = np.lexsort((offset, container))
+        jobs = [(self._index.containers[container[one]], rows[one]) for one in by_offset]
         opened = [None if container.path.endswith("/") else self._open(container) for container, _ in jobs]
         read = map if is_local(self._filesystem) else self._pool.map
         images: list[bytes] = [b""] * len(rows)
-        for place, image in zip(by_place, read(self._read_one, jobs, opened), strict=True):
-            images[place] = image
+        for number, image in zip(by_offset, read(self._read_one, jobs, opened), strict=True):
+            images[number] = image
         return images
 
     def _open(self, container: Container) -> Any:
@@ -90,7 +90,7 @@ class _Reader:
             image = opened.read_at(size, int(self._index.offset[row]))
         if len(image) != size:
             raise OSError(
-                f"{self._index.describe(row)} has {len(image)} bytes and had {size} when the job began; restore the "
-                "source, or prepare it anew into another --target"
+                f"{self._index.describe(row)} has {len(image)} bytes but had {size} when the job started; restore the "
+                "source, or prepare it again into another --target"
             )
         return image

@@ -1,4 +1,4 @@
-"""Parquet shards whose images are stored plain, each in one byte range that the footer gives."""
+"""Writes Parquet shards whose images are stored plain, with each image's byte range in the footer."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dist_resnet.data.shards.write import encode_table
 
 
 class ShardWriter:
-    """Collects images into row groups of a shard and knows where each came to lie."""
+    """Collects images into row groups of a shard and records the byte range of each."""
 
     def __init__(self, stream: Any, class_names: Sequence[str]) -> None:
         """`stream`: a binary file to write to."""
@@ -21,7 +21,7 @@ class ShardWriter:
         self._sink = _Sink(stream)
         self._waiting: list[tuple[bytes, str, int]] = []
         self._waiting_bytes = 0
-        self._places: list[np.ndarray] = []
+        self._ranges: list[np.ndarray] = []
         schema = encode_table([], [], np.empty(0, np.int64), class_names).schema
         self._parquet = pq.ParquetWriter(
             self._sink, schema, compression="none", use_dictionary=["label"], write_statistics=["label"]
@@ -31,7 +31,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Parquet's writer ends its file in any case, at the latest when it is forgotten.
+        # Parquet's writer completes its file in any case, at the latest when it is garbage collected.
         self._sink.discard = True
         self._parquet.close()
 
@@ -43,10 +43,10 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> bytes:
-        """Ends the file and returns its footer."""
+        """Completes the file and returns its footer."""
         if self._waiting:
             self._flush()
-        located = np.concatenate([np.empty((3, 0), np.int64), *self._places], axis=1)
+        located = np.concatenate([np.empty((3, 0), np.int64), *self._ranges], axis=1)
         self._parquet.add_key_value_metadata({byte_offsets.KEY: byte_offsets.encode(located)})
         self._parquet.close()
         tail = self._sink.take()
@@ -56,45 +56,45 @@ class ShardWriter:
     @property
     def size(self) -> int:
         """Bytes of the file so far."""
-        return self._sink.place
+        return self._sink.position
 
     @property
     def sha256(self) -> str:
-        """Of the file so far, in hexadecimal."""
+        """sha256 of the file so far, in hexadecimal."""
         return self._sink.hash.hexdigest()
 
     def _flush(self) -> None:
         encoded, names, labels = zip(*self._waiting, strict=True)
         self._waiting, self._waiting_bytes = [], 0
-        start = self._sink.take_place()
+        start = self._sink.start_block()
         table = encode_table(encoded, names, np.array(labels, np.int64), self._class_names)
         self._parquet.write_table(table, row_group_size=len(encoded))
         offsets = _locate(self._sink.take(), encoded)
-        self._places.append(np.array([start + offsets, [len(one) for one in encoded], labels], np.int64))
+        self._ranges.append(np.array([start + offsets, [len(one) for one in encoded], labels], np.int64))
 
 
 def _locate(block: bytes, images: Sequence[bytes]) -> np.ndarray:
-    """Where the images lie in what Parquet made of them: int64 [N]."""
+    """The offset of each image in the bytes that Parquet wrote: int64 [N]."""
     offsets, end = np.empty(len(images), np.int64), 0
     for number, image in enumerate(images):
-        # Each value has its length before it; between pages there is a header more.
-        place = end + 4
-        if block[place : place + len(image)] != image:
-            place = block.find(len(image).to_bytes(4, "little") + image, end) + 4
-        assert place >= 4, "Parquet did not write the image plain"
-        offsets[number], end = place, place + len(image)
+        # A value follows its length, and in a new page also the page's header.
+        offset = end + 4
+        if block[offset : offset + len(image)] != image:
+            offset = block.find(len(image).to_bytes(4, "little") + image, end) + 4
+        assert offset >= 4, "Parquet did not write the image plain"
+        offsets[number], end = offset, offset + len(image)
     return offsets
 
 
 class _Sink:
-    """The stream below Parquet's writer: hashes what passes, and keeps it until it is taken."""
+    """The stream below Parquet's writer: hashes the bytes that pass, and keeps them until they are taken."""
 
     closed = False
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._recent: list[bytes] = []
-        self.place = 0
+        self.position = 0
         self.hash = hashlib.sha256()
         self.discard = False
 
@@ -104,21 +104,21 @@ class _Sink:
         self._stream.write(data)
         self.hash.update(data)
         self._recent.append(bytes(data))
-        self.place += len(data)
+        self.position += len(data)
         return len(data)
 
     def take(self) -> bytes:
-        """What was written since it was last taken."""
+        """The bytes written since the last take."""
         recent, self._recent = b"".join(self._recent), []
         return recent
 
-    def take_place(self) -> int:
-        """Forgets what was written and returns the place of what follows."""
+    def start_block(self) -> int:
+        """Drops the bytes written so far and returns the position of the next."""
         self._recent = []
-        return self.place
+        return self.position
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
     def flush(self) -> None:
         """Does nothing: the stream below is closed by its owner."""

@@ -1,9 +1,9 @@
-"""Writes one shard of a prepared set: its images read by range, decoded once, and laid out for reading by range.
+"""Writes one shard of a prepared set: reads its images by range, decodes each once, and stores them for range reads.
 
-Memory: the encoded images of one block of the index being decoded, of the next one being read, and of one row group
-being written in two copies; each is at most `ROWS_PER_GROUP` images and, but for a single larger image, 64 MiB.
-So at most 256 MiB, about 50 MiB for ImageNet's images, besides one decoded image (`headers.MOST_MEGAPIXELS`). An
-object store's client may hold as much as a whole shard more where the link is slower than the decoding.
+Memory: the encoded images of one block that is decoded, the next one that is read, and two copies of the row group
+that is written. Each is at most `BLOCK_IMAGES` images and, unless a single image is larger, 64 MiB: together at most
+256 MiB, about 50 MiB for ImageNet, plus one decoded image (`headers.MOST_MEGAPIXELS`). An object store's client may
+hold up to one more shard if the link is slower than decoding.
 """
 
 import dataclasses
@@ -28,30 +28,30 @@ class ShardTask:
     """One shard to be written."""
 
     index: Index
-    """The images that go in, in their order."""
+    """Its images, in their order."""
     class_names: tuple[str, ...]
     target: str
     """An address on the target's file system."""
     path: str
     """The shard's path there."""
     record: str
-    """The path there of the record that says that the shard is finished."""
+    """The path there of the record that marks the shard as finished."""
     shrink: Shrink | None
     stop_on_damaged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What was written, and left out."""
+    """What was written to a shard, and what was left out."""
 
     file: str
     images: int
     bytes: int
     """Size of the file."""
     sha256: str
-    """Of the file."""
+    """sha256 of the file."""
     footer_sha256: str
-    """Of the footer, which tells a shard from another without reading it all."""
+    """sha256 of the footer, which identifies a shard without reading it all."""
     class_counts: list[int]
     damaged: list[dict[str, Any]] = field(default_factory=list)
     """`image`, `class`, `label` and `reason` of each that was left out."""
@@ -59,18 +59,18 @@ class ShardRecord:
     """`image` and `reason` of each that became a PNG."""
     shrunk: int = 0
     source_bytes: int = 0
-    """Encoded bytes of the images as they came, without the damaged ones."""
+    """Encoded bytes of the images in the source, without the damaged ones."""
     image_bytes: int = 0
     """Encoded bytes of the images in the shard."""
     hashes: str = ""
-    """What `repeats` packs of all images of the task; empty in records of earlier versions."""
+    """The hashes of all images of the task, packed by `repeats`; empty in records of earlier versions."""
 
 
 def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
-    """Writes a shard, yielding numbers of images as they are done and at last its record.
+    """Writes a shard; yields numbers of images as they are done, and last the shard's record.
 
-    Raises ValueError for a damaged image where the task says to stop, OSError where the source has changed or
-    something cannot be read or written.
+    Raises ValueError for a damaged image if the task says to stop, OSError if the source has changed or cannot be
+    read, or the target cannot be written.
     """
     filesystem, _ = open_uri(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
@@ -115,7 +115,7 @@ def _take_damaged(task: ShardTask, row: int, reason: str, damaged: list[dict[str
     class_name = task.class_names[label]
     if task.stop_on_damaged:
         raise ValueError(
-            f"{image} of class {class_name} is damaged ({reason}); repair or remove it, or leave such images out "
+            f"{image} of class {class_name} is damaged ({reason}); repair or remove it, or skip damaged images "
             "with --on-damaged skip"
         )
     damaged.append({"image": image, "class": class_name, "label": label, "reason": reason})
