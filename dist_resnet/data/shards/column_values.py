@@ -1,4 +1,4 @@
-"""The images and labels in the columns of a shard, whatever types hold them."""
+"""Reads images and labels from the columns of a shard, for every supported type."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dist_resnet.data.shards.column_types import field_type, is_text
 
 
 class LabelError(ValueError):
-    """What a row has in place of a label."""
+    """A row has no usable label; `reason` says what it has instead."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"row {row} {reason}")
@@ -20,7 +20,7 @@ class LabelError(ValueError):
 def encoded_images(column: pa.ChunkedArray) -> list[np.ndarray | None]:
     """Each row's encoded image, uint8 [num_bytes], or None if it is missing.
 
-    `column`: as read, a struct with `bytes`, the bytes themselves, or only paths; not copied if it is plain.
+    `column`: a struct with `bytes`, the bytes themselves, or only paths; plain bytes are not copied.
     """
     return [image for chunk in column.chunks for image in _views(chunk)]
 
@@ -33,7 +33,7 @@ def image_path(value: pa.Scalar) -> str | None:
 
 
 def label_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """The labels of a column of numbers, int64 [N]. Raises LabelError for the first that is missing or not whole."""
+    """The labels of a column of numbers, int64 [N]. Raises LabelError for the first that is missing or no integer."""
     try:
         numbers = column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -52,13 +52,13 @@ def label_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def class_of_texts(texts: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
-    """The place in `class_names` of each text, int64 [N]. Raises LabelError for the first that has none."""
-    place_of = {name: place for place, name in enumerate(class_names)}
-    places = np.array([place_of.get(text, -1) for text in texts.to_pylist()], np.int64)
-    if len(unknown := np.flatnonzero(places < 0)):
+    """The index in `class_names` of each text, int64 [N]. Raises LabelError for the first that is not among them."""
+    number_of = {name: number for number, name in enumerate(class_names)}
+    numbers = np.array([number_of.get(text, -1) for text in texts.to_pylist()], np.int64)
+    if len(unknown := np.flatnonzero(numbers < 0)):
         row = int(unknown[0])
-        raise LabelError(row, f"has the label {texts[row].as_py()!r}, which is none of the classes")
-    return places
+        raise LabelError(row, f"has the label {texts[row].as_py()!r}, which is not one of the classes")
+    return numbers
 
 
 def _check_present(labels: pa.ChunkedArray) -> None:
@@ -67,13 +67,13 @@ def _check_present(labels: pa.ChunkedArray) -> None:
 
 
 def _first_not_whole(column: pa.ChunkedArray) -> LabelError:
-    """The error for the first label that is no int64."""
+    """The error for the first label that is not an int64."""
     for row, value in enumerate(column.to_pylist()):
         if value is None:
             return LabelError(row, "has no label")
         if value != value or value % 1 or not -(1 << 63) <= value < 1 << 63:
-            return LabelError(row, f"has the label {value}, which is no whole number of 64 bits")
-    raise AssertionError("every label is a whole number")
+            return LabelError(row, f"has the label {value}, which is not a 64-bit integer")
+    raise AssertionError("every label is an integer")
 
 
 def _views(chunk: pa.Array) -> list[np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Row groups of a split, each read by one byte range of its shard."""
+"""Reads row groups of a split, each with one byte range of its shard."""
 
 from dataclasses import dataclass
 
@@ -29,9 +29,9 @@ class RowGroup:
     """One row group in memory."""
 
     first_index: int
-    """Index in the split of its first image."""
+    """Index of its first image in the split."""
     images: list[np.ndarray]
-    """Encoded images, each uint8 [num_bytes]: views of the column that was read."""
+    """Encoded images, each uint8 [num_bytes]: views of one buffer."""
     labels: np.ndarray
     """int64 [rows]: the model's classes."""
 
@@ -40,15 +40,15 @@ class ShardReader:
     """Reads row groups of a split, each with one range of its shard; used by many threads at once."""
 
     def __init__(self, split: Split, access: Access = _HERE) -> None:
-        """`access`: how what lies on an object store is read."""
+        """`access`: how remote shards are read."""
         self.split = split
         self._ranges = RangeReader(split.uri, access)
 
     def read(self, number: int) -> RowGroup:
-        """Row group `number` of the split. Raises ValueError, naming the file, where it cannot be read.
+        """Row group `number` of the split. Raises ValueError, naming the file, if it cannot be read.
 
-        The images of shards that say in their footer where each lies are views of the file itself; others are
-        copied out of Parquet's pages.
+        If the footer has the byte range of each image, the images are views of the file itself; otherwise they are
+        copied from Parquet's pages.
         """
         split = self.split
         shard, first = int(split.group_shard[number]), int(split.group_first[number])
@@ -59,23 +59,23 @@ class ShardReader:
                 images, labels = self._from_pages(shard, int(split.group_number[number]))
             else:
                 row = first - split.first_index(shard)
-                images, labels = self._from_places(shard, known[:, row : row + int(split.group_rows[number])])
+                images, labels = self._from_ranges(shard, known[:, row : row + int(split.group_rows[number])])
             classes = self._classes(labels)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(
                 f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
-                "replace the file by an intact copy"
+                "replace the file with an intact copy"
             ) from error
         return RowGroup(first, images, classes)
 
     def _classes(self, labels: np.ndarray) -> np.ndarray:
         classes = self.split.classes(labels)
         if self.split.label_map is not None and classes.min(initial=0) < 0:
-            raise ValueError(f"label {labels[int(classes.argmin())]} is none of the model's classes")
+            raise ValueError(f"label {labels[int(classes.argmin())]} is not one of the model's classes")
         return classes
 
-    def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of the rows whose places in the file these are: int64 [3, rows]."""
+    def _from_ranges(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Images and labels of rows; `rows`: int64 [3, rows], their offsets, lengths and labels."""
         starts, lengths, labels = rows
         begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
         content = self._read(shard, begin, end - begin)
@@ -85,7 +85,7 @@ class ShardReader:
         return [content[low:high] for low, high in bounds], labels.copy()
 
     def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of a row group, as Parquet has encoded them."""
+        """Images and labels of a row group, decoded from Parquet's pages."""
         split = self.split
         metadata = metadata_of(split.footers[shard])
         columns = columns_of(split.footers[shard], split.label_column)
