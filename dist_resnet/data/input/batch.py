@@ -82,16 +82,16 @@ def _resize_part(windows: Sequence[torch.Tensor], flips: np.ndarray, pixels: tor
     """Resizes some of the windows, uint8 [h, w, 3], into `pixels`: uint8 [N, size, size, 3]."""
     size = pixels.shape[1]
     rows = max(_SERIAL // (3 * size), 1)
-    for place in part:
-        image = windows[place][None].permute(0, 3, 1, 2)
+    for number in part:
+        image = windows[number][None].permute(0, 3, 1, 2)
         if image.shape[2:] != (size, size):
             image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
         image = image[0].permute(1, 2, 0)
-        if flips[place]:
-            for target, source in zip(pixels[place].split(rows), image.split(rows), strict=True):
+        if flips[number]:
+            for target, source in zip(pixels[number].split(rows), image.split(rows), strict=True):
                 target.copy_(source.flip(1))
         else:
-            np.copyto(pixels[place].numpy(), image.numpy())
+            np.copyto(pixels[number].numpy(), image.numpy())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pillow as a decoder of the same windows, for machines without DALI: slower, and only on the CPU.
 
-The pixels of a cropped JPEG are within 2 levels of DALI's, and within 24 at the border of the crop (tests/data), because
-DALI does not see the pixels outside. So a run's numbers differ slightly. Whole images, such as CIFAR's, are identical.
+The pixels of a cropped JPEG are within 2 levels of DALI's, and within 24 at the border of the crop (tests/data): DALI
+does not see the pixels outside. So a run's numbers differ slightly. Whole images, such as CIFAR's, are identical.
 """
 
 from collections.abc import Generator

@@ -73,7 +73,7 @@ def _look_at_each(
 
 
 def _look(index: Index, rows: np.ndarray) -> tuple[str, str] | None:
-    """(name of the first image, what is wrong with it), or None where one of the images is intact."""
+    """(name of the first image, its damage), or None if one of the images is intact."""
     first = None
     # The first one alone: an intact class needs no other.
     for some in (rows[:1], *np.array_split(rows[1:], max(1, len(rows) // _AT_ONCE))):

@@ -7,7 +7,6 @@ from dist_resnet.data.image.ingest import Shrink
 from dist_resnet.data.shards.split_names import split_of
 
 _MAX_SEED = (1 << 64) - 1
-# Another machine's preparation writes to its partial files much more often, whatever its file system holds back.
 
 
 @dataclass(frozen=True, kw_only=True)

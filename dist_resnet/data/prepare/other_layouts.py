@@ -204,7 +204,7 @@ def _webdataset(folder: str, name: str, members: dict[str, bytes], local: bool) 
         f"{found}, which is not supported; unpack it into class folders{'' if local else ' on a disk'} with: "
         f'mkdir -p {unpacked} && for t in {shlex.quote(where)}/{pattern}; do tar -xf "$t" -C {unpacked}; done && '
         f"cd {unpacked} && find . -name '*.{ending}' | while read -r c; do d={images}/{split}/$({command}); "
-        f'mkdir -p "$d" && mv "${{c%.{ending}}}.{image}" "$d/"; done; repeat for each split, then give --source {images}'
+        f'mkdir -p "$d" && mv "${{c%.{ending}}}.{image}" "$d/"; done; do so for each split, then give --source {images}'
     )
 
 

@@ -14,7 +14,7 @@ from dist_resnet.storage.uri import is_local, open_uri
 BLOCK_IMAGES = 100
 BLOCK_BYTES = 64 << 20
 _READERS, _READERS_REMOTE = 1, 16
-# More than the spool files of ImageNet, for opening one on an object store costs a request.
+# More than the spool files of ImageNet: opening one on an object store costs a request.
 _OPEN_FILES = 512
 
 

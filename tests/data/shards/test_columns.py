@@ -83,7 +83,7 @@ FORMS: dict[str, list[Form]] = {
         form(LAYOUT),
         form(LAYOUT.replace_schema_metadata(features()), names=NAMES),
     ],
-    "`img` in the place of `image`": [
+    "`img` instead of `image`": [
         form(pa.table({"img": images()} | LABEL)),
         form(pa.table({"img": images()} | LABEL).replace_schema_metadata(features("img")), names=NAMES),
     ],
@@ -152,7 +152,7 @@ FORMS: dict[str, list[Form]] = {
         form(pa.table(IMAGE | {"label": pa.array([word.encode() for word in WORDS])}), names=NAMES)
     ],
     "shards of one split whose types differ": [form(*of_two_types())],
-    "`labels`, `class`, `target`, `cls`, `category`, `..._label` or `..._id` of these in the place of `label`": [
+    "`labels`, `class`, `target`, `cls`, `category`, `..._label` or `..._id` of these instead of `label`": [
         *(
             form(pa.table(IMAGE | {name: numbers(), "width": [9] * 9, "caption": ["x"] * 9}))
             for name in ("labels", "class", "target", "cls", "category", "fine_label", "class_id", "Label")
