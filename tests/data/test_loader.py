@@ -250,7 +250,7 @@ def test_too_few_images_and_strange_labels_are_refused_at_once(split: Split) -> 
         training(recipe(global_batch=200, ghost_batch=4), split)
     few = replace(INCEPTION, model=replace(INCEPTION.model, num_classes=5))
     for images in (training, evaluation):
-        with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is outside of 0 .. 4"):
+        with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is not in 0 .. 4"):
             images(few, split)
     with pytest.raises(ValueError, match="rank 4 of 5 workers is impossible with 4 ghost batches"):
         training(INCEPTION, split, 4, 5)

@@ -116,7 +116,7 @@ def test_addresses_of_azure_open_with_the_environments_key(uri: str, monkeypatch
             r"^az://\*\*\*@runs/a cannot be opened \(an address must not contain a key",
         ),
         ("az://runs/a?sas_token=secret", {"ACCOUNT": "a"}, r"a\?sas_token=\*\*\* cannot .*unknown option sas_token"),
-        ("az://runs/a?x=1", {"ACCOUNT": "a"}, "unknown option x; known are blob_storage_authority and"),
+        ("az://runs/a?x=1", {"ACCOUNT": "a"}, "unknown option x; the options are blob_storage_authority and"),
         (
             "az://runs/a?blob_storage_authority=127.0.0.1:1&blob_storage_scheme=http",
             {"ACCOUNT": "a"},
