@@ -136,7 +136,8 @@ def read_epoch(folder: Path, workers: int) -> Row:
     import subject
 
     from dist_resnet.data.input.streams import evaluation_requests, training_requests
-    from dist_resnet.data.shards.split import ShardReader, open_split
+    from dist_resnet.data.shards.reader import ShardReader
+    from dist_resnet.data.shards.split import open_split
 
     train, validation = (open_split(f"{folder}/prepared/{split}-*.parquet") for split in SHARDS)
     # A hundredth of the set must fill a global batch too.

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dist_resnet.storage.machine import machine_id
 from dist_resnet.storage.uri import appears_whole, folders_must_exist, is_local
 
 PARTIAL = ".partial"

@@ -128,7 +128,7 @@ class _HeartbeatLock:
     def __init__(self, directory: RunDirectory, heartbeat: Heartbeat) -> None:
         """Raises LockedError if another driver lives."""
         self._directory, self._heartbeat = directory, heartbeat
-        self._who = holder() | {"machine": _machine(), "key": uuid.uuid4().hex}
+        self._who = holder() | {"machine": _process_space(), "key": uuid.uuid4().hex}
         self._wait_for_earlier_driver()
         self._write(0)
         time.sleep(self._heartbeat.settle)
@@ -203,8 +203,8 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 @functools.cache
-def _machine() -> str:
-    """An id of this machine since its boot and of this process's PID namespace."""
+def _process_space() -> str:
+    """An identifier of this machine and of the process ids that are valid for this process: its PID namespace."""
     try:
         return f"{machine_id()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
