@@ -30,7 +30,8 @@ import torch
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.resident import load_images
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Model, Performance
 from dist_resnet.train.precision import autocast

@@ -113,7 +113,7 @@ def _numbered(image: bytes, number: int) -> bytes:
 
 def prepare(folder: Path, shard_megabytes: float) -> tuple[float, float, float]:
     """(seconds, greatest MiB of the driver, greatest MiB of a task's process) of preparing the generated set."""
-    from dist_resnet.data.prepare.prepare import Options
+    from dist_resnet.data.prepare.options import Options
     from dist_resnet.launch.ray import prepare as ray_prepare
 
     options = Options(source=str(folder / "raw"), target=str(folder / "prepared"), shard_megabytes=shard_megabytes)
@@ -136,7 +136,8 @@ def read_epoch(folder: Path, workers: int) -> Row:
     import subject
 
     from dist_resnet.data.input.streams import evaluation_requests, training_requests
-    from dist_resnet.data.shards.split import ShardReader, open_split
+    from dist_resnet.data.shards.reader import ShardReader
+    from dist_resnet.data.shards.split import open_split
 
     train, validation = (open_split(f"{folder}/prepared/{split}-*.parquet") for split in SHARDS)
     # A hundredth of the set must fill a global batch too.

@@ -33,8 +33,9 @@ from clock import RATE, Rate
 from loader_contestants import CONTESTANTS, EPOCH
 from PIL import Image
 
-from dist_resnet.data.prepare.write_shard import ShardWriter
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.prepare.shard_writer import ShardWriter
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.data.shards.write import encode_table
 
 HERE = Path(__file__).parent

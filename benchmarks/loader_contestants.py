@@ -49,7 +49,8 @@ def _requests(shards: Path, pipeline: str) -> Generator:
     import subject
 
     from dist_resnet.data.input.streams import evaluation_requests, training_requests
-    from dist_resnet.data.shards.split import ShardReader, open_split
+    from dist_resnet.data.shards.reader import ShardReader
+    from dist_resnet.data.shards.split import open_split
 
     split, recipe = open_split(str(shards)), subject.imagenet_recipe(str(shards), size=SIZE, batch=BATCH)
     for epoch in itertools.count():
@@ -218,7 +219,8 @@ def bare(folder: Path, pipeline: str, threads: int) -> Batches:
 
     from dist_resnet.data.image.headers import image_size
     from dist_resnet.data.input.augment import Augmentation, evaluation_windows
-    from dist_resnet.data.shards.split import ShardReader, open_split
+    from dist_resnet.data.shards.reader import ShardReader
+    from dist_resnet.data.shards.split import open_split
     from dist_resnet.recipe import Augment
 
     library = ctypes.CDLL(str(folder.parent / "jpeg_windows.so"))

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.data.input.resident import load_images
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Model
 

@@ -29,7 +29,8 @@ from clock import timed
 
 from dist_resnet.data.image.pixels import decode
 from dist_resnet.data.prepare.demo import write_demo
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 from dist_resnet.recipe import Execution
 from dist_resnet.registry import predictor, publish
 from dist_resnet.tracking.journal import Journal

@@ -1,10 +1,10 @@
-"""Writes CIFAR-10 or CIFAR-100, as published, as Parquet shards of lossless PNGs.
+"""Converts CIFAR-10 or CIFAR-100, as published, to Parquet shards of lossless PNGs.
 
     python jobs/prepare_cifar.py --source ~/cifar --target ~/cifar10
 
-The source is a folder of torchvision's `CIFAR10(root)` or an unpacked archive, in the python or the binary format.
-The target is a local path or URI of an object store and gets `train-00000-of-00001.parquet` and
-`test-00000-of-00001.parquet`, for `--data.train` and `--data.validation`. Takes about half a minute.
+The source is the root folder of torchvision's `CIFAR10` or an unpacked archive, in the python or the binary format.
+The target is a local path or URI of an object store. The job writes `train-00000-of-00001.parquet` for `--data.train`
+and `test-00000-of-00001.parquet` for `--data.validation`, in about half a minute.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Options:
 
 
 def main() -> None:
-    """Converts; exits with code 2 and one line where the source or target cannot be used."""
+    """Converts; exits with code 2 and one line if the source or target cannot be used."""
     options = cli.parse_options(Options, doc=__doc__)
-    # Imported late, so that --help need not wait for Arrow.
+    # Imported late, so that --help does not wait for Arrow.
     from dist_resnet.data.shards.write import convert_cifar
     from dist_resnet.storage.uri import child_uri
 

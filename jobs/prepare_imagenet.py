@@ -1,30 +1,30 @@
-"""Turns ImageNet, or any images in classes, into shards that are read at the hardware's limit.
+"""Prepares ImageNet, or any images sorted into classes, as Parquet shards for training.
 
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet
     python jobs/prepare_imagenet.py --source s3://bucket/raw --target s3://bucket/imagenet --seed 1
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet-small --shorter-side 400 --quality 90
     python jobs/prepare_imagenet.py --check /data/imagenet
 
-The source, a local path or URI of an object store, is one of
+--source and --target are local paths or URIs of an object store. The source is one of
 
-- a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads them, of whatever image
-  format and ending (`Train` and `Valid` will do); class folders alone are the split that --split names;
+- a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads it, with images of any
+  format and file ending (`Train` and `Valid` work too); class folders alone need --split;
 - a folder with the original archives, which are not unpacked: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and,
   for the classes of the latter, `ILSVRC2012_devkit_t12.tar.gz`;
-- a folder with Parquet shards, such as those of Hugging Face's imagenet-1k as downloaded, which are unpacked under the
-  target while the job runs; images that have a path and no bytes are read from the path.
+- a folder with Parquet shards, such as Hugging Face's imagenet-1k as downloaded. They are unpacked under the target
+  while the job runs; images without bytes are read from their paths.
 
-The target gets `train-00000-of-00290.parquet` and so on, of about 500 MB and shuffled all through, and at the end
-`manifest.json`, for `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
-"/data/imagenet/validation-*.parquet"`. Every image is decoded once; damaged ones are left out and listed with the
-reason. What else is left out is counted: hidden and tools' files, files that are no images, links to what is read
-already. A class without an intact image is refused before the decoding, or kept as an empty one with
---on-damaged-class keep. What is made depends on the source and the options alone, whatever the number of workers.
+The job writes globally shuffled shards of about 500 MB, `train-00000-of-00290.parquet` and so on, and at the end
+`manifest.json`. Train on them with `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
+"/data/imagenet/validation-*.parquet"`. Every image is decoded once; damaged images are left out and listed with the
+reason. Other files are left out and counted: hidden files, tools' files, files that are not images. A class without an
+intact image is refused before the other images are decoded, or kept empty with --on-damaged-class keep. The shards
+depend on the source and the options only, not on the number of workers.
 
-Shards are Ray tasks, on the cluster at hand or else on this machine's cores, of about 150 MiB of memory each, plus the
-pixels of one image. A job that was stopped or killed goes on when the same command is given again. The whole of
-ImageNet takes about two CPU-hours and as much space as it has already; from Parquet, twice as much until the end.
-docs/data-format.md describes what is written.
+Each shard is a Ray task, on the cluster if there is one, otherwise on this machine's cores; it needs about 150 MiB of
+memory plus the pixels of one image. To continue a job that was stopped or killed, run the same command again. ImageNet
+takes about two CPU-hours and as much disk space as the source; from Parquet, twice as much until the job ends.
+docs/data-format.md describes the result.
 """
 
 import os
@@ -42,39 +42,39 @@ class Options:
     target: str | None = None
     """Local path or URI of the folder to write."""
     split: str | None = None
-    """The split that a source without split folders or names is, such as train."""
+    """Split of a source that does not name its splits, such as train."""
     label_column: str | None = None
-    """The column of labels, if Parquet shards have several."""
+    """Column of labels, if Parquet shards have several."""
     shorter_side: int | None = None
-    """Shrink images whose shorter side is longer to so many pixels, as JPEG."""
+    """Shrink images with a longer shorter side to this many pixels, as JPEG; unset keeps every size."""
     quality: int | None = None
-    """JPEG quality of shrunk images, 1 to 100; 90 by default."""
+    """JPEG quality of shrunk images, 1 to 100; 90 if unset."""
     on_damaged: Literal["skip", "error"] = "skip"
-    """Leave damaged images out, or stop."""
+    """Skip damaged images, or stop at the first one."""
     on_damaged_class: Literal["refuse", "keep"] = "refuse"
-    """If every image of a class is damaged: write no set, or one with that class empty."""
+    """If every image of a class is damaged: refuse the set, or keep the class empty."""
     seed: int = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
     shard_megabytes: float = 500.0
-    """Size of a shard, about."""
+    """Approximate size of a shard in MB."""
     workers: int | None = None
-    """Tasks at once; by default the cluster's or machine's CPU cores."""
+    """Tasks that run at once; if unset, one per CPU core of the cluster or machine."""
     check: str | None = None
-    """In place of preparing: read the prepared set in this folder whole and compare it with its manifest."""
+    """Prepare nothing; read every byte of the prepared set in this folder and compare it with its manifest."""
 
     def __post_init__(self) -> None:
         if self.check is None and (self.source is None or self.target is None):
             raise ValueError("give --source and --target, or --check")
         if self.check is not None and (self.source or self.target):
-            raise ValueError("--check stands alone; the set is what follows it")
+            raise ValueError("--check takes no --source and no --target; give it the folder of the prepared set")
         if self.quality is not None and self.shorter_side is None:
-            raise ValueError("--quality is that of shrunk images; give --shorter-side too")
+            raise ValueError("--quality applies to shrunk images only; give --shorter-side too")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
 
 
 def main() -> None:
-    """Prepares or checks; exits with 2 and one line where that cannot be done, with 1 where a check finds damage."""
+    """Prepares or checks a set; exits with 2 and one line if it cannot, with 1 if a check finds damage."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
     with cli.bad_input_exits():
@@ -84,9 +84,9 @@ def main() -> None:
 
 
 def _prepare(options: Options) -> None:
-    # Imported late, so that --help need not wait for Ray.
+    # Imported late, so that --help does not wait for Ray.
     from dist_resnet.data.image.ingest import Shrink
-    from dist_resnet.data.prepare import prepare
+    from dist_resnet.data.prepare import options as preparation
     from dist_resnet.launch.ray import prepare as ray_prepare
 
     assert options.source is not None
@@ -97,7 +97,7 @@ def _prepare(options: Options) -> None:
         quality = 90 if options.quality is None else options.quality
         shrink = Shrink(shorter_side=options.shorter_side, quality=quality)
     manifest = ray_prepare.prepare(
-        prepare.Options(
+        preparation.Options(
             source=options.source,
             target=options.target,
             split=options.split,
@@ -128,16 +128,16 @@ def _check(folder: str) -> int:
     if complaints:
         print("\n".join(complaints))
         sys.stderr.write(
-            f"prepare_imagenet: {len(complaints)} shards are not as they were written; restore them, or prepare the "
+            f"prepare_imagenet: {len(complaints)} shards differ from the manifest; restore them, or prepare the "
             "set again into an empty folder\n"
         )
         return 1
-    print("every shard is as it was written")
+    print("every shard matches the manifest")
     return 0
 
 
 def describe(manifest: dict) -> list[str]:
-    """What a manifest tells, in lines."""
+    """A manifest's content for people, in lines."""
     from dist_resnet.storage.files import size_text
 
     lines = [f"from {manifest['source']} ({manifest['source_kind']}), seed {manifest['seed']}"]
@@ -148,19 +148,19 @@ def describe(manifest: dict) -> list[str]:
         )
         if split["shrunk"]:
             share = split["image_bytes"] / split["source_image_bytes"]
-            lines.append(f"{name}: {split['shrunk']} shrunk; {share:.0%} of the bytes are left")
-        lines += [f"{name}: made a PNG: {one['image']} ({one['reason']})" for one in split["converted"]]
+            lines.append(f"{name}: {split['shrunk']} shrunk; {share:.0%} of the bytes remain")
+        lines += [f"{name}: converted to PNG: {one['image']} ({one['reason']})" for one in split["converted"]]
         lines += [f"{name}: left out: {one['image']} ({one['reason']})" for one in split["damaged"]]
     if sample := manifest["shrinking_of_a_sample"]:
         lines.append(
-            f"shrinking changed what an evaluation sees of {sample['shrunk']} of {sample['images']} sampled images "
+            f"shrinking changed the evaluation crop of {sample['shrunk']} of {sample['images']} sampled images "
             f"by {sample['mean_difference']:.2f} of 255 levels on average, {sample['largest_difference']:.2f} at most"
         )
-    lines += [f"twice: {line}" for line in manifest.get("repeated", [])]
+    lines += [f"duplicates: {line}" for line in manifest.get("repeated", [])]
     lines += [f"left out: {note}" for note in manifest["left_out"]]
-    # Names of files may have line feeds, and what moves a terminal's cursor.
+    # File names may contain line feeds and terminal control characters.
     return ["".join(one if one.isprintable() else repr(one)[1:-1] for one in line) for line in lines]
 
 
 if __name__ == "__main__":
-    cli.run(main, advice="the same command goes on with the shards that are left")
+    cli.run(main, advice="run the same command again to write the remaining shards")

@@ -1,1 +1,1 @@
-"""From Parquet shards to batches of images, as pure functions of (seed, epoch, index)."""
+"""Image sets and their batches: from Parquet shards to the network, as pure functions of (seed, epoch, index)."""

@@ -1,11 +1,11 @@
-"""What is known of each data set beforehand: its number of classes, its mean and deviation."""
+"""Constants of the known data sets: number of classes, mean and standard deviation."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Constants of a data set; `mean` and `std` are of RGB values in [0, 1]."""
+    """Constants of a data set; `mean` and `std` refer to RGB values in [0, 1]."""
 
     num_classes: int
     mean: tuple[float, float, float]

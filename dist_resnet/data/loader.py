@@ -1,7 +1,7 @@
-"""Images as batches for the network: a worker's ghost batches in training, its share of a split in evaluation.
+"""Batches for the network: a worker's ghost batches in training, its share of a split in evaluation.
 
-Which images, crops, flips and colors make ghost batch k of step s depends on the recipe and the split alone; the
-options and the worker decide who makes them, where and how far ahead.
+The images, crops, flips and colors of ghost batch k of step s depend only on the recipe and the split. The options and
+the worker decide where and how far ahead they are made.
 """
 
 import weakref
@@ -17,7 +17,8 @@ from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.prefetch import Prefetched
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import evaluation_requests, training_requests
-from dist_resnet.data.shards.split import ShardReader, Split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 from dist_resnet.worker import Worker
 
@@ -26,7 +27,7 @@ class TrainingImages:
     """The ghost batches of a worker, epoch by epoch."""
 
     def __init__(self, recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> None:
-        """Raises ValueError for too few images, labels past the classes and more workers than ghost batches."""
+        """Raises ValueError for too few images, labels outside the classes and more workers than ghost batches."""
         if not 0 <= worker.rank < worker.world_size <= recipe.num_ghost_batches:
             raise ValueError(
                 f"rank {worker.rank} of {worker.world_size} workers is impossible with {recipe.num_ghost_batches} "
@@ -42,8 +43,8 @@ class TrainingImages:
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
         """Yields the worker's ghost batches (k % world_size == rank, ascending) of each step from `start_step` on.
 
-        An image that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
-        shard cannot be read.
+        An image that cannot be decoded is all zeros with weight 0. Raises ValueError, naming the file, if a shard
+        cannot be read.
         """
         step: list[Batch] = []
         for batch in self._source.ghost_batches(epoch, start_step, self._ghosts):
@@ -53,36 +54,36 @@ class TrainingImages:
                 step = []
 
     def close(self) -> None:
-        """Stops what still runs in the background, so that iterators end, and lets go of the images."""
+        """Stops the background threads, so that iterators end, and frees the images."""
         self._source.close()
 
 
 class EvaluationImages:
-    """A worker's share of a split; together the workers' shares hold each image once."""
+    """A worker's share of a split; all workers' shares together have each image once."""
 
     def __init__(self, recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> None:
-        """Raises ValueError for labels past the classes."""
+        """Raises ValueError for labels outside the classes."""
         self.num_images = split.num_images
-        """Images that an evaluation counts, over all workers."""
+        """Images of the split, over all workers."""
         start, stop = (split.num_images * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
         self._share = range(start, stop)
         self._source = open_source(recipe, split, worker, options)
 
     def center_crops(self, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the worker's images, cut at the center.
+        """Yields the center crops of the worker's images.
 
-        An image that cannot be decoded is all zeros and of no weight. Raises ValueError, naming the file, where a
-        shard cannot be read.
+        An image that cannot be decoded is all zeros with weight 0. Raises ValueError, naming the file, if a shard
+        cannot be read.
         """
         yield from self._source.center_crops(self._share, crop, shorter_side)
 
     def close(self) -> None:
-        """Stops what still runs in the background, so that iterators end, and lets go of the images."""
+        """Stops the background threads, so that iterators end, and frees the images."""
         self._source.close()
 
 
 class StreamedImages:
-    """Images of a split that are read from its shards and decoded ahead of their use."""
+    """Images of a split that are read from its shards and decoded ahead of use."""
 
     def __init__(self, recipe: Recipe, reader: ShardReader, device: torch.device, options: InputOptions) -> None:
         self._recipe, self._reader, self._device, self._options = recipe, reader, device, options
@@ -96,29 +97,29 @@ class StreamedImages:
         return self._batches(requests, recipe.ghost_batch, Augmentation(recipe.augment, recipe.seed, epoch))
 
     def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the images of these indices, cut at the center."""
+        """Yields the center crops of the images with these indices."""
         batch = self._options.evaluation_batch
         requests = evaluation_requests(self._reader, share, batch, crop=crop, shorter_side=shorter_side)
         return self._batches(requests, batch, None)
 
     def close(self) -> None:
-        """Stops what still runs in the background; iterators end."""
+        """Stops the background threads; iterators end."""
         for running in list(self._running):
             running.close()
 
     def _batches(
         self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None
     ) -> Generator[Batch]:
-        """The requests as batches, made ahead by a background thread that ends with the iteration."""
+        """The batches of the requests, made ahead by a background thread that ends with the iteration."""
         running = Prefetched(self._decode(requests, max_batch, augmentation), self._options.prefetch)
         self._running.add(running)
         try:
-            for request, made in running:
-                images = made
+            for request, output in running:
+                images = output
                 if self._device.type == "cuda":
-                    if made.is_cuda:
-                        made.record_stream(torch.cuda.current_stream(self._device))  # made on the decoder's stream
-                    pixels = made.to(self._device, non_blocking=True)
+                    if output.is_cuda:
+                        output.record_stream(torch.cuda.current_stream(self._device))  # from the decoder's stream
+                    pixels = output.to(self._device, non_blocking=True)
                     images = self._maker.normalized(pixels, request.indices, augmentation)
                 yield self._maker.batch(images, request.labels, request.indices, request.ghost, request.damaged)
         finally:
@@ -127,16 +128,16 @@ class StreamedImages:
     def _decode(
         self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None
     ) -> Generator[tuple[Request, torch.Tensor]]:
-        """The requests with their pixels, for a GPU; with the network's input, where that lies on the CPU.
+        """Each request with its pixels if the network is on a GPU, otherwise with the network's input.
 
-        The decoder is made in the thread that runs this and goes with it.
+        The decoder is created and freed in the thread that runs this.
         """
         options, gpu = self._options, self._device.type == "cuda"
         decoder = open_decoder(
             options.decode, max_batch=max_batch, num_threads=options.num_threads, device=self._device
         )
         for request, pixels in decoder.decode(requests):
-            # The encoded images are views that would keep their whole row groups in memory.
+            # The encoded images are views, which would keep whole row groups in memory.
             request = replace(request, images=[])
             if not gpu:
                 yield request, self._maker.normalized(pixels, request.indices, augmentation)
@@ -145,9 +146,9 @@ class StreamedImages:
 
 
 def open_source(recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> StreamedImages | ResidentImages:
-    """The images of a split as a recipe asks: augment.kind pad keeps them on the device, the others stream them.
+    """The images of a split for a recipe: augment.kind pad keeps them on the device, the other kinds stream them.
 
-    Raises ValueError for labels past the classes.
+    Raises ValueError for labels outside the classes.
     """
     split.check_labels(recipe.model.num_classes)
     kind = ResidentImages if recipe.augment.kind == "pad" else StreamedImages

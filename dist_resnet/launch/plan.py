@@ -12,7 +12,7 @@ from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.streams import check_some_whole
 from dist_resnet.data.shards import classes, duplicates
 from dist_resnet.data.shards.classes import Matched
-from dist_resnet.data.shards.spelling import said_of_alike
+from dist_resnet.data.shards.spelling import describe_alike
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
 from dist_resnet.model import build_model
@@ -125,11 +125,11 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         directory=directory,
         classes=names,
         notes=(
-            *classes.said_of_labels(train, "training images"),
-            *said_of_alike(names or (), "training images"),
-            *duplicates.said_of_copies(train, "training images"),
-            *duplicates.said_of_copies(validation, "validation images"),
-            *duplicates.said_of_same(train, validation),
+            *classes.describe_absent_classes(train, "training images"),
+            *describe_alike(names or (), "training images"),
+            *duplicates.describe_copies(train, "training images"),
+            *duplicates.describe_copies(validation, "validation images"),
+            *duplicates.describe_shared(train, validation),
             *matched.notes,
             *_said_of_precision(directory, execution),
         ),

@@ -1,1 +1,1 @@
-"""Files on local disks and object stores: found, read by range, written whole, locked, and waited for."""
+"""Files on local disks and object stores: addresses, byte ranges, atomic writes, locks, retries."""

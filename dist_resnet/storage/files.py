@@ -1,8 +1,7 @@
-"""Files that appear whole or not at all, on a local disk or an object store."""
+"""Files that appear complete or not at all, on a local disk or an object store."""
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dist_resnet.storage.machine import machine_id
 from dist_resnet.storage.uri import appears_whole, folders_must_exist, is_local
 
 PARTIAL = ".partial"
@@ -23,17 +23,17 @@ _CHUNK_BYTES = 16 << 20
 
 @contextlib.contextmanager
 def whole_file(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
-    """A stream that becomes the file at `path` when the block ends well and leaves nothing there when it does not.
+    """A stream that becomes the file at `path` when the block succeeds; if it raises, nothing changes there.
 
-    A reader, also after a crash of the machine, finds the old file or the whole new one. A process that is killed in
-    the block leaves at most a file whose name ends in `.partial`.
+    A reader finds the old file or the complete new one, even after a machine crash. A process killed in the block
+    leaves at most a file whose name ends in `.partial`.
     """
     writing = path if appears_whole(filesystem) else _partial_name(path)
     stream = _open_to_write(filesystem, writing)
     try:
         yield stream
     except BaseException:
-        # A stream completes its upload when it is closed, and it is closed at the latest when it is forgotten.
+        # Closing a stream completes its upload, and garbage collection closes it.
         with contextlib.suppress(OSError):
             stream.close()
         _discard(filesystem, writing)
@@ -43,14 +43,14 @@ def whole_file(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
             stream.close()
             _give_name(filesystem, writing, path)
     except BaseException:
-        if writing != path:  # else it may be the old file
+        if writing != path:  # otherwise it may be the old file
             _discard(filesystem, writing)
         raise
 
 
 @contextlib.contextmanager
 def staged(filesystem: pafs.FileSystem, path: str) -> Iterator[Path]:
-    """A path on this machine for a large file; at the end of the block it becomes `path`, whole or not at all."""
+    """A local path for a large file, which becomes the file at `path` when the block ends, complete or not at all."""
     if not is_local(filesystem):
         with tempfile.TemporaryDirectory() as folder:
             staging = Path(folder, "staged")
@@ -63,7 +63,7 @@ def staged(filesystem: pafs.FileSystem, path: str) -> Iterator[Path]:
     try:
         with naming(path):
             yield partial
-            # Some libraries make files that their owner alone can read.
+            # Some libraries create files that only their owner can read.
             partial.chmod(0o644)
             _give_name(filesystem, str(partial), path)
     finally:
@@ -72,7 +72,7 @@ def staged(filesystem: pafs.FileSystem, path: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Has an OSError of the block say which file it is about, where writing failed and not opening."""
+    """Adds the path to an OSError of the block that names no file, as errors of writing do."""
     try:
         yield
     except OSError as error:
@@ -88,7 +88,7 @@ def write_bytes(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
 
 
 def write_json(filesystem: pafs.FileSystem, path: str, value: Any, *, indent: int | None = None) -> None:
-    """Writes a value as JSON, one line where no indent is given."""
+    """Writes a value as JSON, in one line if no indent is given."""
     write_bytes(filesystem, path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
@@ -100,30 +100,30 @@ def read_bytes(filesystem: pafs.FileSystem, path: str, start: int = 0, size: int
 
 
 def read_json(filesystem: pafs.FileSystem, path: str, *, called: str | None = None) -> Any:
-    """The value in a JSON file, or None where there is no such file.
+    """The value in a JSON file, or None if there is no such file.
 
-    Raises ValueError, naming the file as it is `called` if that is not its path, where it holds none.
+    Raises ValueError if the file is not JSON; it names the path, or what the file is `called`.
     """
     try:
         value = json.loads(read_bytes(filesystem, path))
     except FileNotFoundError:
         return None
-    except ValueError as error:  # no JSON, or no text at all
-        raise ValueError(f"{called or path} is damaged, it is no JSON ({error}); restore it from a copy") from error
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{called or path} is damaged: not JSON ({error}); restore it from a copy") from error
     if value is None:
-        raise ValueError(f"{called or path} is damaged, it holds nothing; restore it from a copy")
+        raise ValueError(f"{called or path} is damaged: it is empty; restore it from a copy")
     return value
 
 
 def exists(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether there is such a file or folder."""
+    """Whether the file or folder exists."""
     return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def delete(filesystem: pafs.FileSystem, path: str) -> None:
-    """Deletes a folder and all in it, or a file, if it is there."""
+    """Deletes a file, or a folder with all its content, if it exists."""
     kind = filesystem.get_file_info(path).type
-    # An object store may list a folder's marker that is no object any more.
+    # An object store may still list the marker of a deleted folder.
     with contextlib.suppress(FileNotFoundError):
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(path)
@@ -132,15 +132,12 @@ def delete(filesystem: pafs.FileSystem, path: str) -> None:
 
 
 def is_partial_of_here(name: str) -> bool:
-    """Whether a file that is not whole was begun on this machine since it was started.
-
-    A file that another machine is writing is never taken for one, and no clock is asked.
-    """
-    return name.endswith(PARTIAL) and f".{_machine()}-" in name
+    """Whether a partial file was started on this machine since it booted; another machine's never counts as one."""
+    return name.endswith(PARTIAL) and f".{machine_id()}-" in name
 
 
 def now_at(filesystem: pafs.FileSystem, folder: str) -> int:
-    """The time of the file system's own clock, nanoseconds, which stamps what is written in the folder."""
+    """The time in nanoseconds by the file system's own clock, which stamps files written in the folder."""
     path = _partial_name(f"{folder}/clock")
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"x")
@@ -151,7 +148,7 @@ def now_at(filesystem: pafs.FileSystem, folder: str) -> int:
 
 
 def check_space(filesystem: pafs.FileSystem, folder: str, needed: int) -> None:
-    """Raises OSError where the folder's disk cannot hold `needed` bytes in it, with those that are in it already."""
+    """Raises OSError if the folder cannot hold `needed` bytes, of which its present files are a part."""
     if not is_local(filesystem):
         return
     entries = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
@@ -159,12 +156,12 @@ def check_space(filesystem: pafs.FileSystem, folder: str, needed: int) -> None:
     if needed > free:
         raise OSError(
             f"{folder} has room for {size_text(free)} and the set needs about {size_text(needed)}; free "
-            "space and give the same command again, or give another --target"
+            "space and run the same command again, or give another --target"
         )
 
 
 def size_text(num_bytes: float) -> str:
-    """A number of bytes in the unit that suits it.
+    """A number of bytes with a suitable unit.
 
     >>> [size_text(number) for number in (0, 999, 12_345, 146_000_000_000)]
     ['0 bytes', '999 bytes', '12.3 kB', '146.0 GB']
@@ -176,16 +173,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def _partial_name(path: str) -> str:
-    return f"{path}.{_machine()}-{uuid.uuid4().hex}{PARTIAL}"
-
-
-@functools.cache
-def _machine() -> str:
-    """What tells this machine, since it was started, from others."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-    except OSError:
-        return f"{uuid.getnode():x}"
+    return f"{path}.{machine_id()}-{uuid.uuid4().hex}{PARTIAL}"
 
 
 def _open_to_write(filesystem: pafs.FileSystem, path: str) -> Any:
@@ -194,17 +182,17 @@ def _open_to_write(filesystem: pafs.FileSystem, path: str) -> Any:
             filesystem.create_dir(path.rpartition("/")[0])
         return filesystem.open_output_stream(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    return open(path, "wb")  # whose errors are plainer than Arrow's
+    return open(path, "wb")  # its errors are plainer than Arrow's
 
 
 def _give_name(filesystem: pafs.FileSystem, writing: str, path: str) -> None:
-    """Gives what is written, if it has another name so far, its own."""
+    """Renames a partial file to its final name."""
     if is_local(filesystem):
         _make_durable(writing)
         os.replace(writing, path)
         _make_durable(os.path.dirname(path))
     elif writing != path:
-        # Not by `move`, of which Azure's stores without folders know nothing.
+        # Azure accounts without a hierarchical namespace have no `move`.
         filesystem.copy_file(writing, path)
         _discard(filesystem, writing)
 
@@ -215,12 +203,12 @@ def _discard(filesystem: pafs.FileSystem, path: str) -> None:
 
 
 def _make_durable(path: str) -> None:
-    """Has a file's content, or the names in a folder, survive a crash of the machine."""
+    """Makes a file's content, or the names in a folder, survive a machine crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not os.path.isdir(path):  # some file systems cannot, of folders
+        if error.errno != errno.EINVAL or not os.path.isdir(path):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A lock on a folder that ends with the process that has it, whatever ends that; its file says who that is."""
+"""A lock on a folder that ends with its process, even if that is killed; its file names the process."""
 
 import contextlib
 import fcntl
@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 
 FILE = "lock"
-"""The lock's file in the folder; there while a process has the lock, or after it was killed."""
+"""The lock's file in the folder; it exists while a process has the lock, or after that was killed."""
 
 
 class LockedError(Exception):
-    """Another process has the lock; `holder` says which, in words."""
+    """Another process has the lock; `holder` describes it."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(holder)
@@ -21,15 +21,14 @@ class LockedError(Exception):
 
 
 def lock(folder: str, *, shared: bool = False) -> Callable[[], None]:
-    """Locks a folder that exists and returns what unlocks it. Raises LockedError if another has it.
+    """Locks an existing folder and returns the function that unlocks it. Raises LockedError if another has it.
 
-    With `shared` several processes may have it, as long as none has it for itself.
-
-    Another OSError means that the file system knows no locks, or that nothing can be written there. The kernel keeps
-    the lock, on network file systems their server, so that a process that was killed has none.
+    With `shared`, several processes may have the lock if all of them share it. Raises another OSError if the file
+    system has no locks or cannot be written. The kernel keeps the lock, or the server of a network file system, so a
+    killed process loses it.
     """
     path = os.path.join(folder, FILE)
-    # For writing, without which NFS locks nothing.
+    # NFS locks only files that are open for writing.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -44,7 +43,7 @@ def lock(folder: str, *, shared: bool = False) -> Callable[[], None]:
         os.close(descriptor)
         raise
     if not _is_file(descriptor, path):
-        # Whoever had it has unlocked it, and with it removed its file, in between.
+        # The previous holder has unlocked it, and so removed this file, in between.
         os.close(descriptor)
         return lock(folder, shared=shared)
     with contextlib.suppress(OSError):  # a full disk
@@ -61,13 +60,13 @@ def lock(folder: str, *, shared: bool = False) -> Callable[[], None]:
 
 
 def holder() -> dict[str, str | int]:
-    """What identifies this process to somebody who waits for it."""
+    """Host, process id and time: what identifies this process to others."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
 
 
 def describe(content: bytes) -> str:
-    """In words, the process that a lock's file names.
+    """The process that a lock's file names, in words.
 
     >>> describe(b'{"host": "a", "pid": 7, "since": "2026-01-01 00:00:00 UTC"}')
     'process 7 on a, since 2026-01-01 00:00:00 UTC'

@@ -1,4 +1,4 @@
-"""What fails for a while is tried again: storage, near or far, comes back more often than not."""
+"""Retries of storage operations: most outages end within minutes."""
 
 import logging
 import time
@@ -22,24 +22,24 @@ def patiently(
     alive: Callable[[], None] = lambda: None,
     final: tuple[type[OSError], ...] = (),
 ) -> T:
-    """What `action` returns, tried again while the storage fails it, with one warning and one line on recovery.
+    """The result of `action`, retried while it raises OSError; logs one warning, and one line on recovery.
 
-    `what` says in the log what fails, such as "the journal of /runs/a cannot be written". `alive` is called at each
-    try. Raises the last OSError after `seconds` of failures, and one of the `final` kinds, which no waiting mends, at
-    once.
+    `what` is the failure's text in the log, such as "the journal of /runs/a cannot be written". `alive` is called at
+    each try. Raises the last OSError after `seconds` of failures; one of the `final` kinds, which waiting does not
+    fix, at once.
     """
     failing_since, pause = None, _FIRST_PAUSE_SECONDS
     while True:
         alive()
         try:
-            found = action()
+            result = action()
         except final:
             raise
         except OSError as error:
             now = time.monotonic()
             if failing_since is None:
                 failing_since = now
-                logger.warning("%s (%s); trying again for %.0f minutes", what, one_line(error), seconds / 60)
+                logger.warning("%s (%s); retrying for %.0f minutes", what, one_line(error), seconds / 60)
             if now - failing_since >= seconds:
                 raise
             time.sleep(min(pause, max(0.01, failing_since + seconds - now)))
@@ -47,4 +47,4 @@ def patiently(
             continue
         if failing_since is not None:
             logger.warning("the storage works again after %.0f s", time.monotonic() - failing_since)
-        return found
+        return result

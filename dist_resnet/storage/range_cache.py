@@ -1,7 +1,7 @@
-"""A folder on a local disk for byte ranges that were read from elsewhere.
+"""A cache on a local disk for byte ranges of remote files.
 
-An entry is a file with a checksum before its bytes. It appears under its name when it is whole, and one that is torn
-all the same, by a crash of the machine for instance, fails its checksum and is fetched again.
+An entry is a file with a checksum before its bytes, and gets its name when it is complete. An entry that is torn
+nevertheless, for instance by a machine crash, fails its checksum and is fetched again.
 """
 
 import contextlib
@@ -22,19 +22,20 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"dist_resnet.range.1\n"
 _HEADER_BYTES = 64
-# What is in the folder: the lock, and entries, finished or not. All else is somebody's.
+# The cache's files: the lock, and entries, finished or not. Other files in the folder are not touched.
 _LOCK, _ENTRY = "dist_resnet.lock", re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{32}\.partial)?")
-# A full cache is emptied by this share more than it has to be, so that it is not looked through for each new entry.
+# A full cache is emptied by this additional share, so that not every new entry scans the folder.
 _SLACK = 0.1
 _TALLY_DIGITS = 20
 
 
 @dataclass
 class RangeCache:
-    """A folder of byte ranges, the least recently used ones going first; whatever else lies there is left alone.
+    """A folder of byte ranges from which the least recently used are removed first; other files there are kept.
 
-    Entries, finished or not, have no more than `limit_bytes` together, whoever shares the folder. The lock file tells
-    how many they have, or more where some were removed or replaced; they are counted where that leaves no room.
+    All entries together, finished or not, take at most `limit_bytes`, whichever processes share the folder. The lock
+    file holds the sum of their sizes, or more if some were removed or replaced; it is counted again if it leaves no
+    room.
     """
 
     folder: Path
@@ -42,16 +43,16 @@ class RangeCache:
     _failing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Makes the folder, and what is in it fit. Raises OSError where there can be no such folder."""
+        """Creates the folder and shrinks its content to the limit. Raises OSError if the folder cannot be created."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with self._alone() as tally:
+            with self._locked() as tally:
                 _write_tally(tally, self._make_room(0))
         except OSError as error:
             self._warn(error)
 
     def get(self, key: str, length: int, fetch: Callable[[], np.ndarray]) -> np.ndarray:
-        """uint8 [length]: the bytes kept under `key`, or those that `fetch` returns, which are kept."""
+        """uint8 [length]: the bytes cached under `key`, or those that `fetch` returns, which are then cached."""
         path = self.folder / hashlib.sha256(key.encode()).hexdigest()
         content = _read_entry(path, length)
         if content is None:
@@ -60,14 +61,14 @@ class RangeCache:
         return content
 
     def _put(self, path: Path, content: np.ndarray) -> None:
-        """Keeps bytes if the disk takes them; a full one, or one that fails, costs a warning and no more."""
+        """Caches bytes; if the disk is full or fails, logs one warning."""
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             self._claim(partial, _HEADER_BYTES + len(content))
             with partial.open("r+b") as file:
                 file.write(_header(content))
                 file.write(content.data)
-            with self._alone():  # or who counts just now would see it under neither name
+            with self._locked():  # otherwise a process that is counting could see it under neither name
                 partial.replace(path)
         except OSError as error:
             self._warn(error)
@@ -78,14 +79,14 @@ class RangeCache:
 
     def _warn(self, error: OSError) -> None:
         if not self._failing:
-            logger.warning("the cache in %s cannot be written (%s); reading goes on without it", self.folder, error)
+            logger.warning("the cache in %s cannot be written (%s); reading continues without it", self.folder, error)
         self._failing = True
 
     def _claim(self, partial: Path, size: int) -> None:
-        """Makes an entry that has its size already, so that whoever counts meanwhile counts all of it."""
+        """Creates an entry with its final size, so that other processes count all of it."""
         if size > self.limit_bytes:
             raise OSError(f"{size} bytes are more than its bound of {self.limit_bytes}")
-        with self._alone() as tally:
+        with self._locked() as tally:
             held = _read_tally(tally)
             if held is None or held + size > self.limit_bytes:
                 held = self._make_room(size)
@@ -94,8 +95,8 @@ class RangeCache:
                 file.truncate(size)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[int]:
-        """The lock file's descriptor, while no other thread or process of those that share the folder has it."""
+    def _locked(self) -> Iterator[int]:
+        """The lock file's descriptor, locked against the other threads and processes that share the folder."""
         tally = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(tally, fcntl.LOCK_EX)
@@ -104,7 +105,7 @@ class RangeCache:
             os.close(tally)
 
     def _make_room(self, size: int) -> int:
-        """Removes the entries used longest ago until so many more bytes fit; returns how many the others have."""
+        """Removes the least recently used entries until `size` more bytes fit; returns the bytes of the others."""
         entries = []
         for entry in os.scandir(self.folder):
             if _ENTRY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -122,13 +123,13 @@ class RangeCache:
 
 
 def _read_tally(tally: int) -> int | None:
-    """The number in the lock file, or None where there is none."""
-    told = os.pread(tally, _TALLY_DIGITS, 0)
-    return int(told) if told.isdigit() else None
+    """The number in the lock file, or None if there is none."""
+    digits = os.pread(tally, _TALLY_DIGITS, 0)
+    return int(digits) if digits.isdigit() else None
 
 
 def _write_tally(tally: int, held: int) -> None:
-    # Always as long, so that it takes no room of a full disk the second time, and no kill leaves half of it.
+    # Of constant length: writing it again needs no more room on a full disk, and a kill cannot leave half of it.
     os.pwrite(tally, b"%0*d" % (_TALLY_DIGITS, held), 0)
 
 
@@ -138,11 +139,11 @@ def _header(content: np.ndarray) -> bytes:
 
 
 def _read_entry(path: Path, length: int) -> np.ndarray | None:
-    """The bytes of an entry, or None where there is none that is whole."""
+    """The bytes of an entry, or None if there is no complete one."""
     try:
         with path.open("rb") as file:
             entry = np.fromfile(file, np.uint8)
-        os.utime(path)  # used now
+        os.utime(path)  # marks it as used now
     except OSError:
         return None
     content = entry[_HEADER_BYTES:]

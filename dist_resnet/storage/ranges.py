@@ -1,4 +1,4 @@
-"""Byte ranges of files on local disks and object stores: retried, and cached on a local disk where that is wanted."""
+"""Byte ranges of files on local disks and object stores, with retries and an optional cache on a local disk."""
 
 import mmap
 import threading
@@ -20,18 +20,18 @@ _DENIALS = ("ACCESS_DENIED", "AccessDenied", "AuthorizationFailure", "Authentica
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How a worker reads what does not lie on its own disks."""
+    """How a worker reads remote files."""
 
     patience_seconds: float = 0.0
     """How long a store may fail before an error is raised."""
     denied_seconds: float = 60.0
-    """And how long it may deny access, as one does that fails to renew the credentials."""
+    """How long a store may deny access, for instance while credentials are being renewed."""
     cache: str | None = None
-    """Folder for what was read, kept between runs and shared by the workers of a machine."""
+    """Folder of the cache, which is kept between runs and shared by the workers of a machine."""
     cache_bytes: int = 0
-    """What the entries in the folder may hold together."""
+    """Size limit of the cache."""
     alive: Callable[[], None] = lambda: None
-    """Called, by whatever thread it is, at each try while a store fails."""
+    """Called at each retry while a store fails, in any thread."""
 
 
 class RangeReader:
@@ -50,10 +50,10 @@ class RangeReader:
         self._gave_up = False
 
     def read(self, path: str, start: int, length: int, *, version: str) -> np.ndarray:
-        """uint8 [length]: the bytes from `start` on; those of local files are mapped, not read.
+        """uint8 [length]: the bytes from `start` on; local files are memory-mapped.
 
-        `version` names the content of the file, so that bytes cached from an earlier one are not taken for it. Raises
-        OSError once the store has failed for as long as the access allows, or where the file is too short.
+        `version` identifies the file's content, so that cached bytes of an earlier version are not used. Raises
+        OSError if the store fails for longer than the access allows, or if the file is too short.
         """
         if self.is_local:
             return self._mapped(path, start, length)
@@ -63,10 +63,10 @@ class RangeReader:
         return self._cache.get(key, length, lambda: self._fetch(path, start, length))
 
     def _fetch(self, path: str, start: int, length: int) -> np.ndarray:
-        """The bytes from the store; while it fails one thread asks again and the others wait for that.
+        """The bytes from the store; while it fails, one thread retries and the others wait for it.
 
-        Once that one gave up the others do too, and whoever comes later asks once, until the store works again: all
-        have the patience of one together.
+        If that thread gives up, so do the others, and later calls try only once until the store works again: all
+        threads together wait no longer than one.
         """
         try:
             content = self._fetch_once(path, start, length)
@@ -102,14 +102,14 @@ class RangeReader:
             content = self._opened(path).read_at(length, start)
         except OSError:
             with self._lock:
-                self._files.pop(path, None)  # the next try opens it anew
+                self._files.pop(path, None)  # the next try opens it again
             raise
         if len(content) != length:
             raise OSError(f"{path} ends {length - len(content)} bytes before byte {start + length}")
         return np.frombuffer(content, np.uint8)
 
     def _opened(self, path: str) -> Any:
-        """A local file as it is mapped, another as pyarrow opens it, which on an object store costs a request."""
+        """A local file memory-mapped, a remote one as pyarrow opens it, which costs an object store a request."""
         with self._lock:
             if path in self._files:
                 self._files.move_to_end(path)
@@ -126,7 +126,7 @@ class RangeReader:
         return file
 
     def _mapped(self, path: str, start: int, length: int) -> np.ndarray:
-        """A part of a local file in memory, which the kernel is asked to read ahead of its use."""
+        """A part of a local file in memory; asks the kernel to read it ahead."""
         mapped = self._opened(path)
         first_page, end = start - start % mmap.PAGESIZE, min(start + length, len(mapped))
         if first_page < end:

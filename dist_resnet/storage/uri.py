@@ -1,6 +1,6 @@
-"""Addresses of files: local paths and URIs of object stores, put together, opened and listed.
+"""Addresses of files: local paths and URIs of object stores, joined, opened and listed.
 
-`SCHEMES` says all that anybody needs to know of a kind of storage: one more kind is one more entry.
+`SCHEMES` describes each kind of storage; a new kind is a new entry.
 """
 
 import os
@@ -17,7 +17,7 @@ from dist_resnet.terminal import escaped, not_text
 from dist_resnet.wording import one_line
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# What is not quoted in a URI as people write it; nobody means a fragment.
+# Characters that are not quoted in a URI as people write it; `#` is quoted, for nobody means a fragment.
 _SAFE, _BRACKETS = "%/:?@!$&'()*+,;=~", "[]"
 _SAFE_IN_NAMES = "/*[]!~="
 _SECRET_OPTIONS = "password|secret_key|account_key|client_secret|sas_token|sig"
@@ -28,23 +28,23 @@ class Scheme:
     """A kind of storage."""
 
     names: tuple[str, ...]
-    """What begins its URIs, before `://`; the first is the usual one."""
+    """What its URIs have before `://`; the first is the usual one."""
     example: str
-    """What to give, in messages."""
+    """An address for messages."""
     type_name: str
-    """What Arrow calls the file system."""
+    """Arrow's name of the file system."""
     open: Callable[[str], tuple[pafs.FileSystem, str]] = pafs.FileSystem.from_uri
-    """The file system of a quoted URI, and the path in it; ValueError or OSError where there is none."""
+    """Gives the file system of a quoted URI and the path in it; raises ValueError or OSError if there is none."""
     credentials: str = ""
-    """The environment variables to which credentials belong, in messages."""
+    """The environment variables for credentials, for messages."""
     lists_folders: bool = True
-    """Whether Arrow lists folders that no empty object stands for, and nothing here makes those."""
+    """Whether Arrow lists folders that have no marker object; this package creates none."""
     appears_whole: bool = True
     """Whether an object that is being written is not there before all of it is."""
     folders_must_exist: bool = False
     """Whether a file is written only into a folder that is there, as on a disk; object stores have none."""
     has_account: bool = False
-    """Whether it is a bucket, and no user, that stands before an @."""
+    """Whether the part before an @ is a container and not a user."""
 
 
 def _open_local(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -60,15 +60,17 @@ def _open_azure(uri: str) -> tuple[pafs.FileSystem, str]:
     before, at, after = parts.netloc.rpartition("@")
     container, host = (before, after) if at else (after, "")
     if ":" in container:
-        raise ValueError("a key does not belong in an address; set AZURE_STORAGE_KEY")
+        raise ValueError("an address must not contain a key; set AZURE_STORAGE_KEY")
     account, _, domain = host.partition(".")
     account = account or os.environ.get("AZURE_STORAGE_ACCOUNT", "")
     if not account:
         raise ValueError("set AZURE_STORAGE_ACCOUNT, or give abfs://container@ACCOUNT.dfs.core.windows.net/path")
     options = dict(parse_qsl(parts.query))
     if unknown := options.keys() - {"blob_storage_authority", "blob_storage_scheme"}:
-        raise ValueError(f"{min(unknown)} is no option; there are blob_storage_authority and blob_storage_scheme")
-    # Clouds of their own have domains of their own, and both services in each.
+        raise ValueError(
+            f"unknown option {min(unknown)}; the options are blob_storage_authority and blob_storage_scheme"
+        )
+    # Sovereign clouds have other domains, each with both services.
     suffix = domain.partition(".")[2]
     authority = options.get("blob_storage_authority")
     protocol = options.get("blob_storage_scheme")
@@ -83,7 +85,7 @@ def _open_azure(uri: str) -> tuple[pafs.FileSystem, str]:
         dfs_storage_scheme=protocol,
     )
     if not key and not sas:
-        # A login that fails is an error here, and here alone: of a container itself, or later, Arrow ends the process.
+        # A failed login raises here only: on the container itself, or later, it makes Arrow end the process.
         try:
             filesystem.get_file_info(f"{container}/login")
         except pa.ArrowException as error:
@@ -120,9 +122,9 @@ _LOCAL = SCHEMES[0]
 _BY_NAME = {name: scheme for scheme in SCHEMES for name in scheme.names}
 _BY_TYPE = {scheme.type_name: scheme for scheme in SCHEMES}
 ADDRESSES = f"{', '.join(scheme.example for scheme in SCHEMES[:-1])} or {SCHEMES[-1].example}"
-"""What can be given, for messages."""
+"""The addresses that are accepted, for messages."""
 
-# Taken for a path it would be a folder of that name in the working directory, and so would some that are not known.
+# Incomplete URIs, which would otherwise become folders of that name in the working directory.
 _HALF_A_URI = re.compile(
     rf"({'|'.join([*_BY_NAME.keys() - {'file'}, 's3a', 'hdfs', 'https?'])}):(?!//[^/])|file:(?!///)", re.IGNORECASE
 )
@@ -131,54 +133,56 @@ _USER = re.compile(rf"(?<![\w+.-])(?!(?:{_ACCOUNTS})://[^/\s:]*@)([\w+.-]+)://[^
 
 
 def is_uri(address: str) -> bool:
-    """Whether an address is a URI, such as that of an object store, and no local path."""
+    """Whether an address is a URI, such as that of an object store, and not a local path."""
     return bool(_URI.match(address))
 
 
 def absolute_uri(uri: str) -> str:
     """A local path made absolute with `~` expanded, so that it means the same in every process; a URI quoted.
 
-    Raises ValueError for `~NAME` of nobody, for what lacks the slashes or the bucket of a URI, and where a relative
-    path means nothing because the working directory is gone.
+    Raises ValueError for `~NAME` of an unknown user, for a URI without slashes or bucket, and for a relative path if
+    the working directory no longer exists.
     """
     if _HALF_A_URI.match(uri):
-        raise ValueError(f"{uri!r} is no whole URI; give {ADDRESSES}")
+        raise ValueError(f"{uri!r} is an incomplete URI; give {ADDRESSES}")
     if is_uri(uri):
         return quote(uri, safe=_SAFE + _BRACKETS, errors="surrogateescape")
     path = os.path.expanduser(uri)
     if path.startswith("~"):
-        raise ValueError(f"{uri!r} begins with a user of whom nothing is known here; give the whole path")
+        raise ValueError(f"{uri!r} begins with an unknown user; give the full path")
     try:
         path = os.path.abspath(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{uri!r} is relative to a working directory that is gone; give the whole path") from error
+        raise ValueError(
+            f"{uri!r} is relative to a working directory that no longer exists; give the full path"
+        ) from error
     return f"/{path.lstrip('/')}"
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a local path or URI, and the path in it, wildcards included.
+    """The file system of a local path or URI, and the path in it, with its wildcards.
 
-    Raises ValueError where there is no such file system, or it cannot be opened, by the OSError that is its cause.
+    Raises ValueError if the scheme is unknown or the file system cannot be opened.
     """
     uri = absolute_uri(uri)
     if not is_uri(uri):
         return _LOCAL.open(uri)
     location, options = _split_options(uri)
     name, _, rest = location.partition("://")
-    # Wildcards are no part of what Arrow takes for a URI.
+    # Arrow does not accept wildcards in a URI.
     fixed = rest[: match.start()].rpartition("/")[0] if (match := re.search(r"[*\[]", rest)) else rest
     try:
         if name.lower() not in _BY_NAME:
-            raise ValueError(f"{name}:// is not known")
+            raise ValueError(f"unknown scheme {name}://")
         filesystem, path = _BY_NAME[name.lower()].open(f"{name.lower()}://{quote(fixed, safe=_SAFE)}{options}")
     except (ValueError, OSError, ImportError, pa.ArrowException) as error:
-        shown, said = without_credentials(uri), without_credentials(one_line(error))
-        raise ValueError(f"{shown} cannot be opened ({said}); give {ADDRESSES}") from error
+        address, reason = without_credentials(uri), without_credentials(one_line(error))
+        raise ValueError(f"{address} cannot be opened ({reason}); give {ADDRESSES}") from error
     return filesystem, (path + unquote(rest[len(fixed) :])).rstrip("/") or "/"
 
 
 def child_uri(uri: str, name: str) -> str:
-    """The address of `name`, which may have wildcards, within the folder at a local path or URI.
+    """The address of `name`, which may have wildcards, in the folder at a local path or URI.
 
     >>> child_uri("s3://bucket/set?region=eu-west-1", "a run")
     's3://bucket/set/a%20run?region=eu-west-1'
@@ -188,7 +192,7 @@ def child_uri(uri: str, name: str) -> str:
 
 
 def parent_uri(uri: str) -> str:
-    """The address of the folder that something is in.
+    """The address of the folder that holds a file or folder.
 
     >>> parent_uri("s3://bucket/set/train?region=eu-west-1"), parent_uri("/set")
     ('s3://bucket/set?region=eu-west-1', '/')
@@ -198,7 +202,7 @@ def parent_uri(uri: str) -> str:
 
 
 def name_of(uri: str) -> str:
-    """What is at an address is called.
+    """The last part of an address: the name of the file or folder.
 
     >>> name_of("s3://bucket/a%20run?region=eu-west-1"), name_of("/runs/a%20run")
     ('a run', 'a%20run')
@@ -208,18 +212,18 @@ def name_of(uri: str) -> str:
 
 
 def uri_of(filesystem: pafs.FileSystem, path: str) -> str:
-    """The address of a path in a file system that was opened here, without the options of its store."""
+    """The address of a path in a file system that `open_uri` opened, without the options of its store."""
     scheme = _BY_TYPE[filesystem.type_name]
     return path if scheme is _LOCAL else f"{scheme.names[0]}://{quote(path, safe=_SAFE_IN_NAMES)}"
 
 
 def is_local(filesystem: pafs.FileSystem) -> bool:
-    """Whether the files are on a file system that can append and rename."""
+    """Whether the file system is a local one, which can append and rename."""
     return isinstance(filesystem, pafs.LocalFileSystem)
 
 
 def lists_folders(filesystem: pafs.FileSystem) -> bool:
-    """Whether the folders in a folder are listed, and not only the files below them."""
+    """Whether a listing of a folder contains its subfolders, and not only the files below them."""
     return _known(filesystem).lists_folders
 
 
@@ -229,23 +233,23 @@ def folders_must_exist(filesystem: pafs.FileSystem) -> bool:
 
 
 def appears_whole(filesystem: pafs.FileSystem) -> bool:
-    """Whether what is written there has its name when all of it is written, and not before."""
+    """Whether a file only appears there when it is completely written."""
     return not is_local(filesystem) and _known(filesystem).appears_whole
 
 
 class Entry(NamedTuple):
-    """What is in a folder; bytes of a name that are no UTF-8 are surrogates."""
+    """A file or folder in a folder; bytes of its name that are not UTF-8 are surrogates."""
 
     name: str
     kind: pafs.FileType
     size: int
-    """Bytes of a file."""
+    """Bytes, of a file."""
 
 
 def list_entries(filesystem: pafs.FileSystem, folder: str, *, folders: bool = True) -> list[Entry]:
-    """What is directly in a folder, sorted by name; nothing where there is no such folder.
+    """The entries of a folder, sorted by name; none if there is no such folder.
 
-    Without `folders` it may leave these out, and is one request, whatever is below the folder.
+    Without `folders`, subfolders may be left out, and the listing is one request, however much is below the folder.
     """
     folder = folder.rstrip("/")
     is_deep = folders and not lists_folders(filesystem)
@@ -259,7 +263,7 @@ def list_entries(filesystem: pafs.FileSystem, folder: str, *, folders: bool = Tr
 
 
 def path_of(info: pafs.FileInfo) -> str:
-    """The path of what was found; bytes of a name that are no UTF-8 are surrogates."""
+    """The path of a file or folder; bytes of a name that are not UTF-8 are surrogates."""
     try:
         return info.path
     except UnicodeDecodeError as error:
@@ -267,13 +271,13 @@ def path_of(info: pafs.FileInfo) -> str:
 
 
 def check_no_password(name: str, uri: str) -> None:
-    """Raises ValueError where an address holds a secret: it would be in logs, journals and tags."""
+    """Raises ValueError if an address contains a secret, which would appear in logs, journals and tags."""
     if re.search(rf"://[^/\s]*:[^/\s]*@|[?&]({_SECRET_OPTIONS})=", uri):
         scheme = _BY_NAME.get(uri.partition("://")[0].lower(), _LOCAL)
         such_as = f", such as {scheme.credentials}" if scheme.credentials else ""
         raise ValueError(
-            f"{name} has a password in it, {without_credentials(uri)}; leave it out and give credentials by "
-            f"the environment{such_as}"
+            f"{name} contains a password, {without_credentials(uri)}; leave it out and give credentials in "
+            f"environment variables{such_as}"
         )
 
 
@@ -294,6 +298,6 @@ def _known(filesystem: pafs.FileSystem) -> Scheme:
 
 
 def _split_options(uri: str) -> tuple[str, str]:
-    """An address and, from a question mark on, the options of a URI, such as those of another server."""
+    """An address and, from the question mark on, the options of a URI, such as the server's address."""
     location, question, options = uri.partition("?") if is_uri(uri) else (uri, "", "")
     return location, question + options

@@ -15,12 +15,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dist_resnet.storage.lock import FILE, LockedError, describe, holder, lock
+from dist_resnet.storage.machine import machine_id
 from dist_resnet.tracking.run_directory import SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class _HeartbeatLock:
     def __init__(self, directory: RunDirectory, heartbeat: Heartbeat) -> None:
         """Raises LockedError if another driver lives."""
         self._directory, self._heartbeat = directory, heartbeat
-        self._who = holder() | {"machine": _machine(), "key": uuid.uuid4().hex}
+        self._who = holder() | {"machine": _process_space(), "key": uuid.uuid4().hex}
         self._wait_for_earlier_driver()
         self._write(0)
         time.sleep(self._heartbeat.settle)
@@ -191,7 +191,7 @@ class _HeartbeatLock:
 def _is_dead(content: bytes) -> bool:
     """Whether a lock belongs to a process of this machine that has ended."""
     known = _parsed(content)
-    return known.get("machine") == _machine() and not psutil.pid_exists(known["pid"])
+    return known.get("machine") == _process_space() and not psutil.pid_exists(known["pid"])
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 @functools.cache
-def _machine() -> str:
-    """An id of this machine since its boot and of this process's PID namespace."""
+def _process_space() -> str:
+    """An identifier of this machine and of the process ids that are valid for this process: its PID namespace."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{machine_id()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return uuid.uuid4().hex

@@ -135,7 +135,7 @@ def test_trained_weights_see_the_labels_that_they_were_trained_on(recipe: Recipe
 
     assert labels(names) == first(open_split(recipe.data.train))
     assert labels(None) == first(open_split(turned)) != labels(names)
-    with pytest.raises(ValueError, match=r"of the training images .* is none of the model's 4 classes"):
+    with pytest.raises(ValueError, match=r"of the training images .* is not one of the model's 4 classes"):
         labels(("a", "b", "c", "d"))
 
 

@@ -27,13 +27,13 @@ def split_of(folder: Path, labels: list, names: object = None) -> Split:
 @pytest.mark.parametrize("label", [10**12, 1_000_000, (1 << 63) - 1])
 def test_a_number_that_is_no_class_is_named_before_memory_is_taken(tmp_path: Path, label: int) -> None:
     split_of(tmp_path / "s", [0, 1, label])
-    with pytest.raises(ValueError, match=rf"label {label} in .*train-0.parquet row 2 is no class's number, which run"):
+    with pytest.raises(ValueError, match=rf"label {label} in .*train-0.parquet row 2 is not a class number, 0"):
         prepare_here(tmp_path / "s", tmp_path / "t")
 
 
 def test_labels_below_zero_are_named_as_what_they_are(tmp_path: Path) -> None:
     split_of(tmp_path / "s", [-1, -1])
-    with pytest.raises(ValueError, match=r"label -1 in .*train-0.parquet row 0 stands for none; give every image a la"):
+    with pytest.raises(ValueError, match=r"label -1 in .*train-0.parquet row 0 means no label; give every image a la"):
         prepare_here(tmp_path / "s", tmp_path / "t")
 
 
@@ -50,9 +50,9 @@ def test_labels_that_begin_with_1_are_told_so(tmp_path: Path, names: list[str] |
 @pytest.mark.parametrize(
     ("labels", "names", "said"),
     [
-        ([1, 2, 3], None, "labels run from 1 to 3, have 3 of 4 classes, none of '0'"),
-        ([1, 2, 3], ["none", "a", "b", "c"], "labels run from 1 to 3, have 3 of 4 classes, none of 'none'"),
-        ([0, 1], ["a", "b", "c", "d"], "labels run from 0 to 1, have 2 of 4 classes, none of 'c', 'd'"),
+        ([1, 2, 3], None, "labels run from 1 to 3, have 3 of 4 classes; without images: '0'"),
+        ([1, 2, 3], ["none", "a", "b", "c"], "labels run from 1 to 3, have 3 of 4 classes; without images: 'none'"),
+        ([0, 1], ["a", "b", "c", "d"], "labels run from 0 to 1, have 2 of 4 classes; without images: 'c', 'd'"),
         ([0, 1, 2], ["a", "b", "c"], None),
         ([0, 1, 2], None, None),
         (["a", "b"], None, None),
@@ -60,7 +60,7 @@ def test_labels_that_begin_with_1_are_told_so(tmp_path: Path, names: list[str] |
 )
 def test_classes_without_a_training_image_are_said(tmp_path: Path, labels: list, names: list | None, said: str | None):
     split = split_of(tmp_path / "s", labels, names)
-    lines = classes.said_of_labels(split, "training images")
+    lines = classes.describe_absent_classes(split, "training images")
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]
 
@@ -68,8 +68,8 @@ def test_classes_without_a_training_image_are_said(tmp_path: Path, labels: list,
 def test_a_gap_in_a_prepared_sets_labels_is_said(tmp_path: Path) -> None:
     split_of(tmp_path / "s", [0, 2, 0, 2], ["a", "b", "c"])
     prepare_here(tmp_path / "s", tmp_path / "t")
-    (line,) = classes.said_of_labels(open_split(f"{tmp_path}/t/train-*.parquet"), "training images")
-    assert "have 2 of 3 classes, none of 'b'" in line
+    (line,) = classes.describe_absent_classes(open_split(f"{tmp_path}/t/train-*.parquet"), "training images")
+    assert "have 2 of 3 classes; without images: 'b'" in line
 
 
 @pytest.mark.parametrize(

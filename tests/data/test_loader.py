@@ -29,7 +29,8 @@ from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
+from dist_resnet.data.shards.reader import RowGroup, ShardReader
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.recipe import Augment, Execution, Performance, Recipe
 from dist_resnet.worker import Worker
 
@@ -249,7 +250,7 @@ def test_too_few_images_and_strange_labels_are_refused_at_once(split: Split) -> 
         training(recipe(global_batch=200, ghost_batch=4), split)
     few = replace(INCEPTION, model=replace(INCEPTION.model, num_classes=5))
     for images in (training, evaluation):
-        with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is outside of 0 .. 4"):
+        with pytest.raises(ValueError, match=r"label 5 in .*part-000.parquet row 5 is not in 0 .. 4"):
             images(few, split)
     with pytest.raises(ValueError, match="rank 4 of 5 workers is impossible with 4 ghost batches"):
         training(INCEPTION, split, 4, 5)

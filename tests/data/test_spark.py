@@ -18,8 +18,9 @@ import pytest
 from oracle.images import jpeg, read_row_group, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows, write_parquet
 
-from dist_resnet.data.prepare.prepare import Options, prepare
-from dist_resnet.data.shards.duplicates import said_of_copies, said_of_same
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
+from dist_resnet.data.shards.duplicates import describe_copies, describe_shared
 from dist_resnet.data.shards.split import open_split
 
 IMAGES = [jpeg(smooth(12 + n, 20 - n, n)) for n in range(6)]
@@ -82,19 +83,19 @@ def test_shards_that_begin_with_an_underscore_are_shards(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("train-1.parquet", POINTER, r"train-1.parquet is a Git LFS pointer in the file's place; git lfs pull brings"),
+        ("train-1.parquet", POINTER, r"train-1.parquet is a Git LFS pointer and not the file itself; run git lfs pull"),
         (
             "train-1.parquet",
             b"<!DOCTYPE html><html></html>",
-            r"in its 28 bytes, which are HTML\); replace it by an int",
+            r"in its 28 bytes, which are HTML\); replace it with an int",
         ),
-        ("train-1.parquet", b"Entry not found", r"in its 15 bytes, which are text\); replace it by an intact copy"),
-        ("train-1.parquet", b"", r"no Parquet footer in its 0 bytes\); replace it by an intact copy"),
+        ("train-1.parquet", b"Entry not found", r"in its 15 bytes, which are text\); replace it with an intact copy"),
+        ("train-1.parquet", b"", r"no Parquet footer in its 0 bytes\); replace it with an intact copy"),
         ("train-1.parquet", b"PAR1" + bytes(90), r"it is cut short: no Parquet footer in its 94 bytes\); replace it"),
         (
             "train-1.crc",
             b"crc",
-            r"train-1.crc cannot be .* if it is no shard, give a glob without it, such as .*/\*.pa",
+            r"train-1.crc cannot be .* if it is not a shard, give a glob without it, such as .*/\*.pa",
         ),
     ],
 )
@@ -128,9 +129,9 @@ def test_shards_in_folders_of_splits_are_prepared(tmp_path: Path, train: str, va
 def test_a_split_without_shards_beside_one_with_them_is_refused(tmp_path: Path) -> None:
     shard(tmp_path / "source" / "train" / "0.parquet")
     (tmp_path / "source" / "val" / "ant").mkdir(parents=True)
-    with pytest.raises(ValueError, match="val holds no Parquet shards, and other splits' folders do"):
+    with pytest.raises(ValueError, match="val holds no Parquet shards, but the folders of other splits do"):
         prepare_here(tmp_path / "source", tmp_path / "target")
-    with pytest.raises(ValueError, match="train is of the split train by its name; leave out --split train"):
+    with pytest.raises(ValueError, match="train is by its name the split train; leave out --split train"):
         prepare_here(tmp_path / "source", tmp_path / "target", split="train")
 
 
@@ -145,9 +146,7 @@ def test_labels_in_the_names_of_folders_are_refused_with_what_converts_them(tmp_
         lambda: prepare_here(tmp_path / "s", tmp_path / "t"),
         lambda: open_split(f"{tmp_path}/{where}/*/*.parquet"),
     ):
-        with pytest.raises(
-            ValueError, match="the names of folders, such as label=cat, have values that are not"
-        ) as one:
+        with pytest.raises(ValueError, match="values in folder names, such as label=cat, are not") as one:
             attempt()
         refusals.append(str(one.value))
     with pytest.raises(FileNotFoundError, match=re.escape(f"give {tmp_path}/{where}/*/*.parquet")):
@@ -182,9 +181,9 @@ def test_a_copy_of_a_shard_is_refused_in_preparing_and_said_in_training(tmp_path
     first = shard(tmp_path / "source" / "train-0.parquet")
     shard(tmp_path / "source" / "train-1.parquet", first=3)
     split = f"{tmp_path}/source/train-*.parquet"
-    assert said_of_copies(open_split(split), "training images") == []
+    assert describe_copies(open_split(split), "training images") == []
     copy(first, first.with_name("train-0 (1).parquet"))
-    (line,) = said_of_copies(open_split(split), "training images")
+    (line,) = describe_copies(open_split(split), "training images")
     assert "1 of the 3 shards of the training images" in line
     assert f"{tmp_path}/source/train-0.parquet of {tmp_path}/source/train-0 (1).parquet" in line
     with pytest.raises(ValueError, match=r"train-0.parquet is a copy of .*/train-0 \(1\).parquet; remove one of them"):
@@ -195,9 +194,9 @@ def test_a_shard_of_training_among_those_of_validation_is_said(tmp_path: Path) -
     first = shard(tmp_path / "train-0.parquet")
     shard(tmp_path / "validation-0.parquet", first=3)
     train = open_split(f"{tmp_path}/train-*.parquet")
-    assert said_of_same(train, open_split(f"{tmp_path}/validation-*.parquet")) == []
+    assert describe_shared(train, open_split(f"{tmp_path}/validation-*.parquet")) == []
     shutil.copy(first, tmp_path / "validation-1.parquet")
-    (line,) = said_of_same(train, open_split(f"{tmp_path}/validation-*.parquet"))
+    (line,) = describe_shared(train, open_split(f"{tmp_path}/validation-*.parquet"))
     assert line.startswith("1 of the 2 shards of the validation images")
     said = Silent()
     prepare(Options(source=str(tmp_path), target=str(tmp_path / "target")), run=in_turn, progress=said)

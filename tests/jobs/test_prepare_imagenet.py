@@ -56,14 +56,14 @@ def test_a_job_that_was_killed_or_interrupted_goes_on_to_the_same_set(tmp_path: 
     if end == signal.SIGINT:
         assert job.returncode == 130
         assert complaint.splitlines()[-1] == (
-            "prepare_imagenet: interrupted; the same command goes on with the shards that are left"
+            "prepare_imagenet: interrupted; run the same command again to write the remaining shards"
         )
     assert not (target / "manifest.json").exists()
     with pytest.raises(ValueError, match="is not fully prepared"):
         open_split(f"{target}/train-*.parquet")
     ended = run(*arguments)
     assert ended.returncode == 0, ended.stderr
-    assert " shards are finished from before" in ended.stderr
+    assert " shards were finished by an earlier start" in ended.stderr
     assert sums(target) == sums(tmp_path / "undisturbed")
     assert not (target / "preparing").exists()
 
@@ -77,11 +77,11 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
     assert f"from {source} (folder), seed 0" in ended.stdout
     assert "train: 39 images of 5 classes in " in ended.stdout
     assert "train: left out: train/n01443537/cut.JPEG (image file is truncated" in ended.stdout
-    assert "shrinking changed what an evaluation sees of " in ended.stdout
+    assert "shrinking changed the evaluation crop of " in ended.stdout
     assert "images/s" in ended.stderr
     checked = run("--check", str(target))
     assert checked.returncode == 0
-    assert checked.stdout == ended.stdout + "every shard is as it was written\n"
+    assert checked.stdout == ended.stdout + "every shard matches the manifest\n"
     shard = min(target.glob("train-*.parquet"))
     content = shard.read_bytes()
     shard.write_bytes(content[:1000] + b"x" + content[1001:])
@@ -89,7 +89,7 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
     assert checked.returncode == 1
     assert f"{shard.name} has sha256 " in checked.stdout
     assert checked.stderr.splitlines()[-1] == (
-        "prepare_imagenet: 1 shards are not as they were written; restore them, or prepare the set again into an empty "
+        "prepare_imagenet: 1 shards differ from the manifest; restore them, or prepare the set again into an empty "
         "folder"
     )
 
@@ -97,9 +97,9 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--source", "{0}/absent", "--target", "{0}/target"], "the source {0}/absent is not there"),
-        (["--source", "{0}", "--target", "{0}/target"], "{0} is of no known kind"),
-        (["--source", "{0}", "--target", "{0}/target", "--seed", "-1"], "the seed must lie in 0 .. "),
+        (["--source", "{0}/absent", "--target", "{0}/target"], "the source {0}/absent does not exist"),
+        (["--source", "{0}", "--target", "{0}/target"], "{0} is not a known kind of source"),
+        (["--source", "{0}", "--target", "{0}/target", "--seed", "-1"], "the seed must be in 0 .. "),
         (["--source", "{0}", "--target", "{0}/target", "--shorter-side", "5"], "must be at least 32 pixels, got 5"),
         (["--check", "{0}"], "{0} has no manifest.json"),
     ],
@@ -132,8 +132,8 @@ def test_a_class_without_an_intact_image_exits_2_before_the_decoding(tmp_path: P
     ended = run_inside("prepare_imagenet", "--source", str(source), "--target", str(target), *arguments)
     assert ended.returncode == 2
     line = ended.stderr.splitlines()[-1]
-    assert line.startswith(f"{JOB.name}: every train image of class {SYNSETS[1]} is damaged, one of them train/")
-    assert line.endswith("repair the source, or have a set without them with --on-damaged-class keep")
+    assert line.startswith(f"{JOB.name}: every train image of class {SYNSETS[1]} is damaged, such as train/")
+    assert line.endswith("repair the source, or prepare the set without them with --on-damaged-class keep")
     assert not list(target.iterdir())
 
 

@@ -293,7 +293,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(recipe: Recipe, ex
     secret = "s3://key:secret@bucket/runs"
     for bad in (_with_train(recipe, secret), recipe):
         where = execution if bad is not recipe else dataclasses.replace(execution, storage=secret)
-        with pytest.raises(ValueError, match="has a password in it, s3://\\*\\*\\*@bucket/runs") as caught:
+        with pytest.raises(ValueError, match="contains a password, s3://\\*\\*\\*@bucket/runs") as caught:
             prepare(bad, where, job="test")
         assert "secret@" not in str(caught.value)
 
@@ -324,7 +324,7 @@ def test_validation_images_numbered_otherwise_have_the_labels_of_the_training_im
     assert _labels(open_split(turned.data.validation)) != expected
     assert plan.classes == tuple(NAMES)
     (note,) = plan.notes
-    assert "number their classes otherwise than the model; they are matched by name" in note
+    assert "have their classes in another order than the model; they are matched by name" in note
 
 
 def test_a_run_goes_on_with_the_labels_that_it_recorded(turned: Recipe, execution: Execution):
@@ -349,16 +349,18 @@ def test_validation_images_of_fewer_classes_are_mapped_and_it_is_said(recipe, ex
     assert _labels(plan.validation) == [
         label for label in _labels(open_split(recipe.data.validation)) if label in (1, 3)
     ]
-    assert plan.notes[-1].endswith("have 2 of the model's 4 classes, none of 'horizontal stripes', 'diagonal stripes'")
+    assert plan.notes[-1].endswith(
+        "have 2 of the model's 4 classes; without images: 'horizontal stripes', 'diagonal stripes'"
+    )
 
 
 def test_validation_images_of_unknown_classes_are_refused_and_nothing_is_written(recipe, execution, tmp_path):
     uri = rename_classes(recipe.data.validation, tmp_path / "other", [*NAMES[:3], "chessboard"], [0, 1, 2, 3])
-    _refused(_with_validation(recipe, uri), execution, "class 'chessboard' of .* is none of the model's 4 classes")
+    _refused(_with_validation(recipe, uri), execution, "class 'chessboard' of .* is not one of the model's 4 classes")
     assert not (Path(execution.storage) / "run").exists()
     plan = prepare(_with_validation(recipe, uri, match_classes="numbers"), execution, job="test")
     assert plan.validation.label_map is None
-    assert "equal labels are taken for equal classes" in plan.notes[0]
+    assert "equal labels are taken as equal classes" in plan.notes[0]
 
 
 def test_more_outputs_than_classes_are_refused_unless_asked_for(recipe: Recipe, execution: Execution):
@@ -442,7 +444,7 @@ def test_images_and_labels_that_are_not_there_are_refused_before_anything_starts
                 "label -1 in .*train.parquet row 1 is (outside|none) of ",
             ),
             ({"image": pa.array([{"bytes": None, "path": "a.jpg"}] * rows, table.field("image").type)}, "row 0 has no"),
-            ({"image": pa.array([b"<html>"] * rows)}, "none of the 96 images .* can be decoded, the first is .* row 0"),
+            ({"image": pa.array([b"<html>"] * rows)}, "none of the 96 images .* can be decoded; the first is .* row 0"),
         ]
     ):
         folder = tmp_path / str(number)

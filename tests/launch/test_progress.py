@@ -71,7 +71,7 @@ def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     progress.advance(50)
     clock[0] += 2
     progress.begin("writing shards", 1000)
-    progress.say("3 shards are finished from before")
+    progress.say("3 shards were finished by an earlier start")
     clock[0] += 5
     progress.advance(100)
     clock[0] += 5
@@ -81,7 +81,7 @@ def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     progress.close()
     assert stream.getvalue().splitlines() == [
         "finding images: 50 images, 25.0 images/s",
-        "3 shards are finished from before",
+        "3 shards were finished by an earlier start",
         "writing shards: 200/1000 images, 20.0 images/s, 0:00:40 left",
         "writing shards: 1000/1000 images, 50.0 images/s, 0:00:00 left",
     ]

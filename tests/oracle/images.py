@@ -8,7 +8,8 @@ import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split, open_split
+from dist_resnet.data.shards.reader import RowGroup, ShardReader
+from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.write import encode_table, write_table
 from dist_resnet.recipe import Augment, Data, Model, Recipe
 

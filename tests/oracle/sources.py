@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.io import savemat
 
-from dist_resnet.data.prepare.prepare import Options, prepare
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
 from oracle.images import REAL, jpeg, smooth
 
 SYNSETS = ("n01440764", "n01443537", "n02012849", "n03126707", "n07875152")

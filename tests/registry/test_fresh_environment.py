@@ -161,7 +161,7 @@ def test_a_served_model_classifies_images_and_refuses_other_data(served: str):
         assert len(first["classes"]) == len(first["names"]) == len(first["probabilities"]) == 2
         assert first["classes"] == last["classes"]
         assert bad["classes"] == []
-        assert "of no known format" in bad["error"]
+        assert "of an unknown format" in bad["error"]
     _, by_pixels = _post(served, {"inputs": {"image": [pixels.tolist()]}, "params": {"top_k": 2}})
     assert by_pixels["predictions"][0]["classes"] == first["classes"]
 

@@ -97,7 +97,7 @@ def test_any_length_is_padded(extra: int) -> None:
         (base64.b64encode(b"<svg/>").decode(), "markup such as HTML or SVG"),
         (f"data:application/pdf;base64,{base64.b64encode(b'%PDF-1.7').decode()}", "a PDF"),
         (base64.b64encode(IMAGE[:-200]).decode(), "truncated"),
-        (base64.b64encode(PLAIN.encode()).decode(), "of no known format"),
+        (base64.b64encode(PLAIN.encode()).decode(), "of an unknown format"),
         ({"url": "https://example.org"}, r"a dictionary must have one of image, b64, bytes, got \['url'\]"),
         (None, r"uint8 \[H, W, 3\], got None"),
         (float("nan"), "got nan"),

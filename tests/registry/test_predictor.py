@@ -85,7 +85,7 @@ def test_answers_are_the_most_probable_classes_with_their_names(served: Predicto
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (b"rubbish", "of no known format"),
+        (b"rubbish", "of an unknown format"),
         (jpeg(smooth(90, 90, 1))[:400], "runcated"),
         ("not base64!", "text must be base64"),
         (np.zeros((5, 5), np.uint8), "an array must be uint8 \\[H, W, 3\\], got uint8 \\[5, 5\\]"),

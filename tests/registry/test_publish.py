@@ -112,7 +112,7 @@ def test_an_older_version_whose_names_are_numbers_is_evaluated_by_number(recipe,
     options = ["--validation", recipe.data.validation, "--device", "cpu"]
     done = run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options)
     assert done.returncode == 0
-    assert "cannot be compared with the model's, for the model's classes have no names" in done.stderr
+    assert "cannot be compared with the model's, because the model's classes have no names" in done.stderr
     # A version that says so was trained on classes called 0, 1, 2, 3.
     client.set_model_version_tag("numbers", published.version, "class_names", "of the training images")
     assert run_inside("evaluate", "--model", published.uri, "--tracking-uri", store, *options).returncode == 2

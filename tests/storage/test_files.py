@@ -62,7 +62,7 @@ def test_json_comes_back_and_damaged_json_is_named(tmp_path: Path) -> None:
     write_json(filesystem, path, {"a": [1, None]})
     assert read_json(filesystem, path) == {"a": [1, None]}
     Path(path).write_text('{"a": ')
-    with pytest.raises(ValueError, match=r"value.json is damaged, it is no JSON \(.*\); restore it from a copy"):
+    with pytest.raises(ValueError, match=r"value.json is damaged: not JSON \(.*\); restore it from a copy"):
         read_json(filesystem, path)
 
 

@@ -14,11 +14,11 @@ import pytest
 from dist_resnet.storage.lock import FILE, LockedError, lock
 
 _HAVE = """
-import sys, time
+import signal, sys
 from dist_resnet.storage.lock import lock
 lock(sys.argv[1])
 print('have', flush=True)
-time.sleep(99)
+signal.pause()
 """
 
 

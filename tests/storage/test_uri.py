@@ -25,10 +25,10 @@ def test_messages_quote_every_kind_of_storage():
     assert ADDRESSES == "a local path, s3://bucket/path, gs://bucket/path or az://container/path"
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         open_uri("ftp://host/runs")
-    assert str(caught.value) == f"ftp://host/runs cannot be opened (ftp:// is not known); give {ADDRESSES}"
+    assert str(caught.value) == f"ftp://host/runs cannot be opened (unknown scheme ftp://); give {ADDRESSES}"
     for scheme in SCHEMES[1:]:
         for name in scheme.names:
-            with pytest.raises(ValueError, match=f"is no whole URI; give {ADDRESSES}$"):
+            with pytest.raises(ValueError, match=f"is an incomplete URI; give {ADDRESSES}$"):
                 absolute_uri(f"{name}:/bucket")
 
 
@@ -110,9 +110,13 @@ def test_addresses_of_azure_open_with_the_environments_key(uri: str, monkeypatch
     ("uri", "variables", "complaint"),
     [
         ("az://runs/a", {}, r"az://runs/a cannot be opened \(set AZURE_STORAGE_ACCOUNT, or give abfs://"),
-        ("az://me:secret@runs/a", {"ACCOUNT": "a"}, r"^az://\*\*\*@runs/a cannot be opened \(a key does not belong"),
-        ("az://runs/a?sas_token=secret", {"ACCOUNT": "a"}, r"a\?sas_token=\*\*\* cannot .*sas_token is no option"),
-        ("az://runs/a?x=1", {"ACCOUNT": "a"}, "x is no option; there are blob_storage_authority and"),
+        (
+            "az://me:secret@runs/a",
+            {"ACCOUNT": "a"},
+            r"^az://\*\*\*@runs/a cannot be opened \(an address must not contain a key",
+        ),
+        ("az://runs/a?sas_token=secret", {"ACCOUNT": "a"}, r"a\?sas_token=\*\*\* cannot .*unknown option sas_token"),
+        ("az://runs/a?x=1", {"ACCOUNT": "a"}, "unknown option x; the options are blob_storage_authority and"),
         (
             "az://runs/a?blob_storage_authority=127.0.0.1:1&blob_storage_scheme=http",
             {"ACCOUNT": "a"},
@@ -138,10 +142,10 @@ def test_what_lacks_of_an_address_of_azure_is_said_and_no_secret(uri, variables,
     ],
 )
 def test_a_secret_in_an_address_is_refused_with_where_it_belongs(uri: str, shown: str, variables: str):
-    with pytest.raises(ValueError, match="^storage has a password in it, ") as caught:
+    with pytest.raises(ValueError, match="^storage contains a password, ") as caught:
         check_no_password("storage", uri)
     assert str(caught.value).endswith(
-        f"in it, {shown}; leave it out and give credentials by the environment, such as {variables}"
+        f"a password, {shown}; leave it out and give credentials in environment variables, such as {variables}"
     )
     check_no_password("storage", "abfs://runs@account.dfs.core.windows.net/first?blob_storage_authority=127.0.0.1:1")
 

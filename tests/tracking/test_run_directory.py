@@ -42,7 +42,7 @@ def test_a_missing_json_file_is_none(tmp_path: Path):
 def test_a_file_without_a_json_object_is_named(tmp_path: Path, content: bytes):
     directory = RunDirectory(str(tmp_path))
     directory.write("summary.json", content)
-    with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged, .*; restore it from a copy$"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged: .*; restore it from a copy$"):
         directory.read_json("summary.json")
 
 
@@ -69,7 +69,7 @@ def test_half_a_uri_is_not_a_folder_of_that_name(uri: str):
 
 
 def test_the_folder_of_an_unknown_user_is_refused():
-    with pytest.raises(ValueError, match="'~no-such-user/runs' begins with a user of whom nothing is known here"):
+    with pytest.raises(ValueError, match="'~no-such-user/runs' begins with an unknown user; give the full path"):
         RunDirectory("~no-such-user/runs")
 
 
@@ -77,7 +77,9 @@ def test_a_relative_path_in_a_folder_that_is_gone_is_refused(monkeypatch: pytest
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(ValueError, match="'runs' is relative to a working directory that is gone; give the whole path"):
+    with pytest.raises(
+        ValueError, match="'runs' is relative to a working directory that no longer exists; give the full path"
+    ):
         RunDirectory("runs")
     RunDirectory(str(tmp_path))
 

@@ -1,1 +1,1 @@
-"""One encoded image: what kind it is, what its header says, and its pixels."""
+"""One encoded image: its kind, its header and its pixels."""

@@ -1,10 +1,9 @@
-"""What becomes of one encoded image on its way into a set: decoded once, kept, converted, shrunk or refused.
+"""Decides how one encoded image enters a set: decodes it once, then keeps, converts, shrinks or refuses it.
 
-An image's bytes are kept as they are wherever the decoder that trains reads them as Pillow does, whatever the file
-is called: JPEG of nearly any color space, PNG of 8 bits without transparency, plain BMP, WebP. EXIF rotation stays in
-the bytes and is ignored when they are read, as torchvision's ImageFolder does. What the decoder reads otherwise or not
-at all, PNG of 16 bits or with transparency, CMYK JPEG without a marker of its kind, GIF, TIFF and others, becomes an
-8-bit PNG of the pixels that `pixels.decode` has.
+The bytes are kept if the training decoder reads them as Pillow does, whatever the file name: JPEG of nearly any color
+space, 8-bit PNG without transparency, plain BMP, WebP. EXIF rotation stays in the bytes and is ignored when they are
+read, as in torchvision's ImageFolder. Images that the decoder reads differently or not at all (16-bit or transparent
+PNG, CMYK JPEG without Adobe's marker, GIF, TIFF and others) become an 8-bit PNG of the pixels of `pixels.decode`.
 """
 
 import io
@@ -17,7 +16,7 @@ from dist_resnet.data.image.headers import check_whole, image_size, oddity
 from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, reason_of
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
-# As small as they come, and read alike.
+# Stored as they are: they are small, and read alike.
 _PNG_MODES = ("1", "P")
 # libjpeg's JPEG_MAX_DIMENSION.
 _LONGEST_JPEG_SIDE = 65_500
@@ -25,16 +24,16 @@ _LONGEST_JPEG_SIDE = 65_500
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink:
-    """Images with a longer shorter side are resized to it and encoded as JPEG, unless they are too long for one."""
+    """Resizes images with a longer shorter side to this one and encodes them as JPEG, unless too long for JPEG."""
 
     shorter_side: int
     quality: int = 90
 
     def __post_init__(self) -> None:
         if self.shorter_side < 32:
-            raise ValueError(f"the shorter side must be at least 32 pixels, got {self.shorter_side}")
+            raise ValueError(f"--shorter-side must be at least 32 pixels, got {self.shorter_side}")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must lie in 1 .. 100, got {self.quality}")
+            raise ValueError(f"--quality must be in 1 .. 100, got {self.quality}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +42,25 @@ class Ingested:
 
     encoded: bytes
     converted: str | None = None
-    """Why it became a PNG, or None where it did not."""
+    """Why it became a PNG, or None if it did not."""
     shrunk: bool = False
 
 
 def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
-    """Decodes an image fully and settles which bytes enter the set. Raises DamagedError."""
+    """The bytes that enter the set, after decoding the image completely. Raises DamagedError if it is damaged."""
     image = load(encoded)
     try:
-        return _settled(encoded, image, shrink)
+        return _ingested(encoded, image, shrink)
     except (DamagedError, MemoryError):
         raise
-    except Exception as error:  # as many kinds as Pillow has encoders
+    except Exception as error:  # Pillow's encoders raise many kinds
         raise DamagedError(
             f"an image of {image.width} x {image.height} in {image.mode} that cannot be encoded again "
             f"({reason_of(error)})"
         ) from error
 
 
-def _settled(encoded: bytes, image: Image.Image, shrink: Shrink | None) -> Ingested:
+def _ingested(encoded: bytes, image: Image.Image, shrink: Shrink | None) -> Ingested:
     smaller = None if shrink is None else _shrunk(image, shrink)
     if smaller is not None and len(smaller) < len(encoded):
         return Ingested(encoded=smaller, shrunk=True)
@@ -71,18 +70,18 @@ def _settled(encoded: bytes, image: Image.Image, shrink: Shrink | None) -> Inges
 
 
 def _why_converted(encoded: bytes, image: Image.Image) -> str | None:
-    """Why the decoder that trains would not give the same pixels, or None where it does."""
+    """Why the training decoder would not give the same pixels, or None if it would."""
     if image.format not in _KEPT_FORMATS:
         return image.format
     content = np.frombuffer(encoded, np.uint8)
     if reason := oddity(content):
         return reason
     try:
-        seen = image_size(content)
+        size = image_size(content)
         check_whole(content)
     except ValueError:
-        seen = None
-    return None if seen == (image.height, image.width) else f"{image.format} with an odd header"
+        size = None
+    return None if size == (image.height, image.width) else f"{image.format} with an odd header"
 
 
 def _png(image: Image.Image) -> bytes:
@@ -93,7 +92,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _shrunk(image: Image.Image, shrink: Shrink) -> bytes | None:
-    """The image at its smaller size as a JPEG, or None where it is small already or would be too long for one."""
+    """The shrunk image as a JPEG, or None if it is already small or too long for a JPEG."""
     factor = shrink.shorter_side / min(image.size)
     size = (round(image.width * factor), round(image.height * factor))
     if factor >= 1 or max(size) > _LONGEST_JPEG_SIDE:
@@ -104,9 +103,9 @@ def _shrunk(image: Image.Image, shrink: Shrink) -> bytes | None:
 
 
 def difference(encoded: bytes, shrunk: bytes, shorter_side: int) -> float:
-    """Mean absolute difference, of 255 levels, that shrinking makes to the center that an evaluation would crop.
+    """Mean absolute difference, in levels of 0 .. 255, of an image and its shrunk version in the evaluation crop.
 
-    Both images are resized to `shorter_side`, at most 256, and the center square of 7/8 of it is compared.
+    Both images are resized to `shorter_side`, at most 256, and the center squares of 7/8 of that are compared.
     """
     side = min(256, shorter_side)
     first, second = (_center(decode(one), side) for one in (encoded, shrunk))

@@ -1,11 +1,11 @@
-"""What a file is by its first bytes: an image that can be prepared, or something else by name."""
+"""The kind of a file by its first bytes: an image that can be prepared, or something else."""
 
 import os
 import re
 
 HEAD_BYTES = 512
-"""So many of a file's first bytes tell its kind."""
-# A file with such an ending is an image, or a damaged one: its bytes are read when it is prepared.
+"""The number of first bytes that determine a file's kind."""
+# A file with such an ending is an image, possibly a damaged one: preparing reads its bytes.
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -19,7 +19,7 @@ _BEGINNINGS = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"qoif", "QOI"),
-    # What follows cannot be prepared.
+    # The kinds that follow cannot be prepared.
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"8BPS", "Photoshop"),
@@ -44,20 +44,20 @@ _BEGINNINGS = (
     (b"version https://git-lfs", "Git LFS pointer"),
 )
 IMAGES = frozenset({"JPEG", "PNG", "GIF", "TIFF", "JPEG 2000", "QOI", "BMP", "WebP", "PNM", "AVIF"})
-"""The kinds that enter a set, as they are or converted."""
+"""The kinds that can be prepared, as they are or converted."""
 _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _PNM = re.compile(rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s")
-# Cameras write these as TIFF whose first image is a thumbnail.
+# Camera files that are TIFF whose first image is a thumbnail.
 _RAW_ENDINGS = (".arw", ".cr2", ".dng", ".erf", ".kdc", ".nef", ".nrw", ".pef", ".sr2", ".srf", ".srw", ".3fr", ".iiq")
 
 
 def is_named_image(name: str) -> bool:
-    """Whether a file is an image by its ending, so that its bytes need not be looked at before it is prepared."""
+    """Whether a file has an image's ending, so that its bytes are only read when it is prepared."""
     return name.lower().endswith(_ENDINGS)
 
 
 def kind_of(name: str, head: bytes) -> str:
-    """What a file is by its first bytes, such as `JPEG`, `HEIC` or `text (.txt)`."""
+    """The kind of a file by its first bytes, such as `JPEG`, `HEIC` or `text (.txt)`."""
     if not head:
         return "empty"
     kind = next((kind for beginning, kind in _BEGINNINGS if head.startswith(beginning)), None)
@@ -71,7 +71,7 @@ def kind_of(name: str, head: bytes) -> str:
 
 
 def _container(head: bytes) -> str | None:
-    """The kind of files that many formats share the first bytes of."""
+    """The kind of a file in a container format that several kinds share, or None."""
     if head[:4] == b"RIFF":
         return {b"WEBP": "WebP", b"AVI ": "video", b"WAVE": "sound"}.get(head[8:12])
     if head[4:8] == b"ftyp":
@@ -86,7 +86,7 @@ def _container(head: bytes) -> str | None:
 
 
 def _plain(head: bytes) -> str:
-    """The kind of a file of text, or `unknown`."""
+    """The kind of a text file, or `unknown`."""
     if _PNM.match(head):
         return "PNM"
     if any(byte < 9 or 13 < byte < 32 for byte in head):

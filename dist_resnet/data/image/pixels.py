@@ -1,7 +1,7 @@
-"""Any encoded image as pixels: one rule for preparing, for Pillow as a decoder, and for prediction.
+"""Pixels of any encoded image: one rule for preparing, for Pillow as a decoder, and for prediction.
 
-Of 16 bits the high byte counts, of several frames the first. Transparency is laid on white, whatever color it hides.
-Other colors are converted as Pillow does. A copy of this file travels in every package.
+16-bit values keep the high byte, animations the first frame. Transparent images are composited on white, and other
+color spaces converted as Pillow does. Every package of a model contains a copy of this file.
 """
 
 import functools
@@ -25,7 +25,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What is sent in an image's place.
+# Files that are sent instead of images.
 _NO_IMAGES = (
     (png.SIGNATURE, "a damaged PNG"),
     (b"\xff\xd8\xff", "a damaged JPEG"),
@@ -37,22 +37,22 @@ _NO_IMAGES = (
     (b"\x1f\x8b", "gzip"),
     (b"{", "JSON"),
     (b"PAR1", "Parquet"),
-    (b"version https://git-lfs", "a Git LFS pointer: git lfs pull brings the file"),
+    (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
 )
 
 
 class DamagedError(ValueError):
-    """The bytes are no image that can be read; the message is the reason."""
+    """The bytes are not a readable image; the message is the reason."""
 
 
 def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
-    """The image as 8-bit RGB, turned as its EXIF data says if it is to be `upright`. Raises DamagedError."""
+    """The image as 8-bit RGB; with `upright`, turned by its EXIF orientation. Raises DamagedError."""
     image = load(encoded)
     try:
         return flatten(_turned(image) if upright else image).convert("RGB")
     except (DamagedError, MemoryError):
         raise
-    except Exception as error:  # Pillow does not convert from each of its modes
+    except Exception as error:  # Pillow cannot convert from every mode
         raise DamagedError(f"an image of mode {image.mode}, which cannot be read ({reason_of(error)})") from error
 
 
@@ -73,7 +73,7 @@ def load(encoded: bytes) -> Image.Image:
 
 
 def _read_anyhow(encoded: bytes) -> Image.Image:
-    """As `_read`, though what a PNG or JPEG says beside its pixels be damaged or too much."""
+    """As `_read`, but accepts a PNG or JPEG whose metadata is damaged or too large."""
     try:
         return _read(encoded)
     except DamagedError:
@@ -83,14 +83,14 @@ def _read_anyhow(encoded: bytes) -> Image.Image:
             if plain != encoded:
                 return _read(plain)
         except DamagedError:
-            pass  # the first reason is reason_of
+            pass  # the first reason is reported
         raise
 
 
 def _read(encoded: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is not read
+            warnings.simplefilter("ignore")  # about size, which is checked here, and metadata, which is unused
             image = Image.open(io.BytesIO(encoded), formats=_formats())
             check_megapixels(image.height, image.width)
             image.load()
@@ -100,9 +100,9 @@ def _read(encoded: bytes) -> Image.Image:
         raise DamagedError(f"more than {MOST_MEGAPIXELS} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise DamagedError(
-            f"no image: {len(encoded)} bytes that begin with {encoded[:8].hex()}, {_likeness(encoded)}"
+            f"not an image: {len(encoded)} bytes that begin with {encoded[:8].hex()}, {_likeness(encoded)}"
         ) from error
-    except Exception as error:  # damaged bytes can make Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything for damaged bytes
         raise DamagedError(reason_of(error)) from error
     if image.mode == "F":
         raise DamagedError("floating-point values, which are neither 8 nor 16 bits")
@@ -111,13 +111,13 @@ def _read(encoded: bytes) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those that Pillow reads by itself: for EPS it starts Ghostscript, which executes what is in the file."""
+    """Pillow's formats except EPS, for which it starts Ghostscript, which executes code in the file."""
     Image.init()
     return tuple(name for name in Image.OPEN if name != "EPS")
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """An image of `load` with 8 bits per channel and nothing transparent: gray (mode L) or RGB. Raises DamagedError."""
+    """An image of `load` with 8 bits per channel and no transparency: gray (mode L) or RGB. Raises DamagedError."""
     if image.mode in _SIXTEEN_BIT_MODES:
         return _eight_bits(image)
     if image.has_transparency_data:
@@ -127,7 +127,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line."""
+    """An error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -136,13 +136,13 @@ def _turned(image: Image.Image) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata, which turns nothing
+    except Exception:  # damaged metadata: no turn
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def _transparent_value(image: Image.Image, bits: int) -> object:
-    """The color that a PNG has transparent, as Pillow scales colors: it leaves that one as it is in the file."""
+    """A PNG's transparent color, scaled as Pillow scales colors; Pillow itself leaves it as in the file."""
     value = image.info["transparency"]
     if image.mode in ("1", "L") and bits < 8:
         return value * 255 // ((1 << bits) - 1)
@@ -162,4 +162,4 @@ def _likeness(encoded: bytes) -> str:
     if encoded[4:8] == b"ftyp":
         return "HEIC or a video"
     start = encoded[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
-    return next((name for sign, name in _NO_IMAGES if start.startswith(sign)), "of no known format")
+    return next((name for sign, name in _NO_IMAGES if start.startswith(sign)), "of an unknown format")

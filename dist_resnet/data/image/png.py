@@ -1,7 +1,7 @@
-"""PNG files chunk by chunk: what is wrong with them, and what of that costs no pixel.
+"""Checks PNG files chunk by chunk: which are damaged, and which have all their pixels nevertheless.
 
-Pillow checks the sums of what precedes the pixels and not of these, libpng of all, and forgives where no pixel is lost.
-A copy of this file travels in every package.
+Pillow checks the CRCs of the chunks before the pixels only; libpng checks all, and accepts damage that costs no pixel.
+Every package of a model contains a copy of this file.
 """
 
 import itertools
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
-# These change what is seen, too.
+# Chunks that affect the pixels, too.
 _SEEN = _NEEDED | {b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PALETTE = 3
-# Left, top, step to the right and step down of the seven images that an interlaced one is made of.
+# Left, top, step right and step down of the seven passes of an interlaced image.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _AT_ONCE = 1 << 20
 
@@ -29,26 +29,26 @@ class Chunk(NamedTuple):
     end: int
     data: memoryview
     is_intact: bool
-    """Whether it is all there and its sum is right."""
+    """Whether it is complete and its CRC is right."""
 
 
 def chunks(content: bytes | memoryview) -> Iterator[Chunk]:
-    """The chunks up to IEND, the last one torn if the file ends within it."""
-    content, place = memoryview(content), len(SIGNATURE)
-    while place + 8 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        kind, data = bytes(content[place + 4 : place + 8]), content[place + 8 : end - 4]
+    """The chunks up to IEND; the last one is incomplete if the file ends within it."""
+    content, start = memoryview(content), len(SIGNATURE)
+    while start + 8 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind, data = bytes(content[start + 4 : start + 8]), content[start + 8 : end - 4]
         is_intact = end <= len(content) and content[end - 4 : end] == struct.pack(
             ">I", zlib.crc32(data, zlib.crc32(kind))
         )
-        yield Chunk(kind, place, min(end, len(content)), data, is_intact)
+        yield Chunk(kind, start, min(end, len(content)), data, is_intact)
         if kind == b"IEND":
             return
-        place = end
+        start = end
 
 
 def fault(parts: Sequence[Chunk]) -> str | None:
-    """Why decoders may differ on a PNG of these chunks, or None if it is as the standard has it."""
+    """Why decoders may differ on a PNG of these chunks, or None if it conforms to the standard."""
     kinds = [chunk.kind for chunk in parts]
     for chunk in parts:
         if not chunk.is_intact:
@@ -63,7 +63,7 @@ def fault(parts: Sequence[Chunk]) -> str | None:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A PNG without the chunks that say nothing of its pixels, such as text, and without damaged EXIF data."""
+    """A PNG without the chunks that do not affect its pixels, such as text, and without damaged EXIF data."""
     kept = (
         content[chunk.start : chunk.end]
         for chunk in chunks(content)
@@ -73,7 +73,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def check_pixels(content: bytes) -> None:
-    """Raises ValueError where pixels of a PNG are not there, in whose place Pillow shows black ones."""
+    """Raises ValueError if pixels of a PNG are missing, which Pillow would fill with black."""
     kinds, found = set(), 0
     inflate, header = zlib.decompressobj(), b""
     for chunk in chunks(content):
@@ -84,7 +84,7 @@ def check_pixels(content: bytes) -> None:
             found += _inflated(inflate, chunk.data)
     width, height, bits, color, compression, filtering, interlacing = struct.unpack(">IIBBBBB", header[:13])
     if compression or filtering or interlacing > 1:
-        raise ValueError("the PNG's header names methods that are none")
+        raise ValueError("the PNG's header names unknown methods")
     if color == _PALETTE and b"PLTE" not in kinds:
         raise ValueError("the PNG has no palette")
     needed = _needed(width, height, bits * _CHANNELS[color], interlaced=interlacing == 1)
@@ -93,7 +93,7 @@ def check_pixels(content: bytes) -> None:
 
 
 def _inflated(inflate: "zlib._Decompress", data: memoryview) -> int:
-    """How many bytes some compressed ones are, of which only a part is held at once."""
+    """The number of bytes that compressed data expands to; decompresses in parts to save memory."""
     count, waiting = 0, bytes(data)
     while waiting and not inflate.eof:
         count += len(inflate.decompress(waiting, _AT_ONCE))
@@ -102,7 +102,7 @@ def _inflated(inflate: "zlib._Decompress", data: memoryview) -> int:
 
 
 def _needed(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """The bytes of an image of so many bits per pixel: each row has one more, for its filter."""
+    """The decompressed bytes of an image with `bits` per pixel; each row has an additional byte for its filter."""
     if not interlaced:
         return height * (1 + (width * bits + 7) // 8)
     sizes = ((-((left - width) // right), -((top - height) // down)) for left, top, right, down in _PASSES)

@@ -1,1 +1,1 @@
-"""What happens to images in each step: order, windows, decoding, normalization."""
+"""The input of each step: order of the images, windows, decoding, normalization."""

@@ -1,7 +1,7 @@
 """Crop windows, flips and color factors as pure functions of (seed, epoch, image index).
 
-Each draw hashes (seed, epoch, index, purpose, number of the draw) with the finaliser of SplitMix64, so no generator
-state exists and any image's draws can be made alone, in any order, on any machine.
+Each draw hashes (seed, epoch, index, purpose, number of the draw) with the finalizer of SplitMix64. There is no
+generator state: any image's draws can be made alone, in any order, on any machine.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ColorFactors:
     """The color draws of N images, as in facebook/fb.resnet.torch."""
 
     order: np.ndarray | None
-    """int64 [N, 3]: the permutation in which 0 brightness, 1 contrast, 2 saturation are applied; None: none is."""
+    """int64 [N, 3]: the order in which 0 brightness, 1 contrast, 2 saturation are applied; None applies none."""
     strengths: np.ndarray | None
     """float32 [N, 3] in [0.6, 1.4]: factors of brightness, contrast, saturation; None with `order`."""
     lighting: np.ndarray
@@ -32,7 +32,7 @@ class ColorFactors:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for the images of an epoch; `indices` are those of N images in their split, int64 [N]."""
+    """The random draws for the images of an epoch; `indices` are those of N images in their split, int64 [N]."""
 
     augment: Augment
     seed: int
@@ -41,9 +41,9 @@ class Augmentation:
     def windows(self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Draws a window (top, left, height, width) in source pixels for each image: int64 [N, 4].
 
-        `heights`, `widths`: int64 [N]. scale and inception windows lie within the image and are resized to size x
-        size. A pad window is size x size within the padded image: its top and left count from the padding's corner.
-        Raises ValueError for an image that is too small for a pad window.
+        `heights`, `widths`: int64 [N]. scale and inception windows are within the image and resized to size x size. A
+        pad window is size x size within the padded image: its top and left count from the padding's corner. Raises
+        ValueError for an image that is too small for a pad window.
         """
         draws = self._uniforms(indices, _CROP, 4 * _TRIES if self.augment.kind == "inception" else 3)
         heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
@@ -55,7 +55,7 @@ class Augmentation:
         return (self._uniforms(indices, _FLIP, 1)[:, 0] < 0.5) & self.augment.flip
 
     def color_factors(self, indices: np.ndarray) -> ColorFactors | None:
-        """Draws the color factors of each image, as far as `augment.color` asks for them."""
+        """Draws the color factors of each image that `augment.color` needs; None if it needs none."""
         if self.augment.color == "none":
             return None
         draws = self._uniforms(indices, _COLOR, 6)
@@ -82,7 +82,7 @@ def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, short
     """Center windows (top, left, height, width) in source pixels: int64 [N, 4].
 
     A window is the source of the center crop x crop pixels of the image resized to `shorter_side`, rounded to whole
-    source pixels; resized to crop x crop it is that crop up to this rounding and the filter at its border.
+    source pixels. Resized to crop x crop, it equals that crop except for the rounding and the filter at its border.
     """
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
     side = _scaled_side(np.minimum(heights, widths), crop, np.full(len(heights), shorter_side))
@@ -92,9 +92,9 @@ def evaluation_windows(heights: np.ndarray, widths: np.ndarray, crop: int, short
 def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """A crop of the image whose shorter side is resized to s ~ U{shorter_side}, Table 5 "scale".
 
-    Departs from the paper: the crop is made in the source image, as a square of size * short / s pixels, rounded,
-    and then resized, instead of a crop of the resized image. The same region is shown, up to half a source pixel,
-    and the filter sees no pixel outside of it.
+    Departs from the paper: a square of size * short / s pixels, rounded, is cropped from the source image and then
+    resized; the paper crops the resized image. The region is the same up to half a source pixel, and the filter sees
+    no pixel outside of it.
     """
     low, high = augment.shorter_side
     target = low + np.floor(draws[:, 0] * (high - low + 1)).astype(np.int64)
@@ -103,7 +103,7 @@ def _scale_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, wid
 
 
 def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest center window."""
+    """torchvision's RandomResizedCrop: the first of ten tries that fits, otherwise the largest center window."""
     tries = draws.reshape(-1, 4, _TRIES)
     area = (heights * widths)[:, None] * _between(tries[:, 0], *augment.area)
     low, high = np.log(augment.aspect)
@@ -114,8 +114,8 @@ def _inception_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray,
     fits &= (tried_heights > 0) & (tried_heights <= heights[:, None])
     pick = (np.arange(len(draws)), np.argmax(fits, axis=1))
     sides = np.stack([tried_heights[pick], tried_widths[pick]], axis=1)
-    places = np.stack([tries[:, 2][pick], tries[:, 3][pick]], axis=1)
-    drawn = _placed(sides, np.stack([heights, widths], axis=1), places)
+    positions = np.stack([tries[:, 2][pick], tries[:, 3][pick]], axis=1)
+    drawn = _placed(sides, np.stack([heights, widths], axis=1), positions)
     return np.where(fits[pick][:, None], drawn, _center_windows(augment, heights, widths))
 
 
@@ -134,14 +134,14 @@ def _pad_windows(augment: Augment, draws: np.ndarray, heights: np.ndarray, width
     if len(small):
         raise ValueError(
             f"an image of {widths[small[0]] - 2 * augment.padding} x {heights[small[0]] - 2 * augment.padding} with "
-            f"{augment.padding} pixels of padding holds no crop of {augment.size}; lower --augment.size"
+            f"{augment.padding} pixels of padding is smaller than a crop of {augment.size}; lower --augment.size"
         )
     return _placed(np.full((len(draws), 2), augment.size), np.stack([heights, widths], axis=1), draws[:, :2])
 
 
-def _placed(sides: np.ndarray, extents: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Windows of these sides at uniform places, on [0, 1), within images of these extents; each down and across."""
-    corners = np.floor(places * (extents - sides + 1)).astype(np.int64)
+def _placed(sides: np.ndarray, extents: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Windows of these sides in images of these extents, at positions in [0, 1); each array is [N, 2], down, across."""
+    corners = np.floor(positions * (extents - sides + 1)).astype(np.int64)
     return np.concatenate([corners, sides], axis=1)
 
 
@@ -155,7 +155,7 @@ def _between(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 on uint64 arrays."""
+    """The finalizer of SplitMix64 on uint64 arrays."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

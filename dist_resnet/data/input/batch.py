@@ -1,4 +1,4 @@
-"""A batch of images: as a decoder is asked for it, resized, and as the network takes it."""
+"""A batch of images: the request for the decoder, the resized pixels, and the network's input."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 
-# torch's at::internal::GRAIN_SIZE. For more numbers at once torch starts threads of its own, as many for each thread of
-# ours as the worker has cores: N x N of them.
+# torch's at::internal::GRAIN_SIZE. For more numbers at once, torch starts its own threads: one per core for each of our
+# threads, N x N in all.
 _SERIAL = 32768
 
 
 @dataclass(frozen=True)
 class Request:
-    """A batch of N encoded images and what to make of them."""
+    """A batch of N encoded images, and the windows to cut from them."""
 
     images: list[np.ndarray]
     """Encoded images: uint8 [num_bytes] each."""
@@ -39,16 +39,16 @@ class Request:
     ghost: int
     """Which ghost batch of the step it is, -1 in evaluation."""
     damaged: Mapping[int, str] = field(default_factory=dict)
-    """What is wrong with the images at these places, which `without` has replaced by a neutral one."""
+    """The reason for each damaged image, by position; `without` replaced these with a neutral image."""
 
     def without(self, damaged: Mapping[int, str]) -> "Request":
-        """The request with the images at these places, given with what is wrong, replaced by a neutral one."""
+        """The request with the damaged images, given as reasons by position, replaced with a neutral image."""
         if not damaged:
             return self
         images, windows = list(self.images), self.windows.copy()
-        for place in damaged:
-            images[place] = _NEUTRAL
-            windows[place] = (0, 0, *_NEUTRAL_SIZE)
+        for position in damaged:
+            images[position] = _NEUTRAL
+            windows[position] = (0, 0, *_NEUTRAL_SIZE)
         return replace(self, images=images, windows=windows, damaged={**self.damaged, **damaged})
 
 
@@ -67,11 +67,11 @@ def resize(
 ) -> torch.Tensor:
     """The decoded windows, uint8 [h, w, 3] each, resized and mirrored: uint8 [N, size, size, 3].
 
-    By torch's uint8 kernel, whose filter is an antialiased triangle, as PIL's is.
+    Uses torch's uint8 kernel, whose filter is an antialiased triangle, like PIL's.
     """
     num, size = len(windows), request.size
     pixels = torch.empty((num, size, size, 3), dtype=torch.uint8)
-    # A few parts per thread, so that their ends come together.
+    # Several parts per thread, so that all threads end at about the same time.
     parts = [range(first, num, 4 * num_threads) for first in range(min(num, 4 * num_threads))]
     for _ in pool.map(lambda part: _resize_part(windows, request.flips, pixels, part), parts):
         pass
@@ -79,19 +79,19 @@ def resize(
 
 
 def _resize_part(windows: Sequence[torch.Tensor], flips: np.ndarray, pixels: torch.Tensor, part: range) -> None:
-    """Writes some of the windows, uint8 [h, w, 3], to their places in `pixels`: uint8 [N, size, size, 3]."""
+    """Resizes some of the windows, uint8 [h, w, 3], into `pixels`: uint8 [N, size, size, 3]."""
     size = pixels.shape[1]
     rows = max(_SERIAL // (3 * size), 1)
-    for place in part:
-        image = windows[place][None].permute(0, 3, 1, 2)
+    for number in part:
+        image = windows[number][None].permute(0, 3, 1, 2)
         if image.shape[2:] != (size, size):
             image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
         image = image[0].permute(1, 2, 0)
-        if flips[place]:
-            for target, source in zip(pixels[place].split(rows), image.split(rows), strict=True):
+        if flips[number]:
+            for target, source in zip(pixels[number].split(rows), image.split(rows), strict=True):
                 target.copy_(source.flip(1))
         else:
-            np.copyto(pixels[place].numpy(), image.numpy())
+            np.copyto(pixels[number].numpy(), image.numpy())
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Batch:
     ghost: int
     """Which ghost batch of the step it is; -1 in evaluation."""
     weights: torch.Tensor
-    """float32 [N], on the worker's device: 1, or 0 where the image cannot be decoded and is all zeros."""
+    """float32 [N], on the worker's device: 1, or 0 for an image that cannot be decoded and is all zeros."""
     damaged: tuple[Damaged, ...] = ()
     """The images of weight 0."""
 
 
 class BatchMaker:
-    """Makes batches of the pixels of a split's images, on a device."""
+    """Makes batches from the pixels of a split's images, on a device."""
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, *, channels_last: bool) -> None:
         self._split, self._device = split, device
@@ -142,10 +142,11 @@ class BatchMaker:
     def batch(
         self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]
     ) -> Batch:
-        """The batch of normalized images, those at the damaged places taken out."""
+        """The batch of normalized images, with the damaged ones (reasons by position) zeroed and of weight 0."""
         weights = torch.ones(len(labels), device=self._device)
-        told = []
-        for place, reason in sorted(damaged.items()):
-            images[place], weights[place] = 0, 0
-            told.append(Damaged(int(indices[place]), *self._split.locate(int(indices[place])), reason))
-        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost, weights, tuple(told))
+        reported = []
+        for position, reason in sorted(damaged.items()):
+            images[position], weights[position] = 0, 0
+            index = int(indices[position])
+            reported.append(Damaged(index, *self._split.locate(index), reason))
+        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost, weights, tuple(reported))

@@ -1,7 +1,7 @@
-"""DALI as a decoder that draws nothing: it decodes exactly the given windows, on the CPU or the GPU.
+"""DALI as a decoder without random draws: it decodes exactly the given windows, on the CPU or the GPU.
 
-On the GPU it resizes them too, by an antialiased triangle filter. On the CPU `resize` does, at a fifth of the cost
-(benchmarks/loader.py).
+On the GPU, DALI also resizes them, with an antialiased triangle filter. On the CPU, `resize` does so at a fifth of the
+cost (benchmarks/loader.py).
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from dist_resnet.data.input.batch import Request, resize
 
-# Batches that a pipeline works on ahead of the one that is asked for.
+# Batches that a pipeline works on ahead of the current one.
 _AHEAD = 2
-# On the CPU two pipelines take turns: at the end of a batch a core has nothing to do until the other is done, too.
+# Two pipelines alternate on the CPU: at the end of a batch, a core would otherwise be idle until the others are done.
 _LANES = 2
 
 
 class _Lane:
-    """A DALI pipeline, the requests that wait for it, and those that it has, each with its inputs."""
+    """A DALI pipeline, the requests waiting for it, and those in flight, each with its inputs."""
 
     def __init__(self, build: Callable[..., Pipeline], next_inputs: Callable[["_Lane"], tuple]) -> None:
         self.waiting: deque[Request] = deque()
@@ -41,18 +41,18 @@ class _Lane:
         self.in_flight.clear()
 
     def start_again(self, requests: list[Request]) -> None:
-        """Decodes these in place of the ones in flight, by another pipeline: one that has raised may be of no use."""
-        # That costs a tenth of a second. The old one goes before the bytes that it may still be reading.
+        """Decodes these instead of the ones in flight, in a new pipeline: one that raised may be unusable."""
+        # Takes 0.1 s. The old pipeline is freed before the bytes that it may still be reading.
         self.pipeline = self._build()
         self.in_flight.clear()
         self.waiting.extendleft(reversed(requests))
 
 
 class DaliDecoder:
-    """Decodes requests in order, several ahead of the one that is asked for."""
+    """Decodes requests in order, several ahead of the current one."""
 
     def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
-        """`device`: where the pixels come to lie; a GPU decodes JPEGs too."""
+        """`device`: where the pixels are stored; a GPU also decodes JPEGs."""
         self._device = device
         self._requests: Iterator[Request] = iter(())
         self._turns: Iterator[_Lane] = iter(())
@@ -64,9 +64,9 @@ class DaliDecoder:
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
         """Yields each request with its pixels, uint8 [N, size, size, 3].
 
-        On a GPU they are filled on another stream than the caller's, and ready. An image that cannot be decoded is
-        replaced by a neutral one and told of in the request that is yielded. A decoder serves one call at a time, and
-        no further one after a call that did not reach its end.
+        On a GPU they are complete, but filled on another stream than the caller's. An image that cannot be decoded is
+        replaced with a neutral one and listed in the yielded request's `damaged`. A decoder serves one call at a time,
+        and no further call after one that did not reach its end.
         """
         self._requests, self._turns = requests, itertools.cycle(self._lanes)
         for lane in self._lanes:
@@ -76,17 +76,17 @@ class DaliDecoder:
                 output = self._run(lane)
                 if output is None:
                     break
-                # DALI reads the bytes of a request without a copy, so they are kept until its output is there.
+                # DALI reads a request's bytes without a copy, so they are kept until its output has arrived.
                 request = lane.in_flight[0][0]
                 pixels = self._resize(output, request, pool) if self._stream is None else self._take(output)
                 lane.in_flight.popleft()
                 yield request, pixels
             for lane in self._lanes:
-                self._run(lane)  # each has to come to its own end before it can begin again
+                self._run(lane)  # each must reach its end before it can start again
                 lane.pipeline.reset()
 
     def _run(self, lane: _Lane) -> TensorListCPU | TensorListGPU | None:
-        """The output for the oldest request of a lane, or None where there is none left."""
+        """The output for the oldest request of a lane, or None after the last one."""
         while True:
             try:
                 (output,) = lane.pipeline.run()
@@ -98,7 +98,7 @@ class DaliDecoder:
                 return output
 
     def _next_inputs(self, lane: _Lane) -> tuple:
-        """The inputs of a lane's next request. The lanes take turns, whichever of them asks first."""
+        """The inputs of a lane's next request; the lanes take turns, in whatever order they call this."""
         while not lane.waiting:
             request = next(self._requests)
             next(self._turns).waiting.append(request)
@@ -112,7 +112,7 @@ class DaliDecoder:
         inputs = (request.images, np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:]))
         if self._stream is not None:
             sizes = np.full((len(windows), 2), request.size, np.float32)
-            sizes[request.flips, 1] *= -1  # a negative extent mirrors, at no cost
+            sizes[request.flips, 1] *= -1  # a negative extent mirrors for free
             inputs += (sizes,)
         return inputs
 
@@ -120,7 +120,7 @@ class DaliDecoder:
         """A copy of DALI's pixels."""
         assert self._stream is not None
         tensor = output.as_tensor()
-        # Allocated on the stream that fills it, or the caching allocator could give out memory still in use.
+        # Allocated on the stream that fills it; otherwise the caching allocator could hand out memory still in use.
         with torch.cuda.stream(self._stream):
             pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(tensor, pixels, cuda_stream=self._stream)
@@ -129,13 +129,13 @@ class DaliDecoder:
 
     def _resize(self, output: TensorListCPU, request: Request, pool: ThreadPoolExecutor) -> torch.Tensor:
         """DALI's windows, resized and mirrored."""
-        windows = [torch.from_numpy(np.asarray(output[place])) for place in range(len(request.images))]
+        windows = [torch.from_numpy(np.asarray(output[number])) for number in range(len(request.images))]
         return resize(windows, request, pool, self._num_threads)
 
     def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
-        """The requests that a lane has in flight, with what cannot be decoded replaced.
+        """The requests that a lane has in flight, with undecodable images replaced.
 
-        Raises RuntimeError where every image can be decoded by itself.
+        Raises RuntimeError if every image can be decoded alone.
         """
         requests = [request.without(self._undecodable(request)) for request, _ in lane.in_flight]
         if all(new is old for new, (old, _) in zip(requests, lane.in_flight, strict=True)):
@@ -143,16 +143,16 @@ class DaliDecoder:
         return requests
 
     def _undecodable(self, request: Request) -> dict[int, str]:
-        """The places in a request of the images that cannot be decoded, each with DALI's words for it."""
+        """The positions of a request's undecodable images, each with DALI's reason."""
         found = {}
         inputs = self._inputs(request)
-        images = iter([tuple([part[place]] for part in inputs) for place in range(len(request.images))])
+        images = iter([tuple([part[position]] for part in inputs) for position in range(len(request.images))])
         pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
-        for place in range(len(request.images)):
+        for position in range(len(request.images)):
             try:
                 pipeline.run()
             except RuntimeError as error:
-                found[place] = _reason(error)
+                found[position] = _reason(error)
                 pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
         return found
 
@@ -177,7 +177,7 @@ def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, s
             axes=(0, 1),
             device="mixed" if gpu else "cpu",
             output_type=types.RGB,
-            adjust_orientation=False,  # windows count in stored pixels
+            adjust_orientation=False,  # windows are in stored pixels
             jpeg_fancy_upsampling=True,
         )
         if gpu:
@@ -188,7 +188,7 @@ def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, s
 
 
 def _reason(error: BaseException) -> str:
-    """The telling line of one of DALI's long messages."""
+    """The line of one of DALI's long messages that has the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "ailed" in line or "nvalid" in line or "nvImageCodec" in line]
-    return (telling or lines or ["no reason given"])[0][:200]
+    reasons = [line for line in lines if "ailed" in line or "nvalid" in line or "nvImageCodec" in line]
+    return (reasons or lines or ["no reason given"])[0][:200]

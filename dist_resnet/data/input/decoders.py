@@ -1,6 +1,6 @@
-"""How a worker's images are read and decoded, and the library for it: DALI, or Pillow where there is no DALI.
+"""Options of a worker's input, and its decoder: DALI, or Pillow if DALI is not installed.
 
-None of it changes which images make a batch, nor how they are cut.
+They change neither which images make a batch nor how these are cut.
 """
 
 import functools
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What an execution says of a worker's input."""
+    """Options of an execution for a worker's input."""
 
     decode: Decode
     num_threads: int
-    """Of the decoder."""
+    """Threads of the decoder."""
     prefetch: int
-    """Batches that are made ahead of their use."""
+    """Batches that are made ahead of use."""
     evaluation_batch: int
     channels_last: bool
     access: Access
@@ -37,10 +37,10 @@ class InputOptions:
 
     @classmethod
     def of(cls, execution: Execution, alive: Callable[[], None] = lambda: None) -> Self:
-        """The input of an execution; `alive` is called again and again while an object store fails."""
+        """The input options of an execution; `alive` is called at each retry while an object store fails."""
         return cls(
             decode=execution.decode_on,
-            # torch's count is the process's share of the machine where a launcher has set it.
+            # If a launcher has set torch's number of threads, it is the process's share of the machine.
             num_threads=execution.cpus_per_worker or min(torch.get_num_threads(), os.cpu_count() or 1),
             prefetch=execution.performance.prefetch,
             evaluation_batch=execution.performance.evaluation_batch,
@@ -63,25 +63,25 @@ class Decoder(Protocol):
 
 
 def open_decoder(decode: Decode, *, max_batch: int, num_threads: int, device: torch.device) -> Decoder:
-    """The decoder that `execution.decode_on` asks for; `device`: where the model trains. Says once if DALI is missing.
+    """The decoder for `execution.decode_on`; `device`: where the model trains. Warns once if DALI is missing.
 
     A GPU's pixels are filled on another stream than the caller's. Raises ValueError as `check` does.
     """
     check(decode)
     if decode == "pillow" or _falls_back():
         return PillowDecoder(num_threads=num_threads)
-    from dist_resnet.data.input.dali import DaliDecoder  # so that all else goes on without DALI
+    from dist_resnet.data.input.dali import DaliDecoder  # late, so that everything else works without DALI
 
-    place = device if decode != "cpu" else torch.device("cpu")
-    return DaliDecoder(max_batch=max_batch, num_threads=num_threads, device=place)
+    decode_device = device if decode != "cpu" else torch.device("cpu")
+    return DaliDecoder(max_batch=max_batch, num_threads=num_threads, device=decode_device)
 
 
 def check(decode: Decode) -> None:
-    """Raises ValueError where decoding on the GPU is asked for and DALI is not installed."""
+    """Raises ValueError if the GPU is to decode and DALI is not installed."""
     if decode == "gpu" and not _is_installed():
         raise ValueError(
             "execution.decode_on gpu needs NVIDIA DALI, which is not installed here; install nvidia-dali-cuda130, or "
-            "have Pillow decode by --execution.decode-on auto"
+            "let Pillow decode with --execution.decode-on auto"
         )
 
 
@@ -89,12 +89,12 @@ def check(decode: Decode) -> None:
 def _falls_back() -> bool:
     if _is_installed():
         return False
-    logger.warning("NVIDIA DALI is not installed: Pillow decodes, which is slower and gives slightly other pixels")
+    logger.warning("NVIDIA DALI is not installed: Pillow decodes, which is slower and gives slightly different pixels")
     return True
 
 
 def _is_installed() -> bool:
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package of NVIDIA's at all
+    except ModuleNotFoundError:  # there is no package nvidia
         return False

@@ -1,4 +1,4 @@
-"""From uint8 pixels to the network's input: color jitter, lighting, mean and deviation, in batches on the device."""
+"""The network's input from uint8 pixels: color jitter, lighting, mean and deviation, in batches on the device."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ class Normalizer:
     """Normalizes uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
 
     def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
-        """`device`: where the pixels lie."""
+        """`device`: where the pixels are."""
         self._mean = torch.tensor(dataset.mean, device=device)
         self._std = torch.tensor(dataset.std, device=device)
         self._channels_last = channels_last
@@ -33,20 +33,20 @@ class Normalizer:
 
 
 def to_pixels(images: torch.Tensor, dataset: Dataset) -> np.ndarray:
-    """Undoes a normalization: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU, for people to look at."""
+    """Undoes a normalization, for display: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU."""
     mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
     values = images.permute(0, 2, 3, 1) * std + mean
     return (values * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
 
 
 def _scaled_on_cpu(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """pixels * scale - shift by NumPy, image by image in cache, and without torch's threads.
+    """pixels * scale - shift with NumPy, image by image in cache and without torch's threads.
 
-    Those are the model's: called from another thread they would be started twice, and they cost ten times as much
-    where the cores are busy (benchmarks/loader.py).
+    torch would start a second pool of threads for this thread, which is ten times slower on busy cores
+    (benchmarks/loader.py).
     """
     num, height, width, _ = pixels.shape
-    # Rows of width * 3 numbers, so that the innermost loop is long.
+    # Rows of width * 3 numbers make the innermost loop long.
     scales, shifts = (row.repeat(width).numpy() for row in (scale, shift))
     values = torch.empty((num, height, width, 3))
     rows = (num, height, width * 3)
@@ -69,13 +69,13 @@ def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
 
 
 def _blend(values: torch.Tensor, orders: np.ndarray, factors: np.ndarray) -> torch.Tensor:
-    """Brightness, contrast and saturation of `factors`, float32 [N, 3], in the `orders`, int64 [N, 3]."""
+    """Applies brightness, contrast and saturation by `factors`, float32 [N, 3], in `orders`, int64 [N, 3]."""
     device = values.device
     order = torch.from_numpy(orders).to(device)
     strengths = torch.from_numpy(factors).to(device).gather(1, order)
     weights = torch.tensor(_GRAY, device=device)
-    for place in range(3):
-        kind, strength = (column[:, place, None, None, None] for column in (order, strengths))
+    for turn in range(3):
+        kind, strength = (column[:, turn, None, None, None] for column in (order, strengths))
         gray = (values * weights).sum(dim=3, keepdim=True)
         # Each kind blends with another image: black, its mean gray, its grays.
         other = torch.where(kind == 1, gray.mean(dim=(1, 2), keepdim=True), gray * (kind == 2))

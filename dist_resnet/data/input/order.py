@@ -1,7 +1,7 @@
-"""Which images make ghost batch k of step s: a pure function of (seed, epoch, s, k), whatever the world size.
+"""The images of ghost batch k of step s: a pure function of (seed, epoch, s, k), independent of the world size.
 
-Every permutation sorts the raw 64-bit output of a Philox generator, which NumPy keeps the same in all versions and
-on all machines.
+Every permutation sorts the raw 64-bit output of a Philox generator, which is the same in all NumPy versions and on all
+machines.
 """
 
 import bisect
@@ -16,18 +16,18 @@ _ROW_GROUPS, _ROTATION, _WINDOW, _FULL = range(4)
 
 @dataclass(frozen=True)
 class Window:
-    """A few row groups of a stream, shuffled together."""
+    """Some row groups of a stream, shuffled together."""
 
     row_groups: np.ndarray
-    """int64 [pieces]: the row groups that it needs, at most `WINDOW_ROW_GROUPS`."""
+    """int64 [pieces]: its row groups, at most `WINDOW_ROW_GROUPS`."""
     pieces: np.ndarray
-    """int64 [images]: which of `row_groups` each image lies in, in the shuffled order."""
+    """int64 [images]: the position in `row_groups` of each image's row group, in shuffled order."""
     rows: np.ndarray
     """int64 [images]: its row there."""
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
-    """Whole global batches among the images. Raises ValueError where there is none."""
+    """The number of whole global batches in an epoch. Raises ValueError if there is none."""
     if num_images < global_batch:
         raise ValueError(
             f"{num_images} training images do not fill one global batch of {global_batch}; "
@@ -37,11 +37,11 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
 
 
 class WindowedOrder:
-    """The order for shards: near-sequential reading, with each ghost batch on its own stream of row groups.
+    """The order for shards: nearly sequential reads, with a separate stream of row groups for each ghost batch.
 
-    The row groups are permuted and the sequence of their images is rotated by a random offset, so that few,
-    large row groups mix too and each epoch drops another tail. The sequence is cut into one equal span (stream) per
-    ghost batch, and each stream is shuffled inside windows of `WINDOW_ROW_GROUPS` row groups.
+    The row groups are permuted, and the sequence of their images is rotated by a random offset, so that a few large
+    row groups mix too and each epoch drops another tail. The sequence is cut into one equal span (stream) per ghost
+    batch, and each stream is shuffled within windows of `WINDOW_ROW_GROUPS` row groups.
     """
 
     def __init__(self, group_rows: np.ndarray, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
@@ -58,7 +58,7 @@ class WindowedOrder:
         self._bounds: dict[int, list[int]] = {}
 
     def spans(self, step: int, ghost: int) -> list[tuple[int, int, int]]:
-        """What makes a ghost batch: (window of its stream, first place, last place + 1) of each window it touches."""
+        """The parts of a ghost batch: (window of its stream, first position, last position + 1) of each window."""
         bounds = self._window_bounds(ghost)
         begin, end = step * self._ghost_batch, (step + 1) * self._ghost_batch
         spans = []
@@ -70,7 +70,7 @@ class WindowedOrder:
         return spans
 
     def num_windows(self, stream: int) -> int:
-        """Windows of a stream."""
+        """The number of windows of a stream."""
         return len(self._window_bounds(stream)) - 1
 
     def window(self, stream: int, number: int) -> Window:
@@ -84,7 +84,7 @@ class WindowedOrder:
         return Window(groups, pieces[shuffle], rows[shuffle])
 
     def _window_bounds(self, stream: int) -> list[int]:
-        """Places in the stream where its windows begin, and its end."""
+        """The positions in the stream where its windows start, and its end."""
         if stream not in self._bounds:
             lengths = self._pieces(stream)[2]
             sums = np.add.reduceat(lengths, np.arange(0, len(lengths), WINDOW_ROW_GROUPS))
@@ -92,7 +92,7 @@ class WindowedOrder:
         return self._bounds[stream]
 
     def _pieces(self, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The parts of row groups that make a stream: (row groups, first rows, lengths), each int64 [pieces]."""
+        """The parts of row groups in a stream: (row groups, first rows, lengths), each int64 [pieces]."""
         span = self.steps_per_epoch * self._ghost_batch
         begin, end = stream * span, (stream + 1) * span
         low = int(np.searchsorted(self._starts, begin, side="right")) - 1
@@ -103,7 +103,7 @@ class WindowedOrder:
 
 
 class FullOrder:
-    """The order for device-resident images: one permutation of them all."""
+    """The order for device-resident images: one permutation of all images."""
 
     def __init__(self, num_images: int, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
         """Raises ValueError for too few images."""

@@ -1,7 +1,7 @@
-"""Pillow as a decoder of the windows that DALI would cut, for machines that have no DALI: slower, and on the CPU alone.
+"""Pillow as a decoder of the same windows, for machines without DALI: slower, and only on the CPU.
 
-Where a JPEG is cut, its pixels are within two levels of DALI's, and within 24 at the border of the cut (tests/data):
-DALI does not see what lies outside. So a run's numbers are its own; whole images, as of CIFAR, are the same.
+The pixels of a cropped JPEG are within 2 levels of DALI's, and within 24 at the border of the crop (tests/data): DALI
+does not see the pixels outside. So a run's numbers differ slightly. Whole images, such as CIFAR's, are identical.
 """
 
 from collections.abc import Generator
@@ -23,21 +23,21 @@ class PillowDecoder:
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
         """Yields each request with its pixels on the CPU, uint8 [N, size, size, 3].
 
-        An image that cannot be decoded is replaced by a neutral one and told of in the request that is yielded.
+        An image that cannot be decoded is replaced with a neutral one and listed in the yielded request's `damaged`.
         """
         with ThreadPoolExecutor(self._num_threads, "dist_resnet-pillow") as pool:
             for request in requests:
                 windows = list(pool.map(_window, request.images, request.windows))
-                damaged = {place: str(found) for place, found in enumerate(windows) if isinstance(found, DamagedError)}
-                whole = request.without(damaged)
-                for place in damaged:
-                    windows[place] = _window(whole.images[place], whole.windows[place])
+                damaged = {number: str(one) for number, one in enumerate(windows) if isinstance(one, DamagedError)}
+                decodable = request.without(damaged)
+                for number in damaged:
+                    windows[number] = _window(decodable.images[number], decodable.windows[number])
                 pixels = [window for window in windows if isinstance(window, torch.Tensor)]
-                yield whole, resize(pixels, whole, pool, self._num_threads)
+                yield decodable, resize(pixels, decodable, pool, self._num_threads)
 
 
 def _window(encoded: np.ndarray, window: np.ndarray) -> torch.Tensor | DamagedError:
-    """The window (top, left, height, width) of an image, uint8 [h, w, 3], or what is wrong with its bytes."""
+    """The window (top, left, height, width) of an image, uint8 [h, w, 3], or the error of a damaged image."""
     top, left, height, width = (int(number) for number in window)
     try:
         return torch.from_numpy(np.array(decode(bytes(encoded)).crop((left, top, left + width, top + height))))

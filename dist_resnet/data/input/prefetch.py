@@ -1,4 +1,4 @@
-"""A generator that runs ahead in a thread of its own, and stops when it is no longer wanted."""
+"""A generator that runs ahead in a background thread, and stops when nobody needs it."""
 
 import queue
 import threading
@@ -10,10 +10,10 @@ _POLL_SECONDS = 0.1
 
 
 class Prefetched(Generic[T]):
-    """Items of a generator, made by a background thread up to `ahead` before they are asked for.
+    """Items of a generator, made up to `ahead` in advance by a background thread.
 
-    An exception of the generator is raised where its item would have come. `close` stops the thread and closes the
-    generator in it; so does the end of the items, an exception, and the last reference going away.
+    An exception of the generator is raised in place of its item. `close`, the end of the items, an exception and
+    garbage collection stop the thread and close the generator in it.
     """
 
     def __init__(self, items: Generator[T], ahead: int) -> None:
@@ -65,7 +65,7 @@ def _produce(items: Generator, finished: queue.Queue, stop: threading.Event) -> 
             if not _put(finished, (item, None), stop):
                 return
             del item
-    except BaseException as raised:  # handed to the consumer, who raises it
+    except BaseException as raised:  # the consumer raises it
         error = raised
     finally:
         items.close()

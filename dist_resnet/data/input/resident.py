@@ -1,4 +1,4 @@
-"""Small images that live on the device as one uint8 tensor; a batch is one indexing operation."""
+"""Small images in one uint8 tensor on the device; a batch is one indexing operation."""
 
 from collections.abc import Generator, Sequence
 
@@ -10,14 +10,14 @@ from dist_resnet.data.input.batch import Batch, BatchMaker
 from dist_resnet.data.input.decoders import InputOptions, open_decoder
 from dist_resnet.data.input.order import FullOrder
 from dist_resnet.data.input.streams import whole_requests
-from dist_resnet.data.shards.split import ShardReader
+from dist_resnet.data.shards.reader import ShardReader
 from dist_resnet.recipe import Decode, Recipe
 
 _BATCH = 256
 
 
 class ResidentImages:
-    """Images of the CIFAR kind: decoded when they are first asked for, kept on the device, cut there."""
+    """Small images such as CIFAR's: decoded at first use, kept on the device and cropped there."""
 
     def __init__(self, recipe: Recipe, reader: ShardReader, device: torch.device, options: InputOptions) -> None:
         self._recipe, self._reader, self._device, self._options = recipe, reader, device, options
@@ -40,7 +40,7 @@ class ResidentImages:
                 yield self._ghost_batch(order.indices(step, ghost), ghost, augmentation)
 
     def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
-        """Yields the images of these indices, cut at the center."""
+        """Yields the center crops of the images with these indices."""
         images, *_ = self._load()
         heights, widths = (np.array([side]) for side in images.shape[1:3])
         (window,) = evaluation_windows(heights, widths, crop, shorter_side)
@@ -50,7 +50,7 @@ class ResidentImages:
             yield self._batch(self._maker.normalized(pixels, indices), indices, -1)
 
     def close(self) -> None:
-        """Lets go of the images."""
+        """Frees the images."""
         self._loaded = None
 
     def _ghost_batch(self, indices: np.ndarray, ghost: int, augmentation: Augmentation) -> Batch:
@@ -59,13 +59,13 @@ class ResidentImages:
         windows, flips = augmentation.windows(indices, heights, widths), augmentation.flips(indices)
         pixels, inside = crop_images(images, indices, windows, flips, self._recipe.augment.padding)
         batch = self._batch(self._maker.normalized(pixels, indices, augmentation), indices, ghost)
-        # The padding is zero after normalization, as in facebook/fb.resnet.torch: the color of the mean, not black.
+        # The padding is zero after normalization, as in facebook/fb.resnet.torch: the mean color, not black.
         batch.images.mul_(inside.permute(0, 3, 1, 2))
         return batch
 
     def _batch(self, images: torch.Tensor, indices: np.ndarray, ghost: int) -> Batch:
         _, labels, damaged = self._load()
-        here = {place: damaged[index] for place, index in enumerate(indices.tolist()) if index in damaged}
+        here = {number: damaged[index] for number, index in enumerate(indices.tolist()) if index in damaged}
         return self._maker.batch(images, labels[indices], indices, ghost, here)
 
     def _load(self) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
@@ -83,8 +83,8 @@ class ResidentImages:
 def load_images(
     reader: ShardReader, size: int, *, decode: Decode, device: torch.device, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, dict[int, str]]:
-    """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], what is
-    wrong with the images of these indices, which are neutral ones instead)."""
+    """Decodes a whole split: (uint8 [num_images, size, size, 3] on the device, labels int64 [num_images], the reason
+    for each damaged image by its index; these are replaced with a neutral one)."""
     split = reader.split
     images = torch.empty((split.num_images, size, size, 3), dtype=torch.uint8)
     labels = np.empty(split.num_images, np.int64)
@@ -93,17 +93,17 @@ def load_images(
     for request, pixels in decoder.decode(whole_requests(reader, size, _BATCH)):
         images[torch.from_numpy(request.indices)] = pixels
         labels[request.indices] = request.labels
-        damaged |= {int(request.indices[place]): reason for place, reason in request.damaged.items()}
+        damaged |= {int(request.indices[number]): reason for number, reason in request.damaged.items()}
     return images.to(device), labels, damaged
 
 
 def crop_images(
     images: torch.Tensor, indices: np.ndarray, windows: np.ndarray, flips: np.ndarray, padding: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cuts windows out of padded images: (uint8 [N, S, S, 3], bool [N, S, S, 1]: which pixels are the image's).
+    """Crops windows from padded images: (uint8 [N, S, S, 3], bool [N, S, S, 1]: whether a pixel is in the image).
 
     `images`: uint8 [M, H, W, 3]; `windows`: int64 [N, 4], all S x S, counted from the padding's corner; `flips`:
-    bool [N]. Pixels of the padding hold some pixel of the image's border and are marked False.
+    bool [N]. Padding has the value of some border pixel and is marked False.
     """
     device = images.device
     size = int(windows[0, 2])

@@ -1,9 +1,8 @@
-"""Row groups read ahead of their use, and the requests for the decoder that are cut from them.
+"""Row groups read ahead of use, and the decoder's requests made from them.
 
-Memory: a training stream holds the row groups of its window and, the nearer it comes to the window's end, those of
-the next one; so at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded images per stream of the worker.
-Evaluation holds the row groups under its batch and `_EVALUATION_AHEAD` more. Those of local shards that tell where
-their images lie are the kernel's page cache.
+Memory: a training stream holds the row groups of its window and, toward the window's end, more and more of the next:
+at most 2 x `order.WINDOW_ROW_GROUPS` row groups of encoded images per stream of the worker. Evaluation holds the row
+groups of its batch and `_EVALUATION_AHEAD` more. Row groups of local prepared shards are in the kernel's page cache.
 """
 
 import contextlib
@@ -21,7 +20,8 @@ from dist_resnet.data.image.ingest import ingest
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
 from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.order import WindowedOrder
-from dist_resnet.data.shards.split import RowGroup, ShardReader, Split
+from dist_resnet.data.shards.reader import RowGroup, ShardReader
+from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _MOST_OF_ANOTHER_SIZE = 100
 
 
 class _Window:
-    """A window of a stream: its shuffled order, and its row groups as far as they have been asked for."""
+    """A window of a stream: its shuffled order, and its row groups that have been requested so far."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, reader: ShardReader, order: WindowedOrder, stream: int, number: int
@@ -43,13 +43,13 @@ class _Window:
         self._groups: list[Future[RowGroup]] = []
 
     def read_ahead(self, share: float) -> None:
-        """Asks for this share of the row groups, rounded up."""
+        """Requests this share of the row groups, rounded up."""
         groups = self._content.row_groups
-        for place in range(len(self._groups), int(np.ceil(share * len(groups)))):
-            self._groups.append(self._pool.submit(self._reader.read, int(groups[place])))
+        for number in range(len(self._groups), int(np.ceil(share * len(groups)))):
+            self._groups.append(self._pool.submit(self._reader.read, int(groups[number])))
 
     def images(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
-        """(index, encoded bytes, label) of the images at places start .. stop - 1; waits for their row groups."""
+        """(index, encoded bytes, label) of the images at positions start .. stop - 1; waits for their row groups."""
         self.read_ahead(1.0)
         pieces, rows = self._content.pieces[start:stop].tolist(), self._content.rows[start:stop].tolist()
         for piece, row in zip(pieces, rows, strict=True):
@@ -98,7 +98,7 @@ def training_requests(
 ) -> Generator[Request]:
     """Yields the requests of the given ghost batches of each step from `start_step` on, step by step.
 
-    Here as below, bytes that are no whole image are replaced by a neutral one and told of in the request.
+    Here and below, damaged images are replaced with a neutral one and listed in the request's `damaged`.
     """
     order = WindowedOrder(
         reader.split.group_rows,
@@ -132,21 +132,21 @@ def evaluation_requests(
 
 
 def whole_requests(reader: ShardReader, size: int, batch: int) -> Generator[Request]:
-    """Yields requests for every image as it is; one that is not size x size counts as damaged."""
+    """Yields requests for every image without cropping; one that is not size x size counts as damaged."""
     for rows in _batches(reader, range(reader.split.num_images), batch):
         indices, images, labels = _columns(rows)
         heights, widths, damaged = image_sizes(images)
-        for place in np.flatnonzero((heights != size) | (widths != size)).tolist():
-            damaged.setdefault(place, f"it is {widths[place]} x {heights[place]}, not {size} x {size}")
+        for number in np.flatnonzero((heights != size) | (widths != size)).tolist():
+            damaged.setdefault(number, f"it is {widths[number]} x {heights[number]}, not {size} x {size}")
         windows = np.tile(np.array([0, 0, size, size]), (len(images), 1))
         yield Request(images, windows, np.zeros(len(images), bool), size, indices, labels, -1).without(damaged)
 
 
 def check_some_whole(split: Split, side: int | None = None) -> None:
-    """Reads images of a split until one is whole by its header and its end, as nearly always the first one is.
+    """Checks that a split has an intact image, by header and end; nearly always the first one is.
 
-    If a side is given, that one has to be side x side too. Raises ValueError, naming the first image, if none is whole,
-    or if the first `_MOST_OF_ANOTHER_SIZE` that are whole have another size.
+    If `side` is given, that image must be side x side. Raises ValueError, naming the first image, if none is intact,
+    or if the first `_MOST_OF_ANOTHER_SIZE` intact ones have another size.
     """
     reader, first, others = ShardReader(split), "", []
     for number in range(split.num_row_groups):
@@ -164,57 +164,57 @@ def check_some_whole(split: Split, side: int | None = None) -> None:
         _refuse_size(split, side, others)
     file, row = split.locate(0)
     raise ValueError(
-        f"none of the {split.num_images} images of {split.uri} can be decoded, the first is {file} row {row} "
-        f"({first}); give shards of encoded images, JPEG or PNG for instance"
+        f"none of the {split.num_images} images of {split.uri} can be decoded; the first is {file} row {row} "
+        f"({first}); give shards of encoded images, such as JPEG or PNG"
     )
 
 
 def _refuse_size(split: Split, side: int | None, others: list[tuple[int, str]]) -> NoReturn:
-    """Raises the ValueError for images of another size; `others`: index and size of each that was looked at."""
+    """Raises the ValueError for images of another size; `others`: (index, size) of each that was checked."""
     (index, size), sizes = others[0], {size for _, size in others}
     file, row = split.locate(index)
     alike = len(sizes) == 1 and len(set(size.split(" x "))) == 1
     way = f"--augment.size {size.split(' x ')[0]} or " if alike else ""
     raise ValueError(
-        f"augment.kind pad needs images of {side} x {side} (augment.size), and none of the first {len(others)} of "
-        f"{split.uri} is, the first is {file} row {row} of {size}; give images of that size, or train with {way}"
+        f"augment.kind pad needs images of {side} x {side} (augment.size), but none of the first {len(others)} of "
+        f"{split.uri} has that size: {file} row {row} has {size}; give images of that size, or train with {way}"
         "--augment.kind scale"
     )
 
 
 def image_sizes(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Heights and widths, int64 [N] each, and what is wrong with the bytes at places that hold no whole image.
+    """Heights and widths, int64 [N] each, and the reason for each damaged image, by position.
 
-    An image too large to decode counts as none: a decoder believes the header and takes the memory that it claims.
-    What the decoder would read otherwise than preparing does is replaced in `images` by what preparing makes of it.
+    An image that is too large counts as damaged: a decoder allocates the memory that the header claims. An image that
+    the decoder would read differently from preparing is replaced in `images` by its prepared form.
     """
     sizes = np.ones((len(images), 2), np.int64)
     damaged = {}
-    for place, image in enumerate(images):
+    for number, image in enumerate(images):
         try:
             if reason := oddity(image):
-                image = images[place] = _converted(image, reason)
+                image = images[number] = _converted(image, reason)
             size = image_size(image)
             check_megapixels(*size)
             check_whole(image)
-            sizes[place] = size
+            sizes[number] = size
         except ValueError as error:
-            damaged[place] = str(error)
+            damaged[number] = str(error)
     return sizes[:, 0], sizes[:, 1], damaged
 
 
 def _converted(image: np.ndarray, reason: str) -> np.ndarray:
-    made = ingest(image.tobytes()).encoded
+    prepared = ingest(image.tobytes()).encoded
     _warn_once(reason)
-    return np.frombuffer(made, np.uint8)
+    return np.frombuffer(prepared, np.uint8)
 
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    """Says it once, and not for every image."""
+    """Warns once for each reason, not for every image."""
     logger.warning(
-        "the shards have images that have to be converted each time they are read (%s); preparing the set by "
-        "jobs/prepare_imagenet.py converts them once",
+        "the shards have images that are converted each time they are read (%s); prepare the set with "
+        "jobs/prepare_imagenet.py to convert them once",
         reason,
     )
 
@@ -235,7 +235,7 @@ def _batches(reader: ShardReader, share: range, batch: int) -> Iterator[list[tup
 
 
 def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, share: range) -> Iterator[RowGroup]:
-    """The row groups that hold a share of the images, a few of them read ahead."""
+    """The row groups that hold a share of the images, with some read ahead."""
     split = reader.split
     ends = split.group_first + split.group_rows
     wanted = deque(np.flatnonzero((ends > share.start) & (split.group_first < share.stop)).tolist())
@@ -248,7 +248,7 @@ def _sequential(pool: ThreadPoolExecutor, reader: ShardReader, share: range) -> 
 
 @contextlib.contextmanager
 def _readers() -> Iterator[ThreadPoolExecutor]:
-    """A pool of reading threads that leaves no thread and starts no read once it is left."""
+    """A pool of reading threads; at the block's end, waiting reads are cancelled and all threads end."""
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="dist_resnet-read")
     try:
         yield pool

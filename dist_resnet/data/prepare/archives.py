@@ -1,8 +1,8 @@
 """ImageNet's own archives: images as byte ranges of the tar files, found by walking the headers.
 
-`ILSVRC2012_img_train.tar` holds a tar for each class, `n01440764.tar` and so on; `ILSVRC2012_img_val.tar` holds the
-validation images side by side, whose classes the devkit, `ILSVRC2012_devkit_t12.tar.gz`, tells: a line with a class
-id for each image, and what the ids stand for in a MATLAB file. The classes are the sorted synset ids.
+`ILSVRC2012_img_train.tar` holds a tar for each class, `n01440764.tar` and so on; `ILSVRC2012_img_val.tar` holds all
+validation images. Their classes are in the devkit, `ILSVRC2012_devkit_t12.tar.gz`: a text file with a class id for
+each image, and a MATLAB file with the synset of each id. The classes are the sorted synset ids.
 """
 
 import io
@@ -26,22 +26,22 @@ from dist_resnet.terminal import escaped
 
 _TRAIN, _VALIDATION, _DEVKIT = "_img_train.tar", "_img_val.tar", "_devkit_t12.tar.gz"
 _THREADS, _THREADS_REMOTE = 2, 64
-# A header is 512 bytes, and the byte before it is read too.
+# A header has 512 bytes; tarfile reads the byte before it too.
 _READ_BYTES = 2048
 _BLOCK = 512
 
 
 def find_archives(filesystem: pafs.FileSystem, root: str) -> dict[str, str]:
-    """The archives in a folder: paths by `train`, `validation` and `devkit`, as far as they are there.
+    """The paths of the archives in a folder, by `train`, `validation` and `devkit`.
 
-    Raises ValueError where two are of one name.
+    Raises ValueError if two have the same name.
     """
     files = list_files(filesystem, root)
     found: dict[str, str] = {}
     for kind, ending in {"train": _TRAIN, "validation": _VALIDATION, "devkit": _DEVKIT}.items():
         same = [f"{root}/{name}" for name in files if name.endswith(ending)]
         if len(same) > 1:
-            raise ValueError(f"{same[0]} and {same[1]} are the same archive by their names; keep one elsewhere")
+            raise ValueError(f"{same[0]} and {same[1]} have the name of the same archive; move one elsewhere")
         if same:
             found[kind] = same[0]
     return found
@@ -50,7 +50,7 @@ def find_archives(filesystem: pafs.FileSystem, root: str) -> dict[str, str]:
 def index_archives(
     filesystem: pafs.FileSystem, uri: str, archives: dict[str, str], advance: Callable[[int], None]
 ) -> Source:
-    """Walks the archives' headers. Raises ValueError for one that is cut short or holds something else."""
+    """The index of the archives, by their headers. Raises ValueError if one is cut short or holds something else."""
     class_names: tuple[str, ...] = ()
     indexes: dict[str, Index] = {}
     left = LeftOut()
@@ -59,7 +59,8 @@ def index_archives(
     if "validation" in archives:
         if "devkit" not in archives:
             raise ValueError(
-                f"{archives['validation']} needs ILSVRC2012{_DEVKIT} beside it, which has the classes of its images"
+                f"{archives['validation']} needs ILSVRC2012{_DEVKIT}, which has the classes of its images; put it "
+                "into the same folder"
             )
         synsets, truth = _read_devkit(filesystem, archives["devkit"])
         class_names = class_names or tuple(sorted(synsets.values()))
@@ -104,7 +105,7 @@ def _index_validation(
     left.add(left_here)
     if len(images) != len(synsets):
         raise ValueError(
-            f"{path} holds {len(images)} images, the devkit tells the classes of {len(synsets)}; download both again"
+            f"{path} holds {len(images)} images, the devkit has the classes of {len(synsets)}; download both again"
         )
     labels = {name: label for label, name in enumerate(class_names)}
     names, offsets, sizes = zip(*images, strict=True)
@@ -116,8 +117,8 @@ def _index_validation(
         synset = synsets[int(number[1]) - 1]
         if synset not in labels:
             raise ValueError(
-                f"{name} of {path} is of class {synset} by the devkit, which the train archive has not among its "
-                f"{len(labels)}; download the archives again"
+                f"{name} of {path} is of class {synset} in the devkit, which is not one of the {len(labels)} in the "
+                "train archive; download the archives again"
             )
         found.append(labels[synset])
     builder = IndexBuilder(uri)
@@ -128,7 +129,7 @@ def _index_validation(
 
 def _read_devkit(filesystem: pafs.FileSystem, path: str) -> tuple[dict[int, str], list[int]]:
     """(synset id by class id, class id of each validation image)"""
-    from scipy.io import loadmat  # late: it takes long, and no worker needs it
+    from scipy.io import loadmat  # late: it is slow, and workers do not need it
 
     with filesystem.open_input_file(path) as file:
         content = io.BytesIO(file.read())
@@ -148,14 +149,14 @@ def _read_devkit(filesystem: pafs.FileSystem, path: str) -> tuple[dict[int, str]
         raise ValueError(f"{path} cannot be read as ImageNet's devkit ({reason}); download it again") from error
     if beyond := [number for number in numbers if number not in leaves]:
         raise ValueError(
-            f"{path}: the validation ground truth has label {beyond[0]}, outside of the class list of {len(leaves)}; "
-            "download it again"
+            f"{path}: the validation ground truth has label {beyond[0]}, which is not in the class list of "
+            f"{len(leaves)}; download it again"
         )
     return leaves, numbers
 
 
 def _images(file: Any, what: str, start: int, size: int) -> tuple[list[tuple[str, int, int]], LeftOut]:
-    """What `walk_members` yields that is an image by its ending or first bytes, and a count of the rest."""
+    """The members of `walk_members` that are images by their ending or first bytes, and a count of the others."""
     images, left = [], LeftOut()
     for name, offset, length in walk_members(file, what, start, size, left):
         kind = None if is_named_image(name) else kind_of(name, file.read_at(min(length, HEAD_BYTES), offset))
@@ -169,7 +170,7 @@ def _images(file: Any, what: str, start: int, size: int) -> tuple[list[tuple[str
 def walk_members(file: Any, what: str, start: int, size: int, left: LeftOut) -> Iterator[tuple[str, int, int]]:
     """(name, offset in `file`, bytes) of each regular file of the tar at `start`.
 
-    What is hidden is counted in `left`, and so are links, which have no bytes. Raises ValueError where the tar is cut.
+    Hidden files and links, which have no bytes, are counted in `left`. Raises ValueError if the tar is cut short.
     """
     hidden = set()
     window = io.BufferedReader(_Window(file, start, size), _READ_BYTES)
@@ -179,7 +180,7 @@ def walk_members(file: Any, what: str, start: int, size: int, left: LeftOut) -> 
             for member in archive:
                 if start + member.offset_data + member.size > end or start + member.offset_data > file.size():
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-                # Names of another encoding are carried on with their bytes escaped: they only tell images apart.
+                # Bytes of other encodings are escaped: names only have to differ.
                 name = escaped(member.name.removeprefix("./"))
                 if skipped := find_clutter(name if name != "." else ""):
                     hidden.add(skipped)
@@ -189,19 +190,19 @@ def walk_members(file: Any, what: str, start: int, size: int, left: LeftOut) -> 
                     left.kinds["link or device in an archive"] += 1
             for path in hidden:
                 left.skip(path)
-            # The reader takes any end for the end; a whole archive ends in blocks of zeros.
+            # tarfile accepts any end; a complete archive ends in blocks of zeros.
             window.seek(archive.offset)
             if window.read(_BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError(f"no end mark after {archive.offset} bytes")
     except tarfile.TarError as error:
-        raise ValueError(f"{what} is cut short or no tar archive ({error}); download it again") from error
+        raise ValueError(f"{what} is cut short or not a tar archive ({error}); download it again") from error
 
 
 class _Window(io.RawIOBase):
-    """A part of a file that many threads read, as a file of its own."""
+    """A part of a file, which many threads read, as a separate file."""
 
     def __init__(self, file: Any, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, size, 0
+        self._file, self._start, self._size, self._position = file, start, size, 0
 
     def readable(self) -> bool:
         return True
@@ -210,12 +211,12 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._place))
-        data = self._file.read_at(wanted, self._start + self._place) if wanted else b""
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        data = self._file.read_at(wanted, self._start + self._position) if wanted else b""
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)

@@ -1,7 +1,7 @@
-"""What operating systems and tools leave beside images: no image, class or split, wherever it is stored.
+"""Files that operating systems and tools leave among images: never an image, a class or a split.
 
-Skipped are hidden names, which begin with a dot (`.DS_Store`, `._cat.jpg`, `.ipynb_checkpoints`, `.git`), and the names
-below that file browsers, network disks, archivers and editors use without one.
+These are names that begin with a dot (`.DS_Store`, `._cat.jpg`, `.ipynb_checkpoints`, `.git`), and the names below,
+which file browsers, network disks, archivers and editors use.
 """
 
 _NAMES = frozenset(
@@ -49,7 +49,7 @@ def is_clutter(name: str) -> bool:
 
 
 def find_clutter(path: str) -> str | None:
-    """The path's part up to the first name in it that is left out, or None if it has none.
+    """The path up to its first name that is left out, or None if it has none.
 
     >>> find_clutter("cat/.ipynb_checkpoints/1-checkpoint.jpg")
     'cat/.ipynb_checkpoints'
@@ -62,7 +62,7 @@ def find_clutter(path: str) -> str | None:
 
 
 def counted_as(path: str) -> str:
-    """The name under which what is left out is counted: its own, or the form of names that differ for each file.
+    """The name under which a left-out file is counted: its own, or a pattern for names that differ for each file.
 
     >>> counted_as("cat/._1.jpg")
     '._*'

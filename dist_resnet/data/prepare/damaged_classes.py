@@ -1,6 +1,6 @@
-"""Finds the classes of which no image is intact before hours are spent on the others.
+"""Finds classes without an intact image, before hours are spent on the others.
 
-Of each class images are decoded until one is intact, nearly always the first.
+Images of each class are decoded until one is intact, nearly always the first.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from dist_resnet.data.image.ingest import DamagedError, ingest
 from dist_resnet.data.prepare.index import Index, Source
 from dist_resnet.data.prepare.index_source import PrepareProgress
-from dist_resnet.data.prepare.write_shard import read_blocks
+from dist_resnet.data.prepare.read_blocks import read_blocks
 
 _THREADS = 16
 _AT_ONCE = 64
@@ -21,7 +21,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DamagedClass:
-    """A class of a split without an intact image, and one of its images for an example."""
+    """A class of a split without an intact image, and one of its images as an example."""
 
     split: str
     name: str
@@ -30,9 +30,9 @@ class DamagedClass:
 
 
 def find_damaged_classes(source: Source, progress: PrepareProgress) -> list[DamagedClass]:
-    """The classes without an intact image. Raises ValueError where a whole split has none."""
+    """The classes without an intact image. Raises ValueError if a whole split has none."""
     progress.begin(
-        "looking at an image of each class", sum(len(set(one.label.tolist())) for one in source.splits.values())
+        "checking an image of each class", sum(len(set(one.label.tolist())) for one in source.splits.values())
     )
     damaged: list[DamagedClass] = []
     for split, index in source.splits.items():
@@ -44,25 +44,21 @@ def find_damaged_classes(source: Source, progress: PrepareProgress) -> list[Dama
         ]
         if len(here) == len(by_class):
             raise ValueError(
-                f"every {split} image is damaged, one of them {here[0].image} ({here[0].reason}); give an intact "
-                "--source"
+                f"every {split} image is damaged, such as {here[0].image} ({here[0].reason}); give an intact --source"
             )
         damaged += here
     return damaged
 
 
 def refusal(damaged: Sequence[DamagedClass]) -> str:
-    """What is wrong with the classes, the first of them by name."""
+    """The complaint about damaged classes, which names the first."""
     first = damaged[0]
     others = f" (and of {len(damaged) - 1} other classes)" if len(damaged) > 1 else ""
-    return (
-        f"every {first.split} image of class {first.name} is damaged, one of them {first.image} "
-        f"({first.reason}){others}"
-    )
+    return f"every {first.split} image of class {first.name} is damaged, such as {first.image} ({first.reason}){others}"
 
 
 def _rows_by_class(index: Index) -> list[np.ndarray]:
-    """The rows of each class that is there."""
+    """The rows of each class that has images."""
     rows = np.argsort(index.label, kind="stable")
     return np.split(rows, np.flatnonzero(np.diff(index.label[rows])) + 1)
 
@@ -77,9 +73,9 @@ def _look_at_each(
 
 
 def _look(index: Index, rows: np.ndarray) -> tuple[str, str] | None:
-    """(name of the first image, what is wrong with it), or None where one of the images is intact."""
+    """(name of the first image, its damage), or None if one of the images is intact."""
     first = None
-    # The first one alone: of an intact class no other is read.
+    # The first one alone: an intact class needs no other.
     for some in (rows[:1], *np.array_split(rows[1:], max(1, len(rows) // _AT_ONCE))):
         if not len(some):
             continue

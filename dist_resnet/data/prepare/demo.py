@@ -1,4 +1,4 @@
-"""Generated images of ten easy classes, so that every job can be tried in minutes without any data set."""
+"""Generated images of ten easy classes, to try every job in minutes without a data set."""
 
 import colorsys
 import io
@@ -32,13 +32,13 @@ _VERSION = 1
 def write_demo(
     target: str, *, size: int, num_classes: int = 10, train_images: int, validation_images: int, seed: int
 ) -> tuple[str, str]:
-    """Writes two splits of size x size JPEG images under `target`, a local path or URI, and returns their folders.
+    """Writes two splits of size x size JPEG images under `target`, a local path or URI; returns their two folders.
 
-    The images depend on the arguments alone. Shards that are already there are kept. Raises ValueError for more
-    classes than `CLASS_NAMES` has, or fewer images than classes.
+    The images depend on the arguments alone. Existing shards are kept. Raises ValueError for more classes than
+    `CLASS_NAMES` has, or fewer images than classes.
     """
     if not 2 <= num_classes <= len(CLASS_NAMES):
-        raise ValueError(f"num_classes must lie in 2 .. {len(CLASS_NAMES)}, got {num_classes}")
+        raise ValueError(f"num_classes must be in 2 .. {len(CLASS_NAMES)}, got {num_classes}")
     if min(train_images, validation_images) < num_classes or size < 16:
         raise ValueError(
             f"a demo needs at least {num_classes} images in each split, of 16 pixels or more; got "
@@ -66,7 +66,7 @@ def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
 def _write_split(
     folder: str, split: str, size: int, num_classes: int, num_images: int, seed: np.random.SeedSequence
 ) -> None:
-    """Writes the shards of a split that are not there yet."""
+    """Writes the shards of a split that do not exist yet."""
     filesystem, path = open_uri(folder)
     shards = -(-num_images // _ROWS_PER_SHARD)
     seeds = seed.spawn(shards + 1)
@@ -74,7 +74,7 @@ def _write_split(
     for shard in range(shards):
         file = f"{path}/{split}-{shard:05d}-of-{shards:05d}.parquet"
         if filesystem.get_file_info(file).type == pafs.FileType.File:
-            continue  # shards appear whole or not at all
+            continue  # shards appear complete or not at all
         rng = np.random.default_rng(seeds[shard])
         here = labels[shard * _ROWS_PER_SHARD : (shard + 1) * _ROWS_PER_SHARD]
         encoded = [_jpeg(draw(int(label), size, rng)) for label in here]
@@ -84,7 +84,7 @@ def _write_split(
 
 
 def _pattern(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The share of the front color in each pixel: float32 [size, size] in [0, 1]."""
+    """The fraction of the front color in each pixel: float32 [size, size] in [0, 1]."""
     y, x = np.meshgrid(*[np.linspace(0, 1, size, dtype=np.float32)] * 2, indexing="ij")
     turns = rng.uniform(5, 8) * 2 * np.pi
     phase, other_phase = rng.uniform(0, 2 * np.pi, 2)

@@ -1,8 +1,8 @@
-"""Images as files: a folder for each class, as torchvision's ImageFolder reads them.
+"""Images as files in a folder for each class, as torchvision's ImageFolder reads them.
 
-An image is a file with an image's ending or, whatever its name, an image's first bytes (`kinds`). Hidden and tools'
-names (`clutter`) are no images and no classes, links are followed to what is not read yet (`tree`), and what looks like
-a split where a class should be is refused by name.
+A file is an image by its ending or, whatever its name, by its first bytes (`kinds`). Hidden and tools' files
+(`clutter`) are neither images nor classes, links are followed to folders not read yet (`tree`), and a folder that
+should be a class but looks like a split is refused.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ Classes = dict[str, list[Folder]]
 
 
 def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
-    """The folder of each split, as far as they are there: {"train": ".../train", "validation": ".../Valid"}.
+    """The folder of each split: {"train": ".../train", "validation": ".../Valid"}.
 
-    Where none of them holds folders, and there are others, they are class folders of `split`. Raises ValueError where
-    two folders are of one split, or one is a broken link.
+    Empty if all folders are class folders of `split`: none that is named like a split holds folders, and there are
+    others. Raises ValueError if two folders are of one split, or one is a broken link.
     """
     left = LeftOut()
     names = list_folder(filesystem, root, left)[0]
     for link in left.broken:
         if found := split_of(link.rpartition("/")[2]):
-            raise ValueError(f"{link} is of the split {found} by its name and a link to nothing; mend it, or remove it")
+            raise ValueError(f"{link}, by its name the split {found}, is a broken link; repair or remove it")
     named: dict[str, list[str]] = {}
     for name in names:
         if found := split_of(name):
@@ -50,8 +50,7 @@ def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> di
     for found, same in named.items():
         if len(same) > 1:
             raise ValueError(
-                f"{root}/{same[0]} and {root}/{same[1]} are both of the split {found}; keep one elsewhere, or put "
-                "them together"
+                f"{root}/{same[0]} and {root}/{same[1]} are both the split {found}; move one elsewhere, or merge them"
             )
     return {found: f"{root}/{named[found][0]}" for found in ORDER if found in named}
 
@@ -64,11 +63,11 @@ def has_folders(filesystem: pafs.FileSystem, root: str) -> bool:
 def index_folders(
     filesystem: pafs.FileSystem, uri: str, splits: dict[str, str], advance: Callable[[int], None]
 ) -> Source:
-    """Lists every split's class folders; the classes are the sorted folder names of the first split.
+    """The index of every split's class folders; the classes are the sorted folder names of the first split.
 
     A test split without class folders, or with none of the first split's, has no labels and is left out. Raises
-    ValueError for another split without class folders, an empty class, a class that the first split has not, and for
-    folders of a split where those of classes should be.
+    ValueError for another split without class folders, an empty class, a class that the first split does not have, and
+    folders of splits instead of classes.
     """
     left, notes = LeftOut(), []
     _, root = open_uri(uri)
@@ -76,15 +75,16 @@ def index_folders(
     for split, folder in splits.items():
         names, loose = list_folder(filesystem, folder, left)
         if split == "test" and read and not set(names) & next(iter(read.values())).keys():
-            notes += [f"{folder}, whose folders ({some(names)}) are no classes of {next(iter(read))}"] if names else []
+            first = next(iter(read))
+            notes += [f"{folder}, whose folders ({some(names)}) are not classes of {first}"] if names else []
             continue
         if not names:
             raise ValueError(
-                f"{folder} has no class folders; put each class's images into a folder of its own, or give the folder "
-                "of the original tar archives as --source"
+                f"{folder} has no class folders; put the images of each class into a separate folder, or give the "
+                "folder of the original tar archives as --source"
             )
         read[split] = _read_classes(filesystem, folder, names, left)
-        notes += [f"{some(loose)} in no class folder of {split}"] if loose else []
+        notes += [f"{some(loose)}, outside the class folders of {split}"] if loose else []
     if is_local(filesystem):
         _follow_links(filesystem, {split: splits[split] for split in read}, read, left)
     class_names = tuple(next(iter(read.values())))
@@ -100,18 +100,18 @@ def index_folders(
 
 
 def _beside_splits(filesystem: pafs.FileSystem, root: str, splits: Sequence[str], left: LeftOut) -> list[str]:
-    """A line on what is beside the split folders, if anything is."""
+    """A line about other files and folders next to the split folders, if there are any."""
     if root in splits:
         return []
     folders, files = list_folder(filesystem, root, left)
     others = [f"{name}/" for name in folders if f"{root}/{name}" not in splits] + files
-    return [f"{some(others)} beside the split folders"] if others else []
+    return [f"{some(others)} next to the split folders"] if others else []
 
 
 def _read_classes(filesystem: pafs.FileSystem, folder: str, names: Sequence[str], left: LeftOut) -> Classes:
-    """The folders of each class, each folder once: where links lead to one again, it is that of the first name.
+    """The folders of each class, each folder once: if links lead to it again, it belongs to the first name.
 
-    A name that is itself a link, and leads to what is read already, is no class.
+    A link to a folder that is already read is not a class.
     """
     linked = {name for name in names if is_local(filesystem) and os.path.islink(f"{folder}/{name}")}
     walked = [name for name in names if name not in linked or not leads_back(f"{folder}/{name}")]
@@ -137,7 +137,7 @@ def _walk_class(filesystem: pafs.FileSystem, folder: str, name: str) -> tuple[li
 
 
 def _follow_links(filesystem: pafs.FileSystem, splits: dict[str, str], read: dict[str, Classes], left: LeftOut) -> None:
-    """Adds the folders that links within classes lead to, unless they are read already in whatever split."""
+    """Adds the folders that links within classes lead to, unless some split reads them already."""
     known = {one.real for classes in read.values() for folders in classes.values() for one in folders}
     known |= {os.path.realpath(folder) for folder in splits.values()}
     for split, classes in read.items():
@@ -160,52 +160,53 @@ def _check_classes(splits: dict[str, str], split: str, classes: Classes, class_n
     if unknown := sorted(name for name in classes if key(name) not in known):
         near = nearest(unknown[0], class_names)
         raise ValueError(
-            f"{splits[split]}/{unknown[0]} is no class of {next(iter(splits.values()))}, which has "
-            f"{len(class_names)}{f', {near!r} for one' if near else ''}; both splits need the same class folders"
+            f"{splits[split]}/{unknown[0]} is not one of the {len(class_names)} classes of "
+            f"{next(iter(splits.values()))}{f', but {near!r} is' if near else ''}; both splits need the same class "
+            "folders"
         )
 
 
 def _spellings(folder: str, classes: Classes) -> dict[str, str]:
-    """The folder's name of each class, by what is compared of it. Raises ValueError if one has two Unicode forms."""
+    """The folder name of each class, by its normalized name. Raises ValueError if one has two Unicode forms."""
     found: dict[str, str] = {}
     for name in classes:
         other = found.setdefault(key(name), name)
         if other != name:
             raise ValueError(
-                f"{folder} holds {other!a} and {name!a}, one name in two Unicode forms; put the images into one of them"
+                f"{folder} holds {other!a} and {name!a}, one name in two Unicode forms; merge the two folders"
             )
     return found
 
 
 def _check_layout(folder: str, split: str, classes: Classes, *, named: bool) -> None:
-    """Raises ValueError where folders that should be of classes are of splits, or hold the class folders.
+    """Raises ValueError if folders that should be classes are splits, or hold the class folders.
 
-    `named`: the split is that of --split, so that other splits may be where its classes should be.
+    `named`: the split is that of --split, so that its class folders may turn out to be other splits.
     """
     for name, folders in classes.items():
         inner = set(_inner_names(folders))
         other = next((one for one in sorted(inner) if split_of(one) not in (None, split)), None)
         if other is not None:
             raise ValueError(
-                f"{folder}/{name} should be a class of {split} and holds a folder {other}, which is of the split "
-                f"{split_of(other)} by its name; give a source of train/CLASS and val/CLASS, or rename that folder"
+                f"{folder}/{name} should be a class of {split} but holds a folder {other}, by its name the split "
+                f"{split_of(other)}; give a source of train/CLASS and val/CLASS, or rename that folder"
             )
         of_split = split_of(name) or (resembled_split(name) if named else None)
         if of_split and inner:
             raise ValueError(
-                f"{folder}/{name} is of the split {of_split} by its name, should be a class, and holds folders "
-                f"({some(sorted(inner))}); call the folders of the splits train and val right in the --source, give "
-                f"{folder}/{name} as --source, or rename the class"
+                f"{folder}/{name} should be a class but is by its name the split {of_split} and holds folders "
+                f"({some(sorted(inner))}); put the split folders, named train and val, directly into the --source, "
+                f"give {folder}/{name} as --source, or rename the class"
             )
         if len(classes) == 1 and len(inner) > 1 and not any(_is_right_in(one) for one in folders):
             raise ValueError(
-                f"{folder} has {name} for its only class, which holds nothing but folders ({some(sorted(inner))}); "
+                f"{folder} has one class, {name}, which holds only folders ({some(sorted(inner))}); "
                 f"give {folder}/{name} as --source with --split {split}, or move its folders up"
             )
 
 
 def _inner_names(folders: Sequence[Folder]) -> Iterator[str]:
-    """The names of all folders below a class's."""
+    """The names of all folders below a class folder."""
     for folder in folders:
         yield from folder.place.split("/")[:-1]
         for name, _ in folder.files:
@@ -214,7 +215,7 @@ def _inner_names(folders: Sequence[Folder]) -> Iterator[str]:
 
 
 def _is_right_in(folder: Folder) -> bool:
-    """Whether a file is right in the class's folder."""
+    """Whether a file is directly in the class folder."""
     return not folder.place and any("/" not in name for name, _ in folder.files)
 
 
@@ -234,7 +235,7 @@ def _index_split(
         for label, (images, left_here) in enumerate(listings):
             if left_here.kinds and not images:
                 raise ValueError(
-                    f"{folder}/{names_here[label]} should be a class and holds no image, but {left_here.lines()[0]}; "
+                    f"{folder}/{names_here[label]} should be a class but holds no image, only {left_here.lines()[0]}; "
                     "complete the source, or move the folder elsewhere"
                 )
             origin = f"{folder.rpartition('/')[2]}/{class_names[label]}/"
@@ -249,7 +250,7 @@ def _index_split(
 def _images(
     filesystem: pafs.FileSystem, folder: str, folders: Sequence[Folder]
 ) -> tuple[list[tuple[str, int]], LeftOut]:
-    """(name within the class folder, bytes) of each image, by name, and a count of the other files."""
+    """(name within the class folder, bytes) of each image, sorted by name, and a count of the other files."""
     images, left = [], LeftOut()
     for name, size in sorted((f"{one.place}{name}", size) for one in folders for name, size in one.files):
         kind = None if is_named_image(name) else kind_of(name, _head(filesystem, f"{folder}/{name}"))

@@ -1,8 +1,4 @@
-"""What people have of an image set, as an index of encoded images: which bytes of which file, under which label.
-
-Known are a folder of class folders (torchvision's ImageFolder), ImageNet's own tar archives, and Parquet in the
-Hugging Face layout. Nothing is unpacked.
-"""
+"""The index of a source: for each encoded image its file, byte range, label and name."""
 
 import dataclasses
 import json
@@ -35,14 +31,14 @@ class Container:
     """A file that holds images, or a folder whose files are images."""
 
     path: str
-    """Its path within the file system; that of a folder ends in /."""
+    """Its path in the file system; a folder's ends in /."""
     origin: str
-    """What precedes an image's name where the image is named to people."""
+    """The prefix of its images' names in messages."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where the N images of a split lie."""
+    """Where the N images of a split are stored."""
 
     uri: str
     """An address on the file system that holds the containers."""
@@ -50,19 +46,19 @@ class Index:
     container: np.ndarray
     """int32 [N]"""
     offset: np.ndarray
-    """int64 [N]: the first byte in the container; 0 where that is a folder."""
+    """int64 [N]: the first byte in the container; 0 if that is a folder."""
     size: np.ndarray
     """int64 [N]: bytes."""
     label: np.ndarray
     """int64 [N]"""
     name: pa.StringArray
-    """The images' names, unlike within a class."""
+    """The images' names, unique within a class."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, rows: np.ndarray) -> "Index":
-        """The images at the given places, in that order."""
+        """The images of the given rows, in that order."""
         return Index(
             uri=self.uri,
             containers=self.containers,
@@ -74,7 +70,7 @@ class Index:
         )
 
     def describe(self, row: int) -> str:
-        """What to call an image before people, such as `train/n01440764/n01440764_10026.JPEG`."""
+        """The name of an image in messages, such as `train/n01440764/n01440764_10026.JPEG`."""
         return self.containers[self.container[row]].origin + self.name[row].as_py()
 
     @property
@@ -92,7 +88,7 @@ class Source:
     class_names: tuple[str, ...]
     splits: dict[str, Index]
     notes: tuple[str, ...]
-    """What was left out, a line each."""
+    """What was left out, one line each."""
 
 
 class IndexBuilder:
@@ -129,7 +125,7 @@ class IndexBuilder:
 
 
 def _texts(names: Sequence[str], container: Container) -> pa.Array:
-    """The names of images. Raises ValueError, naming one, where it is no UTF-8."""
+    """The names of images. Raises ValueError for the first that is not UTF-8."""
     try:
         return pa.array(names, pa.string())
     except UnicodeEncodeError as error:
@@ -143,15 +139,15 @@ def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def check_index(index: Index, split: str, class_names: Sequence[str], *, every_class: bool) -> None:
-    """Raises ValueError for labels beyond the class list, two images of one name, or an empty class."""
+    """Raises ValueError for labels outside the class list, two images with one name, or an empty class."""
     if not len(index):
         raise ValueError(f"the source holds no {split} image; give another --source")
     beyond = np.flatnonzero((index.label < 0) | (index.label >= len(class_names)))
     if len(beyond):
         row = int(beyond[0])
         raise ValueError(
-            f"{index.describe(row)} has label {index.label[row]}, outside of the {len(class_names)} classes "
-            f"0 .. {len(class_names) - 1}; mend the source's labels or its class names"
+            f"{index.describe(row)} has label {index.label[row]}, which is not one of the {len(class_names)} classes "
+            f"0 .. {len(class_names) - 1}; fix the source's labels or its class names"
         )
     empty = np.flatnonzero(np.bincount(index.label, minlength=len(class_names)) == 0)
     if every_class and len(empty):
@@ -161,7 +157,7 @@ def check_index(index: Index, split: str, class_names: Sequence[str], *, every_c
 
 
 def named_apart(index: Index) -> Index:
-    """The index with the container before a name that an earlier image of the class has: of Parquet, its shard."""
+    """The index with the container before each name that an earlier image of the class has; in Parquet, the shard."""
     known: set[tuple[int, str]] = set()
     pairs = {(pair["label"], pair["name"]) for pair in _named_alike(index).to_pylist()}
     names = index.name.to_pylist() if pairs else []
@@ -193,11 +189,9 @@ def _check_names(index: Index, class_names: Sequence[str]) -> None:
 
 
 def check_no_split(split: str | None, path: str, named: str) -> None:
-    """Raises ValueError where --split is given for what lies at `path`, which is of the split `named` by its name."""
+    """Raises ValueError if --split is given although the name of `path` says that it is the split `named`."""
     if split is not None:
-        raise ValueError(
-            f"{path} is of the split {named} by its name; leave out --split {split}, or give another source"
-        )
+        raise ValueError(f"{path} is by its name the split {named}; leave out --split {split}, or give another source")
 
 
 def write_index(stream: Any, index: Index) -> None:
@@ -211,7 +205,7 @@ def write_index(stream: Any, index: Index) -> None:
 
 
 def read_index(filesystem: pafs.FileSystem, path: str, uri: str) -> Index:
-    """The index that `write_index` wrote, of containers on the file system of `uri`."""
+    """Reads what `write_index` wrote; the containers are on the file system of `uri`."""
     with filesystem.open_input_file(path) as file:
         table = pq.read_table(file)
     containers = tuple(Container(*pair) for pair in json.loads(table.schema.metadata[b"containers"]))
@@ -220,7 +214,7 @@ def read_index(filesystem: pafs.FileSystem, path: str, uri: str) -> Index:
 
 
 def join(parts: Sequence[Index]) -> Index:
-    """One index of several on the same file system."""
+    """Joins indexes on the same file system."""
     firsts = np.cumsum([0, *(len(part.containers) for part in parts[:-1])])
     return Index(
         uri=parts[0].uri,

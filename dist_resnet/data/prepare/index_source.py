@@ -1,4 +1,4 @@
-"""Finds out what a source is, and indexes it."""
+"""Detects the kind of a source, and indexes it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -17,31 +17,31 @@ from dist_resnet.storage.files import check_space, exists
 from dist_resnet.storage.uri import open_uri
 
 TaskRunner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
-"""Runs a generator for each of the tasks somewhere, and yields what they yield, in any order."""
+"""Runs a generator for each task somewhere, and yields what they yield, in any order."""
 WORK = "preparing"
-"""The folder under the target for what is needed until the set is finished."""
+"""The folder under the target for files that are needed until the set is finished."""
 _MOST_CLASSES = 1_000_000
 
 
 class PrepareProgress(Protocol):
-    """What is told while a set is prepared."""
+    """Receives the progress of preparing a set."""
 
     def begin(self, what: str, total: int | None) -> None:
-        """An act of so many images begins."""
+        """Starts a phase of `total` images; None if their number is unknown."""
         ...
 
     def advance(self, images: int) -> None:
-        """So many more are done."""
+        """Counts images that are done."""
         ...
 
     def say(self, line: str) -> None:
-        """Something worth a line."""
+        """Shows a line."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a kind of source is asked to index."""
+class SourceRequest:
+    """A folder to be indexed, and how."""
 
     uri: str
     """The folder's address."""
@@ -49,11 +49,11 @@ class Asked:
     root: str
     """The folder's path in the file system."""
     split: str | None
-    """Which split it is where nothing there says so."""
+    """Its split, if the source does not name its splits."""
     target: str
-    """Address of a folder for what has to be written out first."""
+    """Address of the folder for images that have to be unpacked first."""
     label_column: str | None
-    """Which of several columns of Parquet has the labels."""
+    """The column of labels, if Parquet shards have several."""
     run: TaskRunner
     progress: PrepareProgress
 
@@ -67,17 +67,17 @@ def index_source(
     run: TaskRunner,
     progress: PrepareProgress,
 ) -> Source:
-    """Indexes what lies at a local path or URI, as `split` where nothing there says which split it is.
+    """The index of the source at a local path or URI; `split` is its split if it does not name its splits.
 
-    `label_column` chooses among several of Parquet. Parquet is unpacked under `target`, file by file, unless that has
-    been done. Raises FileNotFoundError where there is nothing, ValueError where it is of no known kind or cannot be
-    read.
+    `label_column` chooses among several columns of labels in Parquet. Parquet shards that are not yet unpacked are
+    unpacked under `target`. Raises FileNotFoundError if there is no such folder, ValueError if its kind is unknown or
+    it cannot be read.
     """
     filesystem, root = open_uri(uri)
     if not exists(filesystem, root):
-        raise FileNotFoundError(f"the source {uri} is not there; give the folder that holds the images")
+        raise FileNotFoundError(f"the source {uri} does not exist; give the folder that holds the images")
     other_layouts.refuse_file(filesystem, root)
-    asked = Asked(
+    request = SourceRequest(
         uri=uri,
         filesystem=filesystem,
         root=root,
@@ -88,45 +88,45 @@ def index_source(
         progress=progress,
     )
     for kind in KINDS:
-        if source := kind(asked):
+        if source := kind(request):
             return source
     raise ValueError(
-        f"{uri} is of no known kind; needed are folders train and val of class folders (or class "
+        f"{uri} is not a known kind of source; give folders train and val of class folders (or class "
         "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
     )
 
 
-def _archives(asked: Asked) -> Source | None:
+def _archives(request: SourceRequest) -> Source | None:
     """ImageNet's own tar archives."""
-    found = archives.find_archives(asked.filesystem, asked.root)
+    found = archives.find_archives(request.filesystem, request.root)
     if not (named := found.keys() - {"devkit"}):
         return None
-    check_no_split(asked.split, found[min(named)], min(named))
-    asked.progress.begin("finding images", None)
-    return archives.index_archives(asked.filesystem, asked.uri, found, asked.progress.advance)
+    check_no_split(request.split, found[min(named)], min(named))
+    request.progress.begin("finding images", None)
+    return archives.index_archives(request.filesystem, request.uri, found, request.progress.advance)
 
 
-def _parquet(asked: Asked) -> Source | None:
+def _parquet(request: SourceRequest) -> Source | None:
     """Parquet shards in the Hugging Face layout."""
-    globs = spool.find_globs(asked.filesystem, asked.root, asked.uri, asked.split)
-    return _spool(globs, asked) if globs else None
+    globs = spool.find_globs(request.filesystem, request.root, request.uri, request.split)
+    return _spool(globs, request) if globs else None
 
 
-def _folders(asked: Asked) -> Source | None:
+def _folders(request: SourceRequest) -> Source | None:
     """Folders of class folders."""
-    splits = _find_folders(asked.filesystem, asked.root, asked.split)
+    splits = _find_folders(request.filesystem, request.root, request.split)
     if not splits:
         return None
-    asked.progress.begin("finding images", None)
-    return folders.index_folders(asked.filesystem, asked.uri, splits, asked.progress.advance)
+    request.progress.begin("finding images", None)
+    return folders.index_folders(request.filesystem, request.uri, splits, request.progress.advance)
 
 
-KINDS: tuple[Callable[[Asked], Source | None], ...] = (_archives, _parquet, _folders)
-"""Each gives the index of a source of its kind, None for others; the first that knows a source has it."""
+KINDS: tuple[Callable[[SourceRequest], Source | None], ...] = (_archives, _parquet, _folders)
+"""Each returns the index of a source of its kind, None for other kinds; the first index is used."""
 
 
 def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
-    """The folder of each split's class folders. Raises ValueError for layouts that are not read, with what to do."""
+    """The folder of each split's class folders. Raises ValueError for layouts that are not supported."""
     other_layouts.refuse_kaggle(filesystem, root)
     splits = folders.find_splits(filesystem, root, split)
     other_layouts.refuse_archives(filesystem, root, list(splits.values()))
@@ -141,10 +141,10 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
     return splits
 
 
-def _spool(globs: dict[str, str], asked: Asked) -> Source:
-    """Writes the images of Parquet shards out as plain bytes and indexes those."""
-    uri, target, progress = asked.uri, asked.target, asked.progress
-    opened, notes = _open(globs, asked.label_column)
+def _spool(globs: dict[str, str], request: SourceRequest) -> Source:
+    """Unpacks the images of Parquet shards as plain bytes and indexes those."""
+    uri, target, progress = request.uri, request.target, request.progress
+    opened, notes = _open(globs, request.label_column)
     if not opened:
         raise ValueError(f"{uri} holds no labeled images; give the train and validation shards")
     for one in opened.values():
@@ -172,7 +172,7 @@ def _spool(globs: dict[str, str], asked: Asked) -> Source:
     wanted = {task.path.rpartition("/")[2] for of_split in tasks.values() for task in of_split}
     spool.remove_others(filesystem, f"{folder}/{WORK}", wanted)
     progress.begin("unpacking Parquet", sum(one.num_images for one in opened.values()))
-    for done in asked.run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
+    for done in request.run(spool.spool_shard, [task for of_split in tasks.values() for task in of_split]):
         progress.advance(done)
     indexes = {}
     for split, of_split in tasks.items():
@@ -182,7 +182,7 @@ def _spool(globs: dict[str, str], asked: Asked) -> Source:
 
 
 def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Split], list[str]]:
-    """The splits that have labels, and a line for a test split that has none. Raises as `open_split` does."""
+    """The splits that have labels, and a line about a test split without labels. Raises as `open_split` does."""
     opened, notes = {}, []
     for split, glob in globs.items():
         try:
@@ -200,29 +200,30 @@ def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Sp
 
 
 def _judge_copies(opened: dict[str, Split], progress: PrepareProgress) -> None:
-    """Raises ValueError for a shard that is there twice in a split, and says which of training are in another."""
+    """Raises ValueError for two copies of a shard in one split; reports training shards that validation has too."""
     for one in opened.values():
         if copy := duplicates.find_copy(one):
             raise ValueError(f"{copy[0]} is a copy of {copy[1]}; remove one of them")
     if "train" in opened and "validation" in opened:
-        for line in duplicates.said_of_same(opened["train"], opened["validation"]):
+        for line in duplicates.describe_shared(opened["train"], opened["validation"]):
             progress.say(line)
 
 
 def _check_numbers(split: Split) -> None:
-    """Raises ValueError for a label that is surely no class's number."""
+    """Raises ValueError for a label that is too large for a class number."""
     if split.label_range[1] >= _MOST_CLASSES and (found := split.find_outside(_MOST_CLASSES)):
         shard, row, label = found
         raise ValueError(
-            f"label {label} in {shard} row {row} is no class's number, which run from 0 to {_MOST_CLASSES - 1}; "
-            "number the classes from 0, or make the labels text"
+            f"label {label} in {shard} row {row} is not a class number, 0 .. {_MOST_CLASSES - 1}; "
+            "number the classes from 0, or store the labels as text"
         )
 
 
 def _match(opened: dict[str, Split], progress: PrepareProgress) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """The set's class names, numbers if no split has names, and the splits with their labels read as these classes.
+    """The set's class names, and the splits with their labels mapped to these classes.
 
-    The names are those of train. Raises ValueError for a split with other names, or without them beside one with them.
+    The names are those of train, or numbers if no split has names. Raises ValueError for a split with other names, and
+    if only one of two splits has names.
     """
     first = "train" if "train" in opened else next(iter(opened))
     names = opened[first].class_names
@@ -232,12 +233,12 @@ def _match(opened: dict[str, Split], progress: PrepareProgress) -> tuple[tuple[s
     matched = {}
     for split, one in opened.items():
         if one.class_names == names:
-            matched[split] = one  # its labels are checked where they are unpacked
+            matched[split] = one  # unpacking checks its labels
             continue
         if (one.class_names is None) != (names is None):
             bare, named = (split, first) if one.class_names is None else (first, split)
             raise ValueError(
-                f"the shards of {named} have class names and those of {bare} have none; give shards of one set"
+                f"the shards of {named} have class names, those of {bare} have none; give shards of one set"
             )
         found = classes.match(one, names, count, option=None, what=f"{split} images")
         for note in found.notes:

@@ -1,4 +1,4 @@
-"""What of a source does not enter the set, counted, to be said in a line for each reason."""
+"""Counts of what is left out of a set, one line for each reason."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,23 +11,23 @@ _COUNTED = 12
 
 @dataclass
 class LeftOut:
-    """Counts of what was found and left out."""
+    """Counts of files and folders that were left out."""
 
     clutter: Counter[str] = field(default_factory=Counter)
-    """Hidden and tools' files and folders, by name; what is below such a folder is not counted."""
+    """Hidden and tools' files and folders, by name; the content of such a folder is not counted."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are no images, by kind."""
+    """Files that are not images, by kind."""
     links: list[str] = field(default_factory=list)
-    """Links to folders that are read already."""
+    """Links to folders that are already read."""
     broken: list[str] = field(default_factory=list)
-    """Links to nothing."""
+    """Broken links."""
 
     def skip(self, path: str) -> None:
         """Counts a hidden or tools' file or folder."""
         self.clutter[counted_as(path)] += 1
 
     def add(self, other: "LeftOut") -> None:
-        """Takes in what another count has."""
+        """Adds another count."""
         self.clutter += other.clutter
         self.kinds += other.kinds
         self.links += other.links
@@ -39,17 +39,17 @@ class LeftOut:
         if self.clutter:
             lines.append(f"{self.clutter.total()} hidden and tools' files and folders: {_counts(self.clutter)}")
         if self.kinds:
-            lines.append(f"{self.kinds.total()} files that are no images: {_counts(self.kinds)}")
+            lines.append(f"{self.kinds.total()} files that are not images: {_counts(self.kinds)}")
         if self.links:
-            lines.append(f"{len(self.links)} links to folders that are read already: {some(sorted(self.links))}")
+            lines.append(f"{len(self.links)} links to folders that are already read: {some(sorted(self.links))}")
         if self.broken:
             lines.append(f"{len(self.broken)} broken links: {some(sorted(self.broken))}")
         return lines
 
 
 def _counts(counter: Counter[str]) -> str:
-    """The commonest first, those that are as common by name: `Thumbs.db (3), .DS_Store (1)`."""
+    """The most frequent first, then by name: `Thumbs.db (3), .DS_Store (1)`."""
     ordered = sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
-    told = ", ".join(f"{name} ({count})" for name, count in ordered[:_COUNTED])
+    listed = ", ".join(f"{name} ({count})" for name, count in ordered[:_COUNTED])
     more = sum(count for _, count in ordered[_COUNTED:])
-    return told + (f" and {more} of other names" if more else "")
+    return listed + (f" and {more} of other names" if more else "")

@@ -1,4 +1,4 @@
-"""Layouts of image sets that are not read, and the commands that make ones that are: Kaggle's ImageNet, WebDataset."""
+"""Layouts that are not supported, such as Kaggle's ImageNet and WebDataset, and the commands that convert them."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from dist_resnet.wording import some
 
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 _KAGGLE_CLASSES = "LOC_val_solution.csv"
-# How far above the folder of images Kaggle's archive has the file.
+# Folders between the images and the file in Kaggle's archive.
 _LEVELS = 4
 _PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _CLASS_KEYS = ("label", "cls", "class", "class_id", "class_name", "synset", "wnid")
@@ -30,43 +30,43 @@ _TABLE_BYTES = 1 << 16
 
 
 def refuse_file(filesystem: pafs.FileSystem, root: str) -> None:
-    """Raises ValueError where the source is a file and no folder."""
+    """Raises ValueError if the source is a file."""
     if filesystem.get_file_info(root).type != pafs.FileType.File:
         return
     todo = "give the folder that holds it"
     if root.lower().endswith(_PACKED) and not root.endswith(("_img_train.tar", "_img_val.tar")):
-        todo = "unpack it and give the folder with what was in it"
+        todo = "unpack it and give the folder with its content"
     raise ValueError(f"the source {root} is a file; {todo}")
 
 
 def refuse_kaggle(filesystem: pafs.FileSystem, root: str) -> None:
-    """Raises ValueError for ImageNet as Kaggle has it, whose validation images are in no class folders."""
+    """Raises ValueError for Kaggle's copy of ImageNet, whose validation images have no class folders."""
     folder = next((path for name in _KAGGLE_FOLDERS if exists(filesystem, path := f"{root}/{name}")), None)
     validation = f"{folder or root}/val"
     files = [name for name in list_files(filesystem, validation) if is_named_image(name)]
     classes = _find_above(filesystem, root, _KAGGLE_CLASSES)
     if files and (classes or files[0].startswith("ILSVRC2012_val_")):
         moving = (
-            f"cd {shlex.quote(validation)} && tail -n +2 {shlex.quote(classes or f'WHERE_IT_IS/{_KAGGLE_CLASSES}')} | "
+            f"cd {shlex.quote(validation)} && tail -n +2 {shlex.quote(classes or f'FOLDER/{_KAGGLE_CLASSES}')} | "
             "while IFS=', ' read -r name synset rest; do "
             'mkdir -p "$synset" && mv "$name.JPEG" "$synset/"; done'
         )
-        where = "" if is_local(filesystem) else " (on a disk, where the set has to be copied first)"
+        where = "" if is_local(filesystem) else " (on a disk: copy the set there first)"
         raise ValueError(
-            f"{validation} holds {len(files)} images in no class folders, as Kaggle has ImageNet; {_KAGGLE_CLASSES} "
-            f"tells their classes: move them into class folders{where} by: {moving}; then give --source "
-            f"{_address(filesystem, folder or root)}"
+            f"{validation} holds {len(files)} images without class folders, as in Kaggle's ImageNet; "
+            f"{_KAGGLE_CLASSES} has their classes: move them into class folders{where} with: {moving}; then give "
+            f"--source {_address(filesystem, folder or root)}"
         )
     if folder:
         raise ValueError(
-            f"{root} is ImageNet as Kaggle has it; give its folder of images, --source {_address(filesystem, folder)}"
+            f"{root} is Kaggle's ImageNet; give its folder of images, --source {_address(filesystem, folder)}"
         )
 
 
 def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
-    """Raises ValueError where the images are in archives that are not read: WebDataset's, or some others.
+    """Raises ValueError if the images are in archives that are not supported, such as WebDataset's.
 
-    `splits`: folders that may be such a source too, one for each split.
+    `splits`: the folder of each split, which may also hold such archives.
     """
     for folder in (root, *splits):
         packed = [name for name in list_files(filesystem, folder) if name.lower().endswith(_PACKED)]
@@ -77,21 +77,21 @@ def refuse_archives(filesystem: pafs.FileSystem, root: str, splits: Sequence[str
             raise ValueError(_webdataset(folder, packed[0], members, is_local(filesystem)))
         if re.fullmatch(r"n\d{8}\.tar", packed[0]):
             raise ValueError(
-                f"{folder} holds {some(packed, most=1)}, the inner archives of ImageNet's; give the folder of "
-                "ILSVRC2012_img_train.tar as it was, or unpack each by: "
+                f"{folder} holds {some(packed, most=1)}, the inner archives of ImageNet; give the folder with the "
+                "original ILSVRC2012_img_train.tar, or unpack each with: "
                 f'cd {shlex.quote(folder)} && for t in n*.tar; do mkdir -p "${{t%.tar}}" && tar -xf "$t" -C '
                 '"${t%.tar}" && rm "$t"; done'
             )
         raise ValueError(
-            f"{folder} holds the archive {some(packed, most=1)}, which is not read (ILSVRC2012_img_train.tar and "
-            "ILSVRC2012_img_val.tar are); unpack it and give the folder with what was in it"
+            f"{folder} holds the archive {some(packed, most=1)}; only ILSVRC2012_img_train.tar and "
+            "ILSVRC2012_img_val.tar are read as archives; unpack it and give the folder with its content"
         )
 
 
 def refuse_tables(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
-    """Raises ValueError where images are in no class folders and a table beside them, or above, has their classes.
+    """Raises ValueError if images have no class folders but a table of their classes, in their folder or the source.
 
-    So are those of Tiny ImageNet's `val`, and many of Kaggle's sets.
+    Tiny ImageNet's `val` and many sets on Kaggle are like this.
     """
     for folder in splits or (root,):
         folders = list_folder(filesystem, folder, LeftOut())[0]
@@ -107,7 +107,7 @@ def refuse_tables(filesystem: pafs.FileSystem, root: str, splits: Sequence[str])
 
 
 def _separator(filesystem: pafs.FileSystem, table: str, images: Sequence[str]) -> str | None:
-    """What is between an image's name and its class in a table, as bash writes it; None if it has no such lines."""
+    """The separator of image name and class in a table, in bash's notation; None if the table has no such lines."""
     with filesystem.open_input_file(table) as file:
         lines = file.read(_TABLE_BYTES).decode(errors="replace").splitlines()
     known = set(images)
@@ -122,46 +122,46 @@ def _moving(folder: str, below: str, table: str, separator: str, count: int) -> 
     loop = f'while IFS={separator} read -r name class rest || [ -n "$name" ]; do if [ -f "{source}" ]; then '
     loop += f'mkdir -p "$class" && mv "{source}" "$class/"; fi; done' + (f" && rmdir {below}" if below else "")
     return (
-        f"{folder} holds {count} images in no class folders; {table.rpartition('/')[2]} tells their classes: move them "
-        f"into class folders, in bash, by: cd {shlex.quote(folder)} && tr -d '\\r' < {shlex.quote(table)} | {loop}"
+        f"{folder} holds {count} images without class folders; {table.rpartition('/')[2]} has their classes: move them "
+        f"into class folders, in bash, with: cd {shlex.quote(folder)} && tr -d '\\r' < {shlex.quote(table)} | {loop}"
     )
 
 
 def refuse_partitions(filesystem: pafs.FileSystem, root: str, splits: Sequence[str]) -> None:
-    """Raises ValueError where the source, or a split's folder, holds folders such as `label=3`."""
+    """Raises ValueError if the source, or a split's folder, holds folders such as `label=3`."""
     for folder in (root, *splits):
         for name in list_folder(filesystem, folder, LeftOut())[0]:
             if hive.is_partition(name) and any(
                 one.endswith(".parquet") for one in list_files(filesystem, f"{folder}/{name}")
             ):
-                raise ValueError(f"{folder} holds Parquet in folders of its own; {hive.conversion(f'{folder}/{name}')}")
+                raise ValueError(f"{folder} holds partitioned Parquet; {hive.conversion(f'{folder}/{name}')}")
 
 
 def refuse_deeper(filesystem: pafs.FileSystem, root: str) -> None:
-    """Raises ValueError where a folder in the source, or one that looks like a split, is what should be given."""
+    """Raises ValueError if the split folders have unknown names, or are one folder below the source."""
     folders, _ = list_folder(filesystem, root, LeftOut())
     alike = [name for name in folders if resembled_split(name)]
     if alike and any(list_folder(filesystem, f"{root}/{name}", LeftOut())[0] for name in alike):
         raise ValueError(
-            f"{root} holds {', '.join(alike[:3])}, which are like splits by their names and no known ones; call the "
-            "folders train and val, or give one as --source with --split"
+            f"{root} holds {', '.join(alike[:3])}, which look like splits but are not known names; rename the "
+            "folders to train and val, or give one as --source with --split"
         )
     for name in folders[:20]:
         inner = list_folder(filesystem, f"{root}/{name}", LeftOut())[0]
         if any(resembled_split(one) for one in inner):
             raise ValueError(
-                f"{root} holds {name}, which holds splits by its folders' names; give --source "
+                f"{root} holds {name}, whose folders are named like splits; give --source "
                 f"{_address(filesystem, f'{root}/{name}')}"
             )
 
 
 def _address(filesystem: pafs.FileSystem, path: str) -> str:
-    """What to give for a folder on the command line."""
+    """The address of a folder for the command line."""
     return shlex.quote(uri_of(filesystem, path))
 
 
 def _find_above(filesystem: pafs.FileSystem, folder: str, name: str) -> str | None:
-    """The file of this name in a folder or those that it is in."""
+    """The file of this name in a folder or one of its parents."""
     for _ in range(_LEVELS):
         if folder and exists(filesystem, f"{folder}/{name}"):
             return f"{folder}/{name}"
@@ -170,7 +170,7 @@ def _find_above(filesystem: pafs.FileSystem, folder: str, name: str) -> str | No
 
 
 def _sample_group(filesystem: pafs.FileSystem, path: str) -> dict[str, bytes] | None:
-    """The files of a WebDataset sample by their endings, without the image's bytes; None where the tar has none."""
+    """The files of a WebDataset sample by their endings, without the image's bytes; None if the tar has no sample."""
     groups: dict[str, dict[str, bytes]] = {}
     try:
         with filesystem.open_input_file(path) as file:
@@ -188,20 +188,20 @@ def _sample_group(filesystem: pafs.FileSystem, path: str) -> dict[str, bytes] | 
 
 
 def _webdataset(folder: str, name: str, members: dict[str, bytes], local: bool) -> str:
-    """What to say of a folder of WebDataset's archives."""
+    """The complaint about a folder of WebDataset archives, with the command that converts it."""
     image = next(ending for ending in members if is_named_image(f".{ending}"))
     endings = ", ".join(f".{ending}" for ending in members)
-    found = f"{folder} holds {name}, of WebDataset's layout (files {endings} of one name)"
+    found = f"{folder} holds {name}, in the WebDataset layout (files {endings} with one name)"
     reading = _class_reading(members)
     if reading is None:
-        return f"{found}, and none of them tells a class; unpack the images into a folder for each class, train/CLASS"
+        return f"{found}, and none of them has a class; unpack the images into a folder for each class, train/CLASS"
     ending, command = reading
     split = {"validation": "val"}.get(found_split := resembled_split(name) or "train", found_split)
     pattern = re.sub(r"\d+(-of-\d+)?\.tar$", "*.tar", name)
     where = folder if local else "FOLDER"
     unpacked, images = shlex.quote(f"{where}/unpacked-{split}"), shlex.quote(f"{where}/images")
     return (
-        f"{found}, which is not read; unpack it into class folders{'' if local else ' on a disk'} by: "
+        f"{found}, which is not supported; unpack it into class folders{'' if local else ' on a disk'} with: "
         f'mkdir -p {unpacked} && for t in {shlex.quote(where)}/{pattern}; do tar -xf "$t" -C {unpacked}; done && '
         f"cd {unpacked} && find . -name '*.{ending}' | while read -r c; do d={images}/{split}/$({command}); "
         f'mkdir -p "$d" && mv "${{c%.{ending}}}.{image}" "$d/"; done; do so for each split, then give --source {images}'
@@ -209,13 +209,13 @@ def _webdataset(folder: str, name: str, members: dict[str, bytes], local: bool) 
 
 
 def _class_reading(members: dict[str, bytes]) -> tuple[str, str] | None:
-    """(ending of the file that tells the class, command that prints it from "$c"), or None."""
+    """(ending of the file that has the class, command that prints the class from "$c"), or None."""
     for ending in ("cls", "cls.txt"):
         if ending in members:
             return ending, 'cat "$c"'
     try:
-        told: Any = json.loads(members["json"])
-        key = next(key for key in _CLASS_KEYS if isinstance(told.get(key), str | int))
+        content: Any = json.loads(members["json"])
+        key = next(key for key in _CLASS_KEYS if isinstance(content.get(key), str | int))
     except (KeyError, ValueError, AttributeError, StopIteration):
         return None
     return "json", f"""python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["{key}"])' "$c\""""

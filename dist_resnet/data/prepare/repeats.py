@@ -1,6 +1,7 @@
-"""Images that a set has more than once, byte for byte: in training and in another split, or in two classes.
+"""Duplicate images of a set, byte for byte: in training and in another split, or in two classes.
 
-An error on images that were trained on tells nothing of others. Compared are CRC and length of the bytes as they came.
+The error on images that were trained on says nothing about other images. CRC and length of the original bytes are
+compared.
 """
 
 import base64
@@ -12,12 +13,12 @@ import numpy as np
 from dist_resnet.data.prepare.index import Index
 
 NONE = 0
-"""In the place of a hash, of an image that is not in the set."""
+"""Instead of a hash, for an image that is not in the set."""
 _KIND = "<u8"
 
 
 def hash_of(encoded: bytes) -> int:
-    """The hash of an image's bytes, 1 .. 2**64 - 1: their sum and their number, which cost next to nothing."""
+    """A cheap hash of an image's bytes, 1 .. 2**64 - 1: their CRC and their number."""
     return zlib.crc32(encoded) << 32 | len(encoded)
 
 
@@ -27,12 +28,12 @@ def pack(hashes: Sequence[int]) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """The hashes that were packed: uint64 [N]."""
+    """The hashes that `pack` packed: uint64 [N]."""
     return np.frombuffer(base64.b64decode(text), _KIND)
 
 
-def said_of_repeats(splits: Mapping[str, tuple[Index, np.ndarray]], class_names: Sequence[str]) -> list[str]:
-    """A line for each kind of repeated images; `splits`: the index of each split and the hashes of its images."""
+def describe(splits: Mapping[str, tuple[Index, np.ndarray]], class_names: Sequence[str]) -> list[str]:
+    """A line for each kind of duplicates; `splits`: the index of each split and the hashes of its images."""
     lines = [
         line for split, (index, hashes) in splits.items() for line in _in_two_classes(split, index, hashes, class_names)
     ]
@@ -43,12 +44,13 @@ def said_of_repeats(splits: Mapping[str, tuple[Index, np.ndarray]], class_names:
 
 def _in_train(split: str, index: Index, hashes: np.ndarray, train: Index, known: np.ndarray) -> Iterator[str]:
     order = np.argsort(known, kind="stable")
-    places = order[np.searchsorted(known[order], hashes).clip(max=len(known) - 1)]
-    rows = np.flatnonzero((known[places] == hashes) & (hashes != NONE))
+    in_train = order[np.searchsorted(known[order], hashes).clip(max=len(known) - 1)]
+    rows = np.flatnonzero((known[in_train] == hashes) & (hashes != NONE))
     if len(rows):
         yield (
             f"{len(rows)} of {len(index)} {split} images are in train too, byte for byte, such as "
-            f"{index.describe(rows[0])} as {train.describe(places[rows[0]])}; errors on these tell nothing of others"
+            f"{index.describe(rows[0])} as {train.describe(in_train[rows[0]])}; errors on these say nothing about "
+            "other images"
         )
 
 

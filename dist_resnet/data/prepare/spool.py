@@ -1,8 +1,8 @@
-"""Parquet shards as downloaded, written out as plain bytes for as long as a set is being prepared.
+"""Parquet shards as downloaded, unpacked as plain bytes while a set is being prepared.
 
-An image within compressed Parquet pages has no byte range of its own, and a global shuffle wants single images. So
-the encoded images of each source shard are first put one after the other into a file under the target's
-`preparing/`, with an index beside it that is written last and so says that the file is whole.
+A global shuffle reads single images, but an image in compressed Parquet pages has no byte range. So the encoded images
+of each source shard are first written to a spool file under the target's `preparing/`. Its index is written last: a
+spool file that has an index is complete.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from dist_resnet.data.prepare.index import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.tree import list_files, list_folder
-from dist_resnet.data.shards.columns import Columns, LabelError, encoded_images, image_path, may_lack_bytes
+from dist_resnet.data.shards.column_values import LabelError, encoded_images, image_path
+from dist_resnet.data.shards.columns import Columns, may_lack_bytes
 from dist_resnet.data.shards.footers import columns_of, find_without_bytes, metadata_of, numbers_of
 from dist_resnet.data.shards.split import Split
 from dist_resnet.data.shards.split_names import split_of
@@ -47,17 +48,15 @@ class SpoolTask:
     target: str
     """An address on the target's file system."""
     path: str
-    """The spool file's path there; its index has `.index` after it."""
+    """The spool file's path there; its index's path has `.index` appended."""
     class_names: tuple[str, ...]
 
 
 def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
-    """The glob of each split's Parquet shards in a folder, in its folders of splits or its `data/`, by their names.
+    """The glob of each split's Parquet shards in a folder, in its split folders or in its `data/`, by their names.
 
-    If no name says which split it is, all are of `split`.
-
-    Raises ValueError where the names say that some are missing, or say no split, or one for which there is `split` or
-    another name.
+    If no name says which split it is, all are of `split`. Raises ValueError if the names show that shards are missing,
+    if they name no split, or if two kinds of names, or a name and `split`, stand for one split.
     """
     folder, shards = root, _list_shards(filesystem, root)
     if not shards and (in_folders := _in_folders(filesystem, root, uri, split)):
@@ -72,8 +71,8 @@ def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | No
             check_no_split(split, f"{folder}/{shard}", found)
         elif split is None:
             raise ValueError(
-                f"{folder}/{shard} is of no split by its name, which should begin with train-, validation- or test-; "
-                "give --split for shards of one split"
+                f"{folder}/{shard} does not name its split; begin the name with train-, validation- or test-, or give "
+                "--split for shards of one split"
             )
         named.setdefault("" if split else begin, []).append(shard)
     splits: dict[str, str] = {}
@@ -81,8 +80,8 @@ def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | No
         found = split_of(begin) or str(split)
         if found in splits:
             raise ValueError(
-                f"{folder} holds {named[splits[found]][0]} and {names[0]}, which are of one split by their names; keep "
-                "one kind in another folder"
+                f"{folder} holds {named[splits[found]][0]} and {names[0]}, both by their names the split {found}; move "
+                "one kind to another folder"
             )
         _check_complete(begin or found, names)
         splits[found] = begin
@@ -99,13 +98,13 @@ def _in_folders(filesystem: pafs.FileSystem, root: str, uri: str, split: str | N
     for name, found in named.items() if any(shards.values()) else ():
         check_no_split(split, f"{root}/{name}", found)
         if found in splits:
-            raise ValueError(f"{root} holds two folders of the split {found}, {name} is one; keep one elsewhere")
+            raise ValueError(f"{root} holds two folders of the split {found}, one is {name}; move one elsewhere")
         if shards[name]:
             _check_complete(name, shards[name])
             splits[found] = child_uri(uri, f"{glob.escape(name)}/[!.~]*.parquet")
         elif found != "test":
             raise ValueError(
-                f"{root}/{name} holds no Parquet shards, and other splits' folders do; give all of one kind"
+                f"{root}/{name} holds no Parquet shards, but the folders of other splits do; give all of one kind"
             )
     return splits
 
@@ -118,15 +117,15 @@ def _check_complete(split: str, shards: list[str]) -> None:
     numbers = [match for shard in shards if (match := _NUMBERED.search(shard))]
     if numbers and (missing := sorted(set(range(int(numbers[0][2]))) - {int(match[1]) for match in numbers})):
         raise ValueError(
-            f"{split} has {len(shards)} of {int(numbers[0][2])} shards; the first that is missing is number "
+            f"{split} has {len(shards)} of {int(numbers[0][2])} shards, the first missing one is number "
             f"{missing[0]:05d}; download the rest"
         )
 
 
 def check_paths(split: Split) -> Iterator[str]:
-    """Yields a line for each shard with images that have paths in place of bytes.
+    """Yields a line for each shard with images that have paths instead of bytes.
 
-    Raises ValueError, naming shard and row, if the first of these in a shard cannot be read, or has no path either.
+    Raises ValueError, naming shard and row, if the first such image of a shard cannot be read or has no path.
     """
     filesystem, _ = open_uri(split.uri)
     for shard, footer in zip(split.shards, split.footers, strict=True):
@@ -140,16 +139,16 @@ def check_paths(split: Split) -> Iterator[str]:
 
 
 def file_name(split: str, class_names: Sequence[str], shard: pafs.FileInfo, footer: bytes) -> str:
-    """What a shard's spool file is called: unlike for another shard, and for the same one when it has been mended."""
-    # A label that was mended may leave size and footer as they are.
+    """The name of a shard's spool file, unique for each shard and for each version of it."""
+    # A repaired label may leave size and footer as they are.
     version = [class_names, shard.base_name, shard.size, shard.mtime_ns, hashlib.sha256(footer).hexdigest()]
     return f"{_BEGIN}{split}-{hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]}"
 
 
 def remove_others(filesystem: pafs.FileSystem, folder: str, wanted: set[str]) -> None:
-    """Removes the spool files in a folder that have other names than those wanted."""
+    """Removes the spool files in a folder that are not wanted."""
     entries = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    # Each index goes before its file, for it says that the file is whole.
+    # Each index before its file: an index means that the file is complete.
     for entry in sorted(entries, key=lambda one: one.path, reverse=True):
         if entry.base_name.startswith(_BEGIN) and entry.base_name.partition(".")[0] not in wanted:
             with contextlib.suppress(FileNotFoundError):
@@ -157,10 +156,9 @@ def remove_others(filesystem: pafs.FileSystem, folder: str, wanted: set[str]) ->
 
 
 def spool_shard(task: SpoolTask) -> Iterator[int]:
-    """Spools one shard, yielding numbers of images as they are done.
+    """Spools one shard, yielding numbers of images as they are done; holds one row group in memory.
 
-    Raises ValueError for a shard that cannot be read, for labels beyond the classes and for images without bytes. Holds
-    one row group of the shard in memory.
+    Raises ValueError for a shard that cannot be read, labels outside the classes and images without bytes.
     """
     target, _ = open_uri(task.target)
     if exists(target, f"{task.path}.index"):
@@ -175,7 +173,7 @@ def spool_shard(task: SpoolTask) -> Iterator[int]:
             for image, path, label in zip(images, paths, found.tolist(), strict=True):
                 encoded = _encoded(task, len(names), image, path)
                 stream.write(encoded)
-                # Shards of many writers call every image the same, or number them anew.
+                # Some writers name all images alike, or restart their numbers in each shard.
                 names[path if path and path not in names else f"{base} row {len(names)}"] = None
                 sizes.append(len(encoded))
                 labels.append(label)
@@ -207,38 +205,38 @@ def _read_batches(task: SpoolTask) -> Iterator[tuple[list[np.ndarray | None], li
                     row += len(table)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{task.shard} cannot be read ({one_line(error)}); replace the file by an intact copy"
+            f"{task.shard} cannot be read ({one_line(error)}); replace the file with an intact copy"
         ) from error
 
 
 def _labels(task: SpoolTask, table: pa.Table, first_row: int) -> np.ndarray:
-    """The classes of some rows, int64. Raises ValueError, naming shard and row, for one that is none of them."""
+    """The classes of some rows, int64. Raises ValueError, naming shard and row, for a label that is not a class."""
     try:
         labels = numbers_of(table[task.columns.label], task.columns, task.class_names)
     except LabelError as error:
-        raise ValueError(f"{task.shard} row {first_row + error.row} {error.reason}; mend the shard's labels") from error
+        raise ValueError(f"{task.shard} row {first_row + error.row} {error.reason}; fix the shard's labels") from error
     beyond = np.flatnonzero((labels < 0) | (labels >= len(task.class_names)))
     if len(beyond):
         label, row = labels[beyond[0]], first_row + beyond[0]
         if label < 0:
-            raise ValueError(f"label {label} in {task.shard} row {row} stands for none; give every image a label")
+            raise ValueError(f"label {label} in {task.shard} row {row} means no label; give every image a label")
         raise ValueError(
-            f"label {label} in {task.shard} row {row} is outside of the class list, 0 .. {len(task.class_names) - 1}; "
-            "mend the shard's labels or its class names"
+            f"label {label} in {task.shard} row {row} is not in the class list, 0 .. {len(task.class_names) - 1}; "
+            "fix the shard's labels or its class names"
         )
     return labels
 
 
 def _encoded(task: SpoolTask, row: int, image: np.ndarray | None, path: str | None) -> np.ndarray | bytes:
-    """An image's bytes, as stored or from its path. Raises ValueError, naming shard and row, if there are neither."""
+    """An image's bytes, as stored or from its path. Raises ValueError, naming shard and row, if it has neither."""
     if image is not None and (len(image) or path is None):
-        return image  # of no bytes, it is damaged and gets listed
+        return image  # an empty one is damaged and will be listed
     source, _ = open_uri(task.source)
     return _read_path(source, task.shard, row, path)
 
 
 def _read_path(source: pafs.FileSystem, shard: str, row: int, path: str | None) -> bytes:
-    """The image at a path that a shard gives, absolute or from the shard's folder on, on the shard's file system.
+    """The image at a path on the shard's file system, absolute or relative to the shard's folder.
 
     Raises ValueError, naming shard and row, if there is no path or it cannot be read.
     """
@@ -251,5 +249,5 @@ def _read_path(source: pafs.FileSystem, shard: str, row: int, path: str | None) 
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({one_line(error)})"
         raise ValueError(
             f"{shard} row {row} has no image bytes, only the path {path}, which {reason}; give shards with the bytes "
-            "embedded, or put the images where every node can read them"
+            "embedded, or store the images where every node can read them"
         ) from error

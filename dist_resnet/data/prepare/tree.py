@@ -1,7 +1,7 @@
-"""Lists folders on a disk or an object store, without what is hidden.
+"""Lists folders on a disk or an object store, without hidden and tools' files.
 
-Links are followed as torchvision's ImageFolder does, to files and to folders. A link to a folder that is read anyway,
-or to one that the link is in, would give its images twice or without end: links to folders are left to the caller.
+Links to files are followed, as torchvision's ImageFolder does. Links to folders are left to the caller: one to a folder
+that is read anyway, or that contains the link, would give its images twice or recurse without limit.
 """
 
 import errno
@@ -22,12 +22,12 @@ _BROKEN = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """The files right in one folder; on an object store, all files below it."""
+    """The files directly in one folder; on an object store, all files below it."""
 
     place: str
-    """Below the folder where the walk began: empty, or a path that ends in /."""
+    """Its path from the root of the walk: empty, or ending in /."""
     real: str
-    """Where it is when all links are followed; empty on an object store, which has none."""
+    """Its path with all links resolved; empty on an object store, which has no links."""
     files: tuple[tuple[str, int], ...]
     """(name, bytes) of each."""
     links: tuple[str, ...]
@@ -35,7 +35,7 @@ class Folder:
 
 
 def list_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    """The files right in a folder, sorted, without what is hidden: one request, whatever is below the folder."""
+    """The files directly in a folder, sorted, without clutter: one request, however much is below the folder."""
     if is_local(filesystem):
         return list_folder(filesystem, folder, LeftOut())[1]
     entries = list_entries(filesystem, folder, folders=False)
@@ -43,7 +43,7 @@ def list_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 
 
 def list_folder(filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> tuple[list[str], list[str]]:
-    """(folders, files) right in a folder, sorted, links to them included; what is hidden is counted in `left`."""
+    """(folders, files) directly in a folder, sorted, including links; clutter is counted in `left`."""
     if is_local(filesystem):
         found = list(_entries(folder, "", left)) if os.path.isdir(folder) else []
         folders = [entry.name for entry, kind, _ in found if kind in ("folder", "link")]
@@ -51,15 +51,15 @@ def list_folder(filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> tupl
     entries = list_entries(filesystem, folder)
     for name in {one.name for one in entries if is_clutter(one.name)}:
         left.skip(name)
-    shown = [one for one in entries if not is_clutter(one.name)]
-    folders = [one.name for one in shown if one.kind == pafs.FileType.Directory]
-    return folders, [one.name for one in shown if one.kind != pafs.FileType.Directory]
+    kept = [one for one in entries if not is_clutter(one.name)]
+    folders = [one.name for one in kept if one.kind == pafs.FileType.Directory]
+    return folders, [one.name for one in kept if one.kind != pafs.FileType.Directory]
 
 
 def walk(filesystem: pafs.FileSystem, root: str, left: LeftOut) -> list[Folder]:
-    """The folders from `root`, which may be a link, downward; what is hidden or a broken link is counted in `left`.
+    """`root`, which may be a link, and the folders below it; clutter and broken links are counted in `left`.
 
-    Raises ValueError for a name that is not UTF-8 and for what may not be read.
+    Raises ValueError for a name that is not UTF-8 and for files or folders without permission to read.
     """
     if not is_local(filesystem):
         return [_walk_store(filesystem, root, left)]
@@ -80,17 +80,14 @@ def walk(filesystem: pafs.FileSystem, root: str, left: LeftOut) -> list[Folder]:
 
 
 def leads_back(link: str) -> bool:
-    """Whether a link to a folder leads to one that the link itself is in, by its path as given or with links followed.
-
-    Raises nothing: a broken link does not.
-    """
+    """Whether a link leads to a folder that contains the link, by its path as given or with links resolved."""
     target = os.path.realpath(link)
     within = [os.path.realpath(os.path.dirname(link)), os.path.dirname(os.path.abspath(link))]
     return any(target in _ancestors(path) for path in within)
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """A folder and all that it is in, with links followed."""
+    """A folder and all its parents, with links resolved."""
     while True:
         yield os.path.realpath(path)
         if os.path.dirname(path) == path:
@@ -99,7 +96,7 @@ def _ancestors(path: str) -> Iterator[str]:
 
 
 def _entries(root: str, place: str, left: LeftOut) -> Iterator[tuple[os.DirEntry[str], str, int]]:
-    """(entry, `folder`, `link` to one or `file`, bytes) of what is in a local folder and not left out."""
+    """(entry, `folder`, `link` to one or `file`, bytes) of each entry of a local folder that is not left out."""
     folder = f"{root}/{place}".rstrip("/") or "/"
     try:
         with os.scandir(folder) as entries:
@@ -110,11 +107,11 @@ def _entries(root: str, place: str, left: LeftOut) -> Iterator[tuple[os.DirEntry
                     _check_name(entry.path)
                     yield entry, *kind
     except PermissionError as error:
-        raise ValueError(f"{error.filename or folder} may not be read; change its permissions, or remove it") from error
+        raise ValueError(f"{error.filename or folder} is not readable; change its permissions, or remove it") from error
 
 
 def _kind(entry: os.DirEntry[str], left: LeftOut) -> tuple[str, int] | None:
-    """(`folder`, `link` or `file`, bytes), or None for what is neither and is counted."""
+    """(`folder`, `link` or `file`, bytes); None for other entries, which are counted."""
     if entry.is_dir(follow_symlinks=False):
         return "folder", 0
     try:
@@ -129,7 +126,7 @@ def _kind(entry: os.DirEntry[str], left: LeftOut) -> tuple[str, int] | None:
     if not stat.S_ISREG(status.st_mode):
         left.kinds["device or pipe"] += 1
         return None
-    # The system is only asked about files that not everybody may read.
+    # Files that everybody can read need no system call.
     if not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
     return "file", status.st_size

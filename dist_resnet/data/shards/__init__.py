@@ -1,1 +1,1 @@
-"""What lies on disk: Parquet shards of encoded images and labels, as one indexed split."""
+"""Parquet shards of encoded images and labels, as one indexed split."""

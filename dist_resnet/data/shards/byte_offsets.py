@@ -1,8 +1,8 @@
-"""Where the encoded images of a prepared shard lie in its file, so that each can be read by a byte range.
+"""The byte range of each encoded image of a prepared shard, so that each can be read alone.
 
-A prepared shard holds its images plain: neither compressed nor dictionary-encoded, so each lies in the file as it
-is. The places are in the footer under the key `dist_resnet.images`: base64 of the zlib-compressed little-endian
-int64 array [3, N] of each image's byte offset in the file, number of bytes, and label.
+A prepared shard stores its images plain: neither compressed nor dictionary-encoded, each in one piece. The footer has
+their byte ranges under the key `dist_resnet.images`: base64 of the zlib-compressed little-endian int64 array [3, N] of
+each image's byte offset in the file, number of bytes, and label.
 """
 
 import base64
@@ -16,15 +16,15 @@ KEY = b"dist_resnet.images"
 _EARLIER_KEY = b"dist_resnet.pictures"
 
 
-def encode(places: np.ndarray) -> bytes:
-    """The value for the footer; `places`: int64 [3, N] of offsets, lengths and labels."""
-    return base64.b64encode(zlib.compress(places.astype("<i8").tobytes(), 9))
+def encode(ranges: np.ndarray) -> bytes:
+    """The value for the footer; `ranges`: int64 [3, N] of offsets, lengths and labels."""
+    return base64.b64encode(zlib.compress(ranges.astype("<i8").tobytes(), 9))
 
 
 def decode(metadata: Mapping[bytes, bytes] | None) -> np.ndarray | None:
-    """The places (int64 [3, N]: offsets, lengths, labels) in a footer's key-value metadata; None where it has none.
+    """The byte ranges (int64 [3, N]: offsets, lengths, labels) in a footer's key-value metadata; None if it has none.
 
-    Raises ValueError where they cannot be read.
+    Raises ValueError if they cannot be decoded.
 
     >>> decode({KEY: encode(np.array([[4, 40], [30, 20], [7, 1]]))}).tolist()
     [[4, 40], [30, 20], [7, 1]]

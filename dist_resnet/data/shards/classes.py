@@ -1,7 +1,7 @@
-"""Which class of a model each label of a set stands for, by the names that both have.
+"""Maps the labels of a set to a model's classes by name.
 
-A model's classes are those of its training images, in the order of its outputs. Any other set that is shown to it may
-name them in another order or lack some; its labels are mapped. Names that the model does not know are refused.
+A model's classes are those of its training images, in the order of its outputs. Another set may have them in another
+order or lack some; its labels are mapped. Names that the model does not know are refused.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ _UNNAMED = "unnamed {}"
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """A split whose labels are read as a model's classes."""
+    """A split whose labels are mapped to a model's classes."""
 
     split: Split
     notes: tuple[str, ...] = ()
-    """What somebody who looks at the numbers should know, a line each."""
+    """What a reader of the numbers should know, one line each."""
     lacking: tuple[str, ...] = ()
-    """The model's classes that the split has no images of, as far as the shards tell without being read."""
+    """The model's classes that the split has no images of, as far as the footers show."""
 
 
 def of_training(train: Split, num_classes: int, *, spare_outputs: bool) -> tuple[str, ...] | None:
-    """The names of a model's classes in the order of its outputs; None if its training images have no names.
+    """The names of a model's classes in the order of its outputs; None if its training images have no class names.
 
     `spare_outputs` allows more outputs than classes. Raises ValueError for a label without an output or a name, and
     for outputs without a class.
@@ -46,7 +46,7 @@ def of_training(train: Split, num_classes: int, *, spare_outputs: bool) -> tuple
         way_out = f"give --model.num-classes {count}" if count > 1 else "give images of two classes or more"
         raise ValueError(
             f"the model has {num_classes} outputs, the training images at {train.uri} have "
-            f"{count} class{'es' * (count > 1)}; {way_out}, or keep the others by --execution.spare-outputs"
+            f"{count} class{'es' * (count > 1)}; {way_out}, or keep spare outputs with --execution.spare-outputs"
         )
     return names and names[:num_classes]
 
@@ -60,30 +60,29 @@ def match(
     option: str | None = "--data.match-classes",
     what: str = "validation images",
 ) -> Matched:
-    """Reads a split's labels as the classes of a model of so many outputs, whose classes have these names.
+    """Maps a split's labels to the classes of a model with `num_classes` outputs, whose class names are `names`.
 
-    `option` is the one that sets `by`, if there is one, and `what` the split's part, for messages. Raises ValueError,
-    naming the first that differs, for images of classes that the model does not know, and where labels cannot be its
-    classes.
+    For messages: `option` sets `by`, if there is such an option, and `what` is the split's role. Raises ValueError for
+    the first image of a class that the model does not know, and for labels that cannot be its classes.
     """
     what = f"{what} at {split.uri}"
     _check_named(split)
     if by == "numbers":
-        return _by_number(split, names, num_classes, what, _said_of_numbers(split, names, what, option))
+        return _by_number(split, names, num_classes, what, _describe_by_number(split, names, what, option))
     if names is None or split.class_names is None:
         _check_count(split, names, num_classes, what, option)
-        return _by_number(split, names, num_classes, what, _said_of_no_names(split, names, what))
+        return _by_number(split, names, num_classes, what, _describe_no_names(split, names, what))
     label_map = _label_map(split.class_names, names)
     mapped = split.mapped(label_map if (label_map != np.arange(len(label_map))).any() else None)
     _refuse_unknown(split, mapped, names, what, option)
-    notes = [*_said_of_order(split.class_names, names, label_map, what), *_said_of_unused(split, label_map, what)]
+    notes = [*_describe_order(split.class_names, names, label_map, what), *_describe_unused(split, label_map, what)]
     return _finish(mapped, notes, names, label_map, what)
 
 
 def recorded(record: dict[str, Any], recipe: Recipe) -> tuple[str, ...] | None:
-    """The names of a run's classes by its `recipe.json`, or by its training shards if it is older than this record.
+    """The names of a run's classes from its `recipe.json`, or from its training shards if that does not have them.
 
-    None where the training images had no names, or where an old run's shards are out of reach or were exchanged.
+    None if the training images had no class names, or if the shards of an old run are unreachable or were replaced.
     """
     if "classes" in record:
         names = record["classes"]["names"]
@@ -97,9 +96,9 @@ def recorded(record: dict[str, Any], recipe: Recipe) -> tuple[str, ...] | None:
 
 
 def as_recorded(validation: Split, record: dict[str, Any], num_classes: int) -> Matched:
-    """A run's validation images with the labels that it began with, by its `recipe.json`.
+    """A run's validation images with the label mapping that the run started with, from its `recipe.json`.
 
-    Raises ValueError for a label that is none of the model's classes.
+    Raises ValueError for a label that is not one of the model's classes.
     """
     labels = record["classes"]["validation_labels"]
     split = dataclasses.replace(validation, label_map=None if labels is None else np.array(labels, np.int64))
@@ -108,7 +107,7 @@ def as_recorded(validation: Split, record: dict[str, Any], num_classes: int) -> 
 
 
 def for_outputs(names: Sequence[str], num_classes: int) -> list[str]:
-    """A name for each output; those that no class of the training images has are called unnamed.
+    """A name for each output; outputs without a class in the training images are called unnamed.
 
     >>> for_outputs(["cat", "dog"], 3)
     ['cat', 'dog', 'unnamed 2']
@@ -117,7 +116,7 @@ def for_outputs(names: Sequence[str], num_classes: int) -> list[str]:
 
 
 def of_outputs(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classes among those of outputs.
+    """The class names among the names of outputs.
 
     >>> of_outputs(['cat', 'dog', 'unnamed 2'])
     ('cat', 'dog')
@@ -128,8 +127,8 @@ def of_outputs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[:count])
 
 
-def said_of_labels(split: Split, what: str) -> list[str]:
-    """A line on classes of which a split has no image, if any are, by what its footers tell; `what`: its part."""
+def describe_absent_classes(split: Split, what: str) -> list[str]:
+    """A line about classes of which a split has no image, as far as its footers show; `what`: the split's role."""
     least, greatest = split.label_range
     names = numbers(greatest + 1) if split.class_names is None else split.class_names
     present = split.classes_present()
@@ -138,12 +137,12 @@ def said_of_labels(split: Split, what: str) -> list[str]:
         return []
     return [
         f"the {what} at {split.uri}, whose labels run from {least} to {greatest}, have {len(names) - len(absent)} of "
-        f"{len(names)} classes, none of {_listed([names[label] for label in sorted(absent)])}"
+        f"{len(names)} classes; without images: {_listed([names[label] for label in sorted(absent)])}"
     ]
 
 
 def numbers(num_classes: int) -> list[str]:
-    """What stands for the names of classes that have none."""
+    """Numbers in place of class names."""
     return [str(number) for number in range(num_classes)]
 
 
@@ -154,15 +153,15 @@ def _check_named(split: Split) -> None:
         return
     found = split.find_outside(len(names))
     if found is None:
-        return  # statistics may exceed the labels
+        return  # the range in the statistics may be wider than the labels
     shard, row, label = found
     raise ValueError(
-        f"label {label} in {shard} row {row} has no name: the shards name {len(names)} classes, 0 .. "
+        f"label {label} in {shard} row {row} has no class name: the shards name {len(names)} classes, 0 .. "
         f"{len(names) - 1}; "
         + (
             "subtract 1 from every label"
             if split.label_range == (1, len(names))
-            else "mend the labels or the class names"
+            else "fix the labels or the class names"
         )
     )
 
@@ -172,21 +171,21 @@ def _check_labels(split: Split, num_classes: int) -> None:
         shard, row, label = found
         what_to_do = "give images of the model's classes"
         if split.label_map is None and split.label_range == (1, num_classes):
-            what_to_do = "the labels begin with 1, and classes with 0: subtract 1 from every label"
+            what_to_do = "labels must start at 0, these start at 1: subtract 1 from every label"
         if label < 0:
-            what_to_do = "a label below 0 stands for none; give shards in which every image has one"
+            what_to_do = "a label below 0 means no label; give shards in which every image has a label"
         raise ValueError(
-            f"label {label} in {shard} row {row} is none of the model's {num_classes} classes, 0 .. {num_classes - 1}; "
+            f"label {label} in {shard} row {row} is not one of the model's classes, 0 .. {num_classes - 1}; "
             f"{what_to_do}"
         )
 
 
 def _check_count(split: Split, names: Sequence[str] | None, num_classes: int, what: str, option: str | None) -> None:
-    """Raises ValueError if a set that names its classes has another number of them than a model without names."""
+    """Raises ValueError if a set with class names has another number of classes than a model without names."""
     if names is None and split.class_names is not None and len(split.class_names) != num_classes:
         raise ValueError(
-            f"the {what} name {len(split.class_names)} classes, the model has {num_classes} without names, so nothing "
-            f"tells which is which; give images of as many classes{_escape(option)}"
+            f"the {what} name {len(split.class_names)} classes, the model has {num_classes} classes without names, so "
+            f"they cannot be matched; give images with {num_classes} classes{_escape(option)}"
         )
 
 
@@ -200,28 +199,28 @@ def _by_number(split: Split, names: Sequence[str] | None, num_classes: int, what
 
 
 def _finish(split: Split, notes: list[str], names: Sequence[str], known: np.ndarray, what: str) -> Matched:
-    """`known`: the classes that the split may have, of which its footers may tell those that it has."""
+    """`known`: the classes that the split may have, if its footers do not list those that it has."""
     present = split.classes_present()
     absent = set(range(len(names))).difference((known if present is None else present).tolist())
     lacking = tuple(names[label] for label in sorted(absent))
     if lacking:
         notes = [
             *notes,
-            f"the {what} have {len(names) - len(lacking)} of the model's {len(names)} classes, none of "
+            f"the {what} have {len(names) - len(lacking)} of the model's {len(names)} classes; without images: "
             f"{_listed(lacking)}",
         ]
     return Matched(split=split, notes=tuple(notes), lacking=lacking)
 
 
 def _label_map(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
-    """int64 [len(theirs)]: the place in `ours` of each name; -1 where it is not there, or not told apart.
+    """int64 [len(theirs)]: the label in `ours` of each name; -1 if the name is missing there or ambiguous.
 
-    A name that several labels have is told apart only if it has the same labels on both sides.
+    A name that several labels have is ambiguous unless it has the same labels on both sides.
     """
-    places = {side: _places(names) for side, names in (("theirs", theirs), ("ours", ours))}
+    labels_of = {side: _labels_by_name(names) for side, names in (("theirs", theirs), ("ours", ours))}
     found = np.full(len(theirs), -1, np.int64)
     for label, name in enumerate(theirs):
-        mine, yours = places["theirs"][key(name)], places["ours"].get(key(name), [])
+        mine, yours = labels_of["theirs"][key(name)], labels_of["ours"].get(key(name), [])
         if mine == yours:
             found[label] = label
         elif len(mine) == len(yours) == 1:
@@ -229,15 +228,15 @@ def _label_map(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
     return found
 
 
-def _places(names: Sequence[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
+def _labels_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+    labels: dict[str, list[int]] = {}
     for label, name in enumerate(names):
-        places.setdefault(key(name), []).append(label)
-    return places
+        labels.setdefault(key(name), []).append(label)
+    return labels
 
 
 def _refuse_unknown(split: Split, mapped: Split, names: Sequence[str], what: str, option: str | None) -> None:
-    """Raises ValueError for the first image whose class the model does not know for certain."""
+    """Raises ValueError for the first image whose class is unknown to the model or ambiguous."""
     assert split.class_names is not None
     found = mapped.find_outside(len(names))
     if found is None:
@@ -251,11 +250,11 @@ def _refuse_unknown(split: Split, mapped: Split, names: Sequence[str], what: str
     if (times := Counter(map(key, names))[key(name)]) or split.class_names.count(name) > 1:
         raise ValueError(
             f"class {name!r} of the {what} cannot be matched by name: {split.class_names.count(name)} of its labels "
-            f"and {times} of the model's classes are called so; give each class a name of its own{escape}"
+            f"and {times} of the model's classes have that name; give each class a different name{escape}"
         )
     near = f"; {nearest(name, names)!r} is" if nearest(name, names) else ""
     raise ValueError(
-        f"class {name!r} of the {what} (label {label}, first in {shard} row {row}) is none of the model's "
+        f"class {name!r} of the {what} (label {label}, first in {shard} row {row}) is not one of the model's "
         f"{len(names)} classes, {_listed(names)}{near}; give images of the model's classes{escape}"
     )
 
@@ -264,38 +263,44 @@ def _escape(option: str | None) -> str:
     return f", or {option} numbers if equal labels are equal classes" if option else ""
 
 
-def _said_of_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.ndarray, what: str) -> list[str]:
+def _describe_order(theirs: Sequence[str], ours: Sequence[str], label_map: np.ndarray, what: str) -> list[str]:
     moved = np.flatnonzero((label_map >= 0) & (label_map != np.arange(len(label_map))))
     if not len(moved):
         return []
     first = int(moved[0])
     return [
-        f"the {what} number their classes otherwise than the model; they are matched by name: label {first}, "
+        f"the {what} have their classes in another order than the model; they are matched by name: label {first}, "
         f"{theirs[first]!r}, is the model's class {label_map[first]}"
     ]
 
 
-def _said_of_unused(split: Split, label_map: np.ndarray, what: str) -> list[str]:
+def _describe_unused(split: Split, label_map: np.ndarray, what: str) -> list[str]:
     assert split.class_names is not None
     unknown = [split.class_names[label] for label in np.flatnonzero(label_map < 0)]
-    return [f"the {what} name classes that the model does not know, but show none: {_listed(unknown)}"] * bool(unknown)
+    return [f"the {what} name classes that the model does not know, but have no image of them: {_listed(unknown)}"] * (
+        len(unknown) > 0
+    )
 
 
-def _said_of_no_names(split: Split, names: Sequence[str] | None, what: str) -> list[str]:
+def _describe_no_names(split: Split, names: Sequence[str] | None, what: str) -> list[str]:
     if names is None and split.class_names is None:
         return []
     lack = "the model's classes have" if names is None else "they have"
-    return [f"the classes of the {what} cannot be compared with the model's, for {lack} no names; equal labels are "
-            "taken for equal classes"]  # fmt: skip
+    return [
+        f"the classes of the {what} cannot be compared with the model's, because {lack} no names; equal labels are "
+        "taken as equal classes"
+    ]
 
 
-def _said_of_numbers(split: Split, names: Sequence[str] | None, what: str, option: str | None) -> list[str]:
+def _describe_by_number(split: Split, names: Sequence[str] | None, what: str, option: str | None) -> list[str]:
     if names is None or split.class_names is None or [*map(key, names)] == [*map(key, split.class_names)]:
         return []
-    return [f"the class names of the {what} are not the model's; equal labels are taken for equal classes, as "
-            f"{option} numbers says"]  # fmt: skip
+    return [
+        f"the class names of the {what} differ from the model's; equal labels are taken as equal classes because of "
+        f"{option} numbers"
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of others."""
     return some([repr(name if len(name) <= 40 else name[:37] + "...") for name in names], most=_MOST_NAMED)

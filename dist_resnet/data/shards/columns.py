@@ -1,69 +1,59 @@
-"""Which columns of a Parquet shard hold its images and its labels, and their values, whatever types hold them.
+"""Finds the columns of images and labels of a Parquet shard.
 
-What can be read without loss is accepted, fields of a struct are found by their names, and the rest is refused by
-column and type. The table in docs/data-format.md lists the forms.
+Every type that can be read without loss is accepted, fields of a struct are found by name, and the rest is refused with
+column and type. The table in docs/data-format.md lists the accepted forms.
 """
 
-import itertools
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_resnet.data.shards import hive
+from dist_resnet.data.shards.column_types import field_type, is_bytes, is_number, is_text
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAME = re.compile(
     r"(.*[_ .-])?(labels?|class|classes|category|categories|targets?|cls)([_ .-]?(id|ids|idx|index|names?))?|y"
 )
-# No encoded image is as small: a GIF of one pixel has 26 bytes, a PNG 67. Less than this a row is soon read, too.
+# Encoded images are larger: a PNG of one pixel has 67 bytes. Row groups with less per row are quickly read.
 _LEAST_BYTES_A_ROW = 64
 _CHOOSE = "--data.label-column, or --label-column of jobs/prepare_imagenet.py and jobs/evaluate.py"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a shard has its images and labels; a field of a struct is named as Parquet does, `image.bytes`."""
+    """The columns of a shard's images and labels; a field of a struct has Parquet's name, `image.bytes`."""
 
     image: str
     """The column of images."""
     bytes: str | None
-    """Where their encoded bytes are; None if the shard has only paths."""
+    """Their encoded bytes; None if the shard has only paths."""
     path: str | None
-    """Where their paths are, if there are any."""
+    """Their paths, if the shard has any."""
     label: str
     """The column of labels."""
     text_labels: bool
-    """Whether the labels are the classes' names and not their numbers."""
+    """Whether the labels are class names and not numbers."""
     class_names: tuple[str, ...] | None
-    """Names of the numbers, from the schema's `huggingface` metadata; they may hold duplicates."""
+    """Names of the numbered classes, from the schema's `huggingface` metadata; may contain duplicates."""
 
 
 NO_COLUMNS = Columns("", None, None, "", False, None)
-"""Those of a shard without a row, in which nothing has to be found."""
+"""The columns of a shard without rows."""
 
 
 class UnlabeledError(ValueError):
     """A shard or some of its rows have no label."""
 
 
-class LabelError(ValueError):
-    """What a row has in place of a label."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"row {row} {reason}")
-        self.row, self.reason = row, reason
-
-
 def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None) -> Columns:
-    """The columns of images and labels by their names and types; `label_column` chooses among several.
+    """The columns of images and labels, by names and types; `label_column` chooses among several.
 
-    Raises UnlabeledError if no column is named as labels are, ValueError if one is of a type that holds none, or if
-    there are several to choose from; both name the shard.
+    Raises UnlabeledError if no column has a name for labels, ValueError if a column has an unsupported type or the
+    choice is ambiguous; both name the shard.
     """
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ValueError(f"{shard} has two columns named {twice[0]}; rename or remove one")
@@ -71,56 +61,12 @@ def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None)
     label = _find_label(shard, schema, features, label_column)
     image = _find_image(shard, schema, features, label)
     inside, path = _parts(shard, schema.field(image))
-    text = _is_text(schema.field(label).type) or _is_bytes(schema.field(label).type)
+    text = is_text(schema.field(label).type) or is_bytes(schema.field(label).type)
     return Columns(image, inside, path, label, text, None if text else _class_names(features, label))
 
 
-def encoded_images(column: pa.ChunkedArray) -> list[np.ndarray | None]:
-    """Each row's encoded image, uint8 [num_bytes], or None if it is missing.
-
-    `column`: as read, a struct with `bytes`, the bytes themselves, or only paths; not copied if it is plain.
-    """
-    return [image for chunk in column.chunks for image in _views(chunk)]
-
-
-def image_path(value: pa.Scalar) -> str | None:
-    """The path in one value of an image column, if it has one."""
-    row = value.as_py()
-    path = row.get("path") if isinstance(row, dict) else row
-    return path if isinstance(path, str) and path else None
-
-
-def label_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """The labels of a column of numbers, int64 [N]. Raises LabelError for the first that is missing or not whole."""
-    try:
-        numbers = column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        raise _first_not_whole(column) from None
-    _check_present(numbers)
-    return numbers.to_numpy()
-
-
-def label_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The labels of a column of text, as large strings. Raises LabelError for the first that is missing."""
-    texts = column.cast(pa.large_string())
-    _check_present(texts)
-    if (row := texts.index("").as_py()) >= 0:
-        raise LabelError(row, "has an empty label")
-    return texts
-
-
-def class_of_texts(texts: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
-    """The place in `class_names` of each text, int64 [N]. Raises LabelError for the first that has none."""
-    place_of = {name: place for place, name in enumerate(class_names)}
-    places = np.array([place_of.get(text, -1) for text in texts.to_pylist()], np.int64)
-    if len(unknown := np.flatnonzero(places < 0)):
-        row = int(unknown[0])
-        raise LabelError(row, f"has the label {texts[row].as_py()!r}, which is none of the classes")
-    return places
-
-
 def label_statistics(metadata: pq.FileMetaData, columns: Columns) -> tuple[int, int] | None:
-    """Least and greatest label by the statistics of the row groups; None if only the labels themselves can tell."""
+    """Least and greatest label from the statistics of the row groups; None if the labels have to be read."""
     if not pa.types.is_integer(metadata.schema.to_arrow_schema().field(columns.label).type):
         return None
     bounds: list[tuple[int, int]] = []
@@ -134,9 +80,9 @@ def label_statistics(metadata: pq.FileMetaData, columns: Columns) -> tuple[int, 
 
 
 def may_lack_bytes(metadata: pq.FileMetaData, columns: Columns) -> list[int]:
-    """The row groups with an image that has no bytes, or too small for so many images, by what the footer says.
+    """The row groups that by their footer hold an image without bytes, or too few bytes for their rows.
 
-    Images of no bytes among large ones are not found: only reading all of them would tell.
+    Empty images among large ones are not found: that would need all of them to be read.
     """
     groups = ((number, metadata.row_group(number)) for number in range(metadata.num_row_groups))
     return [
@@ -147,7 +93,7 @@ def may_lack_bytes(metadata: pq.FileMetaData, columns: Columns) -> list[int]:
 
 
 def _may_lack_bytes(chunk: pq.ColumnChunkMetaData, rows: int) -> bool:
-    """Whether a row of a column chunk may have no bytes; reading the chunk costs little, or surely finds one."""
+    """Whether a row of a column chunk may have no bytes; if so, reading the chunk is cheap or certain to find one."""
     statistics = chunk.statistics
     if statistics is not None and statistics.has_null_count and statistics.null_count:
         return True
@@ -167,7 +113,7 @@ def _chunk(group: pq.RowGroupMetaData, path: str) -> pq.ColumnChunkMetaData:
 
 
 def _features(schema: pa.Schema) -> dict[str, dict]:
-    """What the `huggingface` metadata says of each column; nothing if it cannot be read."""
+    """Each column's entry in the `huggingface` metadata; empty if that cannot be read."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -177,10 +123,10 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
 
 def _class_names(features: dict[str, dict], label: str) -> tuple[str, ...] | None:
     names = features.get(label, {}).get("names")
-    if isinstance(names, dict):  # older writers number the names
+    if isinstance(names, dict):  # from older writers
         names = [names.get(str(number)) for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        return None  # of a class without a name, none of the others is certain
+        return None  # if one class has no name, the others are not reliable
     return tuple(str(name) for name in names)
 
 
@@ -191,35 +137,35 @@ def _marked(features: dict[str, dict], schema: pa.Schema, kind: str) -> list[str
 def _find_label(shard: str, schema: pa.Schema, features: dict[str, dict], wanted: str | None) -> str:
     name = wanted or _only_label(shard, schema, features)
     if name not in schema.names:
-        raise ValueError(f"{shard} has no column {name}, it has {_listed(schema)}; choose one of them by {_CHOOSE}")
+        raise ValueError(f"{shard} has no column {name}, it has {_listed(schema)}; choose one of them with {_CHOOSE}")
     kind = schema.field(name).type
-    if not (_is_number(kind) or _is_text(kind) or _is_bytes(kind)):
+    if not (is_number(kind) or is_text(kind) or is_bytes(kind)):
         raise ValueError(
-            f"{shard} has the column {name} of type {kind}, which holds no labels; needed are numbers or text, one for "
-            f"each image; convert it, or choose another column by {_CHOOSE}"
+            f"{shard} has the column {name} of type {kind}, which cannot be labels: these are numbers or text, one "
+            f"for each image; convert it, or choose another column with {_CHOOSE}"
         )
     return name
 
 
 def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str:
-    """`label`, or the one column that is marked or named as labels are."""
+    """`label`, or the only column that is marked as labels or has a name for labels."""
     if "label" in schema.names:
         return "label"
     named = [name for name in schema.names if _LABEL_NAME.fullmatch(name.lower()) and name not in _IMAGE_NAMES]
     found = [name for name in schema.names if name in {*named, *_marked(features, schema, "ClassLabel")}]
     if len(found) > 1:
-        raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one by {_CHOOSE}")
+        raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one with {_CHOOSE}")
     if not found:
         way_out = hive.conversion(shard.rpartition("/")[0])
         raise UnlabeledError(
-            f"{shard} has no column that is named as labels are, such as label, it has {_listed(schema)}; "
-            + (way_out or f"if one of them holds the labels, choose it by {_CHOOSE}")
+            f"{shard} has no column with a name for labels, such as label, it has {_listed(schema)}; "
+            + (way_out or f"if one of them holds the labels, choose it with {_CHOOSE}")
         )
     return found[0]
 
 
 def _find_image(shard: str, schema: pa.Schema, features: dict[str, dict], label: str) -> str:
-    """`image` or `img`, or the one column that is marked as images or holds bytes."""
+    """`image` or `img`, or the only column that is marked as images or holds bytes."""
     others = [name for name in schema.names if name != label]
     for name in _IMAGE_NAMES:
         if name in others:
@@ -232,98 +178,34 @@ def _find_image(shard: str, schema: pa.Schema, features: dict[str, dict], label:
         )
     if not found:
         raise ValueError(
-            f"{shard} has no column of images, it has {_listed(schema)}; needed is image, of binary or a struct with "
-            "binary bytes; write the shards with jobs/prepare_imagenet.py or jobs/prepare_cifar.py"
+            f"{shard} has no column of images, it has {_listed(schema)}; images are a column image of binary or of a "
+            "struct with a field bytes of binary; write the shards with jobs/prepare_imagenet.py or "
+            "jobs/prepare_cifar.py"
         )
     return found[0]
 
 
 def _may_hold_images(kind: pa.DataType) -> bool:
-    return _is_bytes(kind) or (pa.types.is_struct(kind) and _field_type(kind, "bytes") is not None)
+    return is_bytes(kind) or (pa.types.is_struct(kind) and field_type(kind, "bytes") is not None)
 
 
 def _parts(shard: str, field: pa.Field) -> tuple[str | None, str | None]:
-    """Where an image column has bytes and paths. Raises ValueError if its type holds neither."""
+    """The Parquet names of an image column's bytes and paths. Raises ValueError if its type has neither."""
     kind, name = field.type, field.name
-    if _is_bytes(kind):
+    if is_bytes(kind):
         return name, None
-    if _is_text(kind):
+    if is_text(kind):
         return None, name
-    inside, path = (_field_type(kind, part) for part in ("bytes", "path")) if pa.types.is_struct(kind) else (None, None)
-    has_bytes, has_path = inside is not None and _is_bytes(inside), path is not None and _is_text(path)
+    inside, path = (field_type(kind, part) for part in ("bytes", "path")) if pa.types.is_struct(kind) else (None, None)
+    has_bytes, has_path = inside is not None and is_bytes(inside), path is not None and is_text(path)
     other = inside is not None and not has_bytes and not pa.types.is_null(inside)
     if other or not (has_bytes or has_path):
         raise ValueError(
-            f"{shard} has the column {name} of type {kind}, which holds no encoded images; needed is binary, or a "
+            f"{shard} has the column {name} of type {kind}, which cannot be encoded images; images are binary, or a "
             "struct with a field bytes of binary; write the shards with jobs/prepare_imagenet.py"
         )
     return f"{name}.bytes" if has_bytes else None, f"{name}.path" if has_path else None
 
 
-def _field_type(kind: pa.StructType, name: str) -> pa.DataType | None:
-    place = kind.get_field_index(name)
-    return None if place < 0 else kind.field(place).type
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of a dictionary's values, or the type itself."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    return any(one(kind) for one in (types.is_binary, types.is_large_binary, types.is_binary_view)) or (
-        types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    kind, types = _plain(kind), pa.types
-    numbers = (types.is_integer, types.is_boolean, types.is_floating, types.is_decimal)
-    return any(one(kind) for one in numbers) or types.is_null(kind)  # of type null are labels that are all missing
-
-
 def _listed(schema: pa.Schema) -> str:
     return "the columns " + ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _check_present(labels: pa.ChunkedArray) -> None:
-    if labels.null_count:
-        raise LabelError(int(np.flatnonzero(labels.is_null().to_numpy())[0]), "has no label")
-
-
-def _first_not_whole(column: pa.ChunkedArray) -> LabelError:
-    """The error for the first label that is no int64."""
-    for row, value in enumerate(column.to_pylist()):
-        if value is None:
-            return LabelError(row, "has no label")
-        if value != value or value % 1 or not -(1 << 63) <= value < 1 << 63:
-            return LabelError(row, f"has the label {value}, which is no whole number of 64 bits")
-    raise AssertionError("every label is a whole number")
-
-
-def _views(chunk: pa.Array) -> list[np.ndarray | None]:
-    """The bytes of each row as uint8 views of the array."""
-    values = chunk
-    if pa.types.is_struct(chunk.type):
-        values = chunk.field("bytes") if _field_type(chunk.type, "bytes") is not None else pa.nulls(len(chunk))
-    elif _is_text(chunk.type):
-        values = pa.nulls(len(chunk))
-    if values.type not in (pa.binary(), pa.large_binary()):
-        values = values.cast(pa.large_binary())
-    if not len(values):
-        return []
-    _, offsets_buffer, data_buffer = values.buffers()
-    width = np.dtype(np.int32 if values.type == pa.binary() else np.int64)
-    offsets = np.frombuffer(offsets_buffer, width, len(values) + 1, values.offset * width.itemsize).tolist()
-    data = np.empty(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
-    views: list[np.ndarray | None] = [data[low:high] for low, high in itertools.pairwise(offsets)]
-    if chunk.null_count or values.null_count:
-        valid = chunk.is_valid().to_numpy(False) & values.is_valid().to_numpy(False)
-        views = [view if ok else None for view, ok in zip(views, valid, strict=True)]
-    return views

@@ -1,4 +1,4 @@
-"""What the footers of Parquet shards say, and what has to be read because they do not."""
+"""Reads the footers of Parquet shards, and the labels and image bytes that footers do not describe."""
 
 import functools
 import hashlib
@@ -16,18 +16,20 @@ import pyarrow.parquet as pq
 
 from dist_resnet.data.image.kinds import HEAD_BYTES, kind_of
 from dist_resnet.data.shards import byte_offsets
+from dist_resnet.data.shards.column_values import (
+    LabelError,
+    class_of_texts,
+    encoded_images,
+    image_path,
+    label_numbers,
+    label_texts,
+)
 from dist_resnet.data.shards.columns import (
     NO_COLUMNS,
     Columns,
-    LabelError,
     UnlabeledError,
-    class_of_texts,
-    encoded_images,
     find_columns,
-    image_path,
-    label_numbers,
     label_statistics,
-    label_texts,
     may_lack_bytes,
 )
 from dist_resnet.wording import one_line
@@ -37,7 +39,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Head:
-    """What a shard's footer says, and its labels where that does not."""
+    """A shard's footer, and the range of its labels."""
 
     size: int
     footer: bytes
@@ -50,9 +52,9 @@ class Head:
 
 
 def read_head(filesystem: pafs.FileSystem, shard: str, *, label_column: str | None, allow_paths: bool) -> Head:
-    """Reads and checks one shard's footer, and what it does not say of labels and images that are missing."""
+    """Reads and checks one shard's footer; reads labels and images only if the footer does not describe them."""
     try:
-        size, footer = _read_footer(filesystem, shard)  # one read of the tail is enough, on S3 too
+        size, footer = _read_footer(filesystem, shard)
         metadata = metadata_of(footer)
         schema = metadata.schema.to_arrow_schema()
         rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
@@ -66,17 +68,18 @@ def read_head(filesystem: pafs.FileSystem, shard: str, *, label_column: str | No
         if labels is None:
             labels, names = _read_labels(filesystem, shard, columns)
     except (OSError, pa.ArrowException) as error:
-        todo = "replace it by an intact copy"
+        todo = "replace it with an intact copy"
         if not shard.endswith(".parquet"):
             todo = (
-                f"if it is no shard, give a glob without it, such as {shard.rpartition('/')[0]}/*.parquet, else {todo}"
+                f"if it is not a shard, give a glob without it, such as {shard.rpartition('/')[0]}/*.parquet, "
+                f"otherwise {todo}"
             )
         raise ValueError(f"{shard} cannot be read as Parquet ({one_line(error)}); {todo}") from error
     return Head(size, footer, rows, columns, labels, names)
 
 
 def _check_bytes(filesystem: pafs.FileSystem, shard: str, metadata: pq.FileMetaData, columns: Columns) -> None:
-    """Raises ValueError, naming file and row, if an image has no bytes, as far as can be told without reading all."""
+    """Raises ValueError, naming file and row, if an image has no bytes, as far as the footer shows."""
     groups = may_lack_bytes(metadata, columns)
     found = find_without_bytes(filesystem, shard, columns, groups) if groups else None
     if found is None:
@@ -86,17 +89,17 @@ def _check_bytes(filesystem: pafs.FileSystem, shard: str, metadata: pq.FileMetaD
         raise ValueError(f"{shard} row {row} has no image bytes; give shards in which every image has its bytes")
     folder = shlex.quote(shard.rpartition("/")[0])
     raise ValueError(
-        f"{shard} row {row} has no image bytes, only the path {path}, and training reads no paths; put the images into "
-        f"shards with python jobs/prepare_imagenet.py --source {folder} --target FOLDER"
+        f"{shard} row {row} has no image bytes, only the path {path}, and training does not read paths; put the images "
+        f"into shards with python jobs/prepare_imagenet.py --source {folder} --target FOLDER"
     )
 
 
 def find_without_bytes(
     filesystem: pafs.FileSystem, shard: str, columns: Columns, groups: Sequence[int]
 ) -> tuple[int, str | None] | None:
-    """(row, path if it has one) of the first image in these row groups that has no bytes; None if all have some.
+    """(row, path if it has one) of the first image in these row groups that has no bytes; None if all have bytes.
 
-    A single image of zero bytes is a damaged one, to be named when it is read; where all are, their paths are meant.
+    A single image of zero bytes is damaged, and reported when it is read; if all have zero bytes, paths are meant.
     """
     wanted = [name for name in (columns.bytes, columns.path) if name is not None]
     with filesystem.open_input_file(shard) as file:
@@ -116,7 +119,7 @@ def find_without_bytes(
 def _read_labels(
     filesystem: pafs.FileSystem, shard: str, columns: Columns
 ) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """(least and greatest label, none) of numbers; (None, the sorted names) of text."""
+    """(least and greatest label, no names) for numbers; (None, the sorted names) for text."""
     column = read_column(filesystem, shard, columns.label)
     try:
         if columns.text_labels:
@@ -125,13 +128,13 @@ def _read_labels(
         return (int(numbers.min()), int(numbers.max())), ()
     except LabelError as error:
         raise UnlabeledError(
-            f"{shard} row {error.row} {error.reason} in its column {columns.label}; give shards in which every image "
+            f"{shard} row {error.row} {error.reason} in the column {columns.label}; give shards in which every image "
             "has a label"
         ) from error
 
 
 def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
-    """(size of the file, footer)"""
+    """(size of the file, footer), nearly always with one read."""
     with filesystem.open_input_file(shard) as file:
         size = file.size()
         tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
@@ -146,9 +149,9 @@ def _read_footer(filesystem: pafs.FileSystem, shard: str) -> tuple[int, bytes]:
 
 
 def _refuse_other(shard: str, size: int, kind: str) -> NoReturn:
-    """Raises ArrowInvalid for a file that does not end as Parquet does, ValueError if it is a Git LFS pointer."""
+    """Raises ArrowInvalid for a file without Parquet's end, ValueError if it is a Git LFS pointer."""
     if kind == "Git LFS pointer":
-        raise ValueError(f"{shard} is a Git LFS pointer in the file's place; git lfs pull brings the file")
+        raise ValueError(f"{shard} is a Git LFS pointer and not the file itself; run git lfs pull")
     if kind == "Parquet":
         raise pa.ArrowInvalid(f"it is cut short: no Parquet footer in its {size} bytes")
     raise pa.ArrowInvalid(f"no Parquet footer in its {size} bytes" + (f", which are {kind}" if size else ""))
@@ -161,21 +164,21 @@ def read_column(filesystem: pafs.FileSystem, shard: str, name: str) -> pa.Chunke
 
 
 def numbers_of(column: pa.ChunkedArray, columns: Columns, class_names: tuple[str, ...] | None) -> np.ndarray:
-    """int64 [N]: labels as numbers; of text, the places among the class names. Raises LabelError."""
+    """int64 [N]: labels as numbers, for text the indices in the class names. Raises LabelError."""
     if columns.text_labels:
         return class_of_texts(label_texts(column), class_names or ())
     return label_numbers(column)
 
 
 class Part(io.RawIOBase):
-    """A file of which only one part is at hand, and its footer."""
+    """A readable file that has only one part of its content, and its footer."""
 
     def __init__(self, content: np.ndarray, begin: int, footer: bytes) -> None:
         """`content`: uint8, from byte `begin` of the file on."""
         self._content, self._begin = content, begin
         self._tail = footer + len(footer).to_bytes(4, "little") + b"PAR1"
         self._size = begin + len(content) + len(self._tail)
-        self._place = 0
+        self._position = 0
 
     def seekable(self) -> bool:
         return True
@@ -184,46 +187,46 @@ class Part(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
 
     def read(self, size: int = -1) -> memoryview | bytes:
-        start = self._place - self._begin
+        start = self._position - self._begin
         stop = start + (size if size >= 0 else self._size)
-        self._place += max(0, min(stop, len(self._content)) - start)
+        self._position += max(0, min(stop, len(self._content)) - start)
         return self._content.data[max(0, start) : stop]
 
 
 @functools.cache
 def metadata_of(footer: bytes) -> pq.FileMetaData:
-    """What a footer says. It alone makes a valid empty file."""
+    """A footer, parsed."""
     length = len(footer).to_bytes(4, "little")
     return pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length + b"PAR1"))
 
 
 @functools.cache
 def columns_of(footer: bytes, label_column: str) -> Columns:
-    """Where the shard of a footer that was checked has its images and labels."""
+    """The columns of images and labels in the shard of a footer that was checked before."""
     return find_columns("the shard", metadata_of(footer).schema.to_arrow_schema(), label_column)
 
 
 @functools.cache
-def image_places(footer: bytes) -> np.ndarray | None:
-    """int64 [3, rows]: each image's offset in the shard, its bytes and its label, if the footer tells them."""
+def image_ranges(footer: bytes) -> np.ndarray | None:
+    """int64 [3, rows]: each image's offset in the shard, number of bytes and label; None if the footer has no such."""
     return byte_offsets.decode(metadata_of(footer).metadata)
 
 
 @functools.cache
 def version_of(footer: bytes) -> str:
-    """A name for the content of the file of a footer."""
+    """An identifier of the content of a footer's file."""
     return hashlib.sha256(footer).hexdigest()
 
 
 def extent_of(group: pq.RowGroupMetaData, wanted: list[str]) -> tuple[int, int]:
-    """The bytes of a row group's wanted columns in its file, with what is between them: first, last + 1."""
+    """The byte range in the file that covers a row group's wanted columns: (first, last + 1)."""
     chunks = [group.column(place) for place in range(group.num_columns)]
     columns = [chunk for chunk in chunks if chunk.path_in_schema in wanted]
     starts = [

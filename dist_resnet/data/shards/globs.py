@@ -1,8 +1,8 @@
 """Finds the shards that a folder or a glob names, on a disk or an object store.
 
-A wildcard (`*`, `?`, `[...]`) stays within its folder and takes no name that begins with a dot or, but for shards, with
-`_`, as what Spark leaves beside them does (`_SUCCESS`); `**` stands for any number of folders. What is there under the
-very name that was given is taken, even if that looks like a wildcard.
+A wildcard (`*`, `?`, `[...]`) matches within one folder. It matches no name that begins with a dot or, unless it is a
+shard, with `_`, such as Spark's `_SUCCESS`; `**` matches any number of folders. A file or folder with exactly the given
+name is taken, even if that contains wildcards.
 """
 
 import fnmatch
@@ -23,10 +23,10 @@ _LOOKED_INTO = 20
 
 
 def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[str], str]:
-    """(paths of the files, sorted; the pattern that their names match) of a folder's *.parquet or of a glob.
+    """(sorted paths of the files, pattern that their names match) of a folder's *.parquet or of a glob.
 
-    Lists only the folders that the glob reaches, and what is below them only for `**`. Raises FileNotFoundError if
-    nothing matches, ValueError if something cannot be listed or the name of a shard is no UTF-8.
+    Lists only folders that the glob can match, and everything below them only for `**`. Raises FileNotFoundError if
+    nothing matches, ValueError if a folder cannot be listed or the name of a shard is not UTF-8.
     """
     try:
         shards, names = _find(filesystem, path)
@@ -34,7 +34,7 @@ def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[
         raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
     if not shards:
         below = _shard_below(filesystem, path)
-        todo = f"there are some below, such as {below}; give {_glob_of(path, below)}" if below else _ADVICE
+        todo = f"some are in subfolders, such as {below}; give {_glob_of(path, below)}" if below else _ADVICE
         raise FileNotFoundError(f"no Parquet shards match {uri}; {todo}")
     return shards, names
 
@@ -53,7 +53,7 @@ def _find(filesystem: pafs.FileSystem, path: str) -> tuple[list[str], str]:
 
 
 def _files(filesystem: pafs.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """The files below a folder whose paths from there match the parts, a part for each level but for `**`."""
+    """The files below a folder whose relative paths match the parts: one part for each level, or `**`."""
     part, rest = parts[0], parts[1:]
     wanted = pafs.FileType.Directory if rest else pafs.FileType.File
     literal = f"{folder}/{part}"
@@ -76,14 +76,14 @@ def _files_below(filesystem: pafs.FileSystem, folder: str, parts: Sequence[str])
 
 
 def _text(path: str) -> str:
-    """The path. Raises ValueError if it is no UTF-8, for Arrow cannot open it then."""
+    """The path. Raises ValueError if it is not UTF-8, which Arrow cannot open."""
     if escaped(path) != path:
         raise ValueError(not_text(path))
     return path
 
 
 def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the names of the folders and of the file on the way to it match the parts of a glob.
+    """Whether the names of a file's folders and of the file match the parts of a glob.
 
     >>> _fits(["a", "b", "x"], ["**", "x"]), _fits(["x"], ["**", "x"]), _fits(["a", "b", "x"], ["*", "x"])
     (True, True, False)
@@ -97,7 +97,7 @@ def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _glob_of(folder: str, shard: str) -> str:
-    """What to give for a shard in a folder right in this one: the folder's shards, or those of all partitions."""
+    """The glob for a shard in a subfolder: the shards of the subfolder, or of all partitions."""
     below = shard.rpartition("/")[0]
     return f"{folder}/*/{_SHARDS}" if hive.is_partition(below.rpartition("/")[2]) else f"{below}/{_SHARDS}"
 
@@ -107,7 +107,7 @@ def _is_shard(name: str) -> bool:
 
 
 def _shard_below(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """A shard in a folder right in this one, if it is a folder and one of the first few has any."""
+    """A shard in one of the first subfolders, if there is one."""
     if filesystem.get_file_info(path).type != pafs.FileType.Directory:
         return None
     folders = [one.name for one in list_entries(filesystem, path) if one.kind == pafs.FileType.Directory]

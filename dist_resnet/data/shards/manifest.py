@@ -1,6 +1,6 @@
-"""What a prepared set says of itself, `manifest.json`, and its comparison with the shards that are there.
+"""The manifest of a prepared set, `manifest.json`, and its comparison with the shards.
 
-`preparing.json` lies beside it from a preparation's start to its end: a folder that has it is not to be read.
+From a preparation's start to its end the folder has a `preparing.json`; until then it must not be read.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 PREPARING = "preparing.json"
 _CHUNK_BYTES = 16 << 20
 
-# Names in sets that earlier versions prepared.
+# Keys that earlier versions wrote.
 _RENAMED = {
     "pictures": "images",
     "picture": "image",
@@ -32,7 +32,7 @@ _RENAMED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A shard as it was found: path, size, images, and sha256 of its footer."""
+    """A shard in storage: path, size, images, and sha256 of its footer."""
 
     path: str
     bytes: int
@@ -41,7 +41,7 @@ class Found:
 
 
 def write_manifest(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, a line for each shard, damaged image and so on."""
+    """Writes the manifest, with one line for each shard, damaged image and so on."""
     lines = [f'  "{key}": {json.dumps(value)}' for key, value in manifest.items() if key != "splits"]
     splits = ",\n".join(f'    "{name}": {_split_text(split)}' for name, split in manifest["splits"].items())
     text = "{\n" + ",\n".join([*lines, f'  "splits": {{\n{splits}\n  }}']) + "\n}\n"
@@ -58,7 +58,7 @@ def _split_text(split: dict[str, Any]) -> str:
 
 
 def renamed(content: Any) -> Any:
-    """What preparing wrote as JSON, under the names of today.
+    """JSON that preparing wrote, with today's keys.
 
     >>> renamed({"shards": [{"pictures": 7, "bytes": 9}]})
     {'shards': [{'images': 7, 'bytes': 9}]}
@@ -69,26 +69,28 @@ def renamed(content: Any) -> Any:
 
 
 def read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where it has none. Raises ValueError for a damaged one or another format."""
+    """The manifest of a folder, or None if it has none. Raises ValueError if it is damaged or of another format."""
     manifest = renamed(read_json(filesystem, f"{folder}/{MANIFEST}"))
     if manifest is None:
         return None
     try:
         known = manifest["format"]
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        whole = all({"file", "images", "bytes", "sha256", "footer_sha256"} <= shard.keys() for shard in shards)
+        is_complete = all({"file", "images", "bytes", "sha256", "footer_sha256"} <= shard.keys() for shard in shards)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder}/{MANIFEST} is not that of a prepared set ({error!r}); restore it") from error
-    if known != FORMAT or not whole:
-        raise ValueError(f"{folder}/{MANIFEST} is of format {known}, this version reads format {FORMAT}; upgrade")
+        raise ValueError(
+            f"{folder}/{MANIFEST} is not the manifest of a prepared set ({error!r}); restore it"
+        ) from error
+    if known != FORMAT or not is_complete:
+        raise ValueError(f"{folder}/{MANIFEST} has format {known}, this version reads format {FORMAT}; upgrade")
     return manifest
 
 
 def check_opened(filesystem: pafs.FileSystem, names: str, shards: Sequence[Found]) -> None:
-    """Compares a split's shards, all in their folders whose names match the glob `names`, with the manifests there.
+    """Compares a split's shards, whose names match the glob `names`, with the manifests in their folders.
 
-    Folders without a manifest pass. Raises ValueError for a set whose preparation has not ended, a shard that differs
-    from the manifest, is not in it or is missing, and for shards of several splits.
+    Folders without a manifest pass. Raises ValueError if a set is not fully prepared, a shard differs from the
+    manifest, is not in it or is missing, or the shards are of several splits.
     """
     folders = {shard.path.rpartition("/")[0] for shard in shards}
     for folder in sorted(folders):
@@ -100,7 +102,7 @@ def check_opened(filesystem: pafs.FileSystem, names: str, shards: Sequence[Found
 def _check_ended(filesystem: pafs.FileSystem, folder: str) -> None:
     if exists(filesystem, f"{folder}/{PREPARING}"):
         raise ValueError(
-            f"{folder} is not fully prepared, {PREPARING} is still there; run jobs/prepare_imagenet.py again with the "
+            f"{folder} is not fully prepared, it still has {PREPARING}; run jobs/prepare_imagenet.py again with the "
             "same options to finish it"
         )
 
@@ -116,13 +118,13 @@ def _compare(folder: str, names: str, manifest: dict[str, Any], shards: list[Fou
         for key, value in here.items():
             if known[name][key] != value:
                 raise ValueError(
-                    f"{shard.path} is not the shard that {MANIFEST} tells of: {key} {_short(value)} instead of "
+                    f"{shard.path} differs from its {MANIFEST}: {key} {_short(value)} instead of "
                     f"{_short(known[name][key])}; restore it, or prepare the set again into an empty folder"
                 )
     wanted = {name for name in known if fnmatch.fnmatchcase(name, names)}
     if missing := sorted(wanted - found.keys()):
         raise ValueError(
-            f"{folder} lacks {some(missing, most=1)} of its {MANIFEST}; restore what is missing, or prepare the "
+            f"{folder} lacks {some(missing, most=1)} of its {MANIFEST}; restore the missing shards, or prepare the "
             "set again into an empty folder"
         )
     if len(splits := sorted({split_of[name] for name in found})) > 1:
@@ -136,7 +138,7 @@ def _short(value: object) -> str:
 
 
 def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, Any]) -> None:
-    """Compares the sizes of all shards with the manifest in one listing. Raises ValueError, naming one that differs."""
+    """Compares the sizes of all shards with the manifest, in one listing. Raises ValueError if one differs."""
     sizes = {one.base_name: one.size for one in filesystem.get_file_info(pafs.FileSelector(folder))}
     for split in manifest["splits"].values():
         for shard in split["shards"]:
@@ -144,7 +146,7 @@ def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, An
             if size != shard["bytes"]:
                 here = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
                 raise ValueError(
-                    f"{folder}/{name} {here} by the {MANIFEST} beside it; restore it, or empty the folder and prepare "
+                    f"{folder}/{name} {here}, says its {MANIFEST}; restore it, or empty the folder and prepare "
                     "the set again"
                 )
 
@@ -152,10 +154,10 @@ def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, An
 def verify(
     filesystem: pafs.FileSystem, folder: str, *, threads: int, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Reads every byte of a prepared set: (its manifest, a line for each shard that is not as it was written).
+    """Reads every byte of a prepared set: (its manifest, a line for each shard that differs from it).
 
-    `advance` is called with the images of each shard that was read. Raises FileNotFoundError where there is no
-    manifest, ValueError where it cannot be read or the preparation has not ended.
+    `advance` is called with the images of each shard that was read. Raises FileNotFoundError if there is no manifest,
+    ValueError if it cannot be read or the set is not fully prepared.
     """
     _check_ended(filesystem, folder)
     manifest = read_manifest(filesystem, folder)

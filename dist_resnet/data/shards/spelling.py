@@ -1,21 +1,21 @@
-"""Names of classes that people take for one: in two Unicode forms, or apart in nothing but case and spaces."""
+"""Class names that people take for the same: in two Unicode forms, or different only in case and spaces."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 
 def key(name: str) -> str:
-    """What is compared of a name: some systems spell an accented letter as two characters."""
+    """The normal form of a name for comparison: some systems store an accented letter as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """A name that differs in nothing but case and spaces."""
+    """The first name that differs only in case and spaces; None without one."""
     return next((near for near in names if _folded(near) == _folded(name)), None)
 
 
-def said_of_alike(names: Sequence[str], what: str) -> list[str]:
-    """A line on classes that differ in case, spaces or Unicode form alone, if any do; `what` has them, for the line."""
+def describe_alike(names: Sequence[str], what: str) -> list[str]:
+    """A line about classes that differ only in case, spaces or Unicode form, if there are any; `what` has them."""
     known: dict[str, str] = {}
     pairs = [(first, name) for name in names if (first := known.setdefault(_folded(name), name)) != name]
     if not pairs:
@@ -23,8 +23,8 @@ def said_of_alike(names: Sequence[str], what: str) -> list[str]:
     first, second = map(ascii, pairs[0])
     more = f", and so do {len(pairs) - 1} more" if len(pairs) > 1 else ""
     return [
-        f"the classes {first} and {second} of the {what} differ in case, spaces or Unicode form alone{more}; they are "
-        "taken for different ones"
+        f"the classes {first} and {second} of the {what} differ only in case, spaces or Unicode form{more}; they are "
+        "taken as different classes"
     ]
 
 

@@ -1,7 +1,7 @@
-"""Parquet shards of encoded images and labels as one indexed split, on local storage, S3 or GCS.
+"""Parquet shards of encoded images and labels as one indexed split, on a disk or an object store.
 
-A split is described by plain values (`Split`), so it can be pickled to workers; files are opened where row groups
-are read, each by one range of bytes. Images are numbered 0 .. num_images - 1 through the shards in listing order.
+`Split` has plain values only, so it can be pickled to workers. Images are numbered 0 .. num_images - 1 through the
+shards in listing order.
 """
 
 import dataclasses
@@ -14,43 +14,34 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from dist_resnet.data.shards.columns import Columns, encoded_images
+from dist_resnet.data.shards.columns import Columns
 from dist_resnet.data.shards.footers import (
     Head,
-    Part,
     columns_of,
-    extent_of,
-    image_places,
-    metadata_of,
+    image_ranges,
     numbers_of,
     read_column,
     read_head,
-    version_of,
 )
 from dist_resnet.data.shards.globs import find_shards
 from dist_resnet.data.shards.manifest import Found, check_opened
-from dist_resnet.storage.ranges import Access, RangeReader
 from dist_resnet.storage.uri import open_uri
 from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
 
-_HERE = Access()
-_NO_BYTES = np.empty(0, np.uint8)
-
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The index of a split: what lies where, without any open handle."""
+    """The index of a split, without open files."""
 
     uri: str
     """The glob or folder that was opened."""
     shards: tuple[str, ...]
-    """Paths of the shards within their file system, sorted, without those that have no row."""
+    """Paths of the shards in their file system, sorted; shards without rows are left out."""
     group_shard: np.ndarray
-    """int64 [R]: which shard row group r lies in."""
+    """int64 [R]: the shard of row group r."""
     group_number: np.ndarray
     """int64 [R]: its number within that shard."""
     group_rows: np.ndarray
@@ -58,21 +49,21 @@ class Split:
     group_first: np.ndarray
     """int64 [R]: the index of its first image."""
     class_names: tuple[str, ...] | None
-    """Names of the files' labels, in their order: from the schema's `huggingface` metadata, where they may hold
-    duplicates; sorted, if the labels are text."""
+    """Names of the files' labels, in their order, from the schema's `huggingface` metadata, with possible duplicates;
+    for text labels the sorted labels."""
     label_column: str
     """The shards' column of labels."""
     footers: tuple[bytes, ...]
     """The shards' footers."""
     digest: str
-    """sha256 (hex) over all shards' footers in listing order; names and places of files take no part."""
+    """sha256 (hex) over all shards' footers in listing order; independent of file names and folders."""
     label_range: tuple[int, int]
-    """Least and greatest label, as the files have them; of text, its place among the class names."""
+    """Least and greatest label, as the files have them; for text, the index in the class names."""
     shard_labels: tuple[tuple[int, int], ...]
     """Least and greatest label of each shard, as the files have them."""
     label_map: np.ndarray | None = None
-    """int64 [labels]: the model's class for each label of the files, -1 where it has none; None where they are equal.
-    Every label that is read has gone through it."""
+    """int64 [labels]: the model's class for each label of the files, -1 if it has none; None if they are equal. It is
+    applied to every label that is read."""
 
     @property
     def num_images(self) -> int:
@@ -85,9 +76,9 @@ class Split:
         return len(self.group_rows)
 
     def locate(self, index: int) -> tuple[str, int]:
-        """The shard that image `index` lies in, and its row there. Raises IndexError outside the split."""
+        """The shard of image `index`, and its row there. Raises IndexError outside the split."""
         if not 0 <= index < self.num_images:
-            raise IndexError(f"image {index} is outside of 0 .. {self.num_images - 1}")
+            raise IndexError(f"image {index} is not in 0 .. {self.num_images - 1}")
         shard = int(self.group_shard[np.searchsorted(self.group_first, index, side="right") - 1])
         return self.shards[shard], index - self.first_index(shard)
 
@@ -96,46 +87,46 @@ class Split:
         return int(self.group_first[np.searchsorted(self.group_shard, shard)])
 
     def mapped(self, label_map: np.ndarray | None) -> "Split":
-        """The split with what are its labels so far read as the model's classes; `label_map`: int64, as the field."""
+        """The split with its present labels mapped to the model's classes; `label_map`: int64, as the field."""
         if label_map is not None and self.label_map is not None:
             label_map = _look_up(label_map, self.label_map)
         return self if label_map is None else dataclasses.replace(self, label_map=label_map)
 
     def classes(self, labels: np.ndarray) -> np.ndarray:
-        """The model's classes of labels as the files have them, int64; -1 for a label that the map does not know."""
+        """The model's classes of the files' labels, int64; -1 for a label that the map does not have."""
         return labels if self.label_map is None else _look_up(self.label_map, labels)
 
     def classes_present(self) -> np.ndarray | None:
-        """The model's classes that images have, int64, rising; None where the shards' footers do not list labels."""
+        """The model's classes that images have, int64, ascending; None if the shards' footers do not list labels."""
         try:
-            known = [image_places(footer) for footer in self.footers]
+            known = [image_ranges(footer) for footer in self.footers]
         except ValueError:
-            return None  # said where the shard is read
+            return None  # reading the shard reports it
         labels = [each[2] for each in known if each is not None]
         return np.unique(self.classes(np.concatenate(labels))) if len(labels) == len(known) else None
 
     def find_outside(self, num_classes: int) -> tuple[str, int, int] | None:
-        """(shard, row, label) of the first image whose class is outside of 0 .. num_classes - 1; None without one."""
+        """(shard, row, label) of the first image whose class is not in 0 .. num_classes - 1; None without one."""
         for shard, (least, greatest) in enumerate(self.shard_labels):
             if self._are_classes(least, greatest, num_classes):
                 continue
             labels = self._read_labels(shard)
             rows = np.flatnonzero(_outside(self.classes(labels), num_classes))
-            if len(rows):  # else the labels between the least and the greatest are not all there
+            if len(rows):  # otherwise no image has a label that is outside
                 return self.shards[shard], int(rows[0]), int(labels[rows[0]])
         return None
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises ValueError, naming file and row, where a label's class is outside of 0 .. num_classes - 1."""
+        """Raises ValueError, naming file and row, if a label's class is not in 0 .. num_classes - 1."""
         if found := self.find_outside(num_classes):
             shard, row, label = found
-            outside = f"label {label} in {shard} row {row} is outside of 0 .. {num_classes - 1}; "
+            outside = f"label {label} in {shard} row {row} is not in 0 .. {num_classes - 1}; "
             if label < 0:
-                raise ValueError(f"{outside}a label below 0 stands for none; give shards in which every image has one")
+                raise ValueError(f"{outside}a label below 0 means no label; give every image a label")
             if self.label_range == (1, num_classes):
-                raise ValueError(f"{outside}the labels begin with 1, and classes with 0: subtract 1 from every label")
+                raise ValueError(f"{outside}labels must start at 0, these start at 1: subtract 1 from every label")
             raise ValueError(
-                f"{outside}set --model.num-classes to the data's classes (the labels of the split run from "
+                f"{outside}set --model.num-classes to the number of classes (the labels of the split run from "
                 f"{self.label_range[0]} to {self.label_range[1]}) or give other shards"
             )
 
@@ -153,25 +144,13 @@ class Split:
         return least >= 0 and greatest < len(self.label_map) and not _outside(of_them, num_classes).any()
 
 
-@dataclass(frozen=True, eq=False)
-class RowGroup:
-    """One row group in memory."""
-
-    first_index: int
-    """Index in the split of its first image."""
-    images: list[np.ndarray]
-    """Encoded images, each uint8 [num_bytes]: views of the column that was read."""
-    labels: np.ndarray
-    """int64 [rows]: the model's classes."""
-
-
 def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool = False) -> Split:
-    """Reads every footer of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted).
+    """The split of the shards under `uri`, a glob or a folder (all of its *.parquet, sorted); reads every footer.
 
-    `label_column` chooses the labels if there are several columns of them. `allow_paths` says that images may be given
-    by their paths alone. Raises FileNotFoundError if nothing matches; UnlabeledError, naming file and row, if a label
-    is missing; ValueError if an image has no bytes, a shard cannot be read or has other columns or class names, a
-    prepared set is not as its manifest says, or the split holds no image.
+    `label_column` chooses among several columns of labels; `allow_paths` accepts images that have only paths. Raises
+    FileNotFoundError if nothing matches; UnlabeledError, naming file and row, if a label is missing; ValueError if an
+    image has no bytes, a shard cannot be read or has other columns or class names than the first, a prepared set
+    differs from its manifest, or the split has no image.
     """
     filesystem, path = open_uri(uri)
     shards, names = find_shards(filesystem, path, uri)
@@ -182,17 +161,17 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     digest = hashlib.sha256()
     for head in heads:
         digest.update(len(head.footer).to_bytes(8, "little") + head.footer)
-    # One without a row says nothing, whatever its columns are: Spark writes such for empty partitions.
+    # Shards without rows, which Spark writes for empty partitions, may have any columns.
     filled = [(shard, head) for shard, head in zip(shards, heads, strict=True) if sum(head.rows)]
     if not filled:
-        raise ValueError(f"the {len(shards)} Parquet shards under {uri} hold no image; give other shards")
+        raise ValueError(f"the {len(shards)} Parquet shards under {uri} have no rows; give other shards")
     shards, heads = map(list, zip(*filled, strict=True))
     _check_alike(shards, heads)
-    places = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
-    shard_of, number, rows = np.array(places, dtype=np.int64).T
+    groups = [(s, g, n) for s, head in enumerate(heads) for g, n in enumerate(head.rows) if n]
+    shard_of, number, rows = np.array(groups, dtype=np.int64).T
     columns, class_names = heads[0].columns, _class_names(heads)
     ranges = [_label_range(head, class_names) for head in heads]
-    _say_labels(uri, columns, class_names)
+    _log_labels(uri, columns, class_names)
     return Split(
         uri=uri,
         shards=tuple(shards),
@@ -210,7 +189,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
 
 
 def _class_names(heads: list[Head]) -> tuple[str, ...] | None:
-    """The classes of a split: named by the metadata, or the sorted labels of all shards if these are text."""
+    """The class names of a split: those of the metadata, or for text labels the sorted labels of all shards."""
     if not heads[0].columns.text_labels:
         return heads[0].columns.class_names
     return tuple(sorted({name for head in heads for name in head.names}))
@@ -222,95 +201,23 @@ def _label_range(head: Head, class_names: tuple[str, ...] | None) -> tuple[int, 
     return head.label_range or (0, 0)
 
 
-def _say_labels(uri: str, columns: Columns, class_names: tuple[str, ...] | None) -> None:
-    """Says what nobody asked for: a column of another name, or an order of classes that no file gives."""
+def _log_labels(uri: str, columns: Columns, class_names: tuple[str, ...] | None) -> None:
+    """Logs what was chosen automatically: a label column with another name, or the order of text labels."""
     if columns.text_labels and class_names is not None:
         some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
         logger.info(
-            "the labels of %s are text in the column %s: %d classes in the order of their sorted names, %s",
+            "the labels of %s are text in the column %s: %d classes, numbered by sorted name, %s",
             uri,
             columns.label,
             len(class_names),
             some,
         )
     elif columns.label != "label":
-        logger.info("the labels of %s are those of the column %s", uri, columns.label)
-
-
-class ShardReader:
-    """Reads row groups of a split, each with one range of its shard; used by many threads at once."""
-
-    def __init__(self, split: Split, access: Access = _HERE) -> None:
-        """`access`: how what lies on an object store is read."""
-        self.split = split
-        self._ranges = RangeReader(split.uri, access)
-
-    def read(self, number: int) -> RowGroup:
-        """Row group `number` of the split. Raises ValueError, naming the file, where it cannot be read.
-
-        The images of shards that say in their footer where each lies are views of the file itself; others are
-        copied out of Parquet's pages.
-        """
-        split = self.split
-        shard, first = int(split.group_shard[number]), int(split.group_first[number])
-        footer, path = split.footers[shard], split.shards[shard]
-        try:
-            known = image_places(footer)
-            if known is None:
-                images, labels = self._from_pages(shard, int(split.group_number[number]))
-            else:
-                row = first - split.first_index(shard)
-                images, labels = self._from_places(shard, known[:, row : row + int(split.group_rows[number])])
-            classes = self._classes(labels)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ValueError(
-                f"row group {split.group_number[number]} of {path} cannot be read ({one_line(error)}); "
-                "replace the file by an intact copy"
-            ) from error
-        return RowGroup(first, images, classes)
-
-    def _classes(self, labels: np.ndarray) -> np.ndarray:
-        classes = self.split.classes(labels)
-        if self.split.label_map is not None and classes.min(initial=0) < 0:
-            raise ValueError(f"label {labels[int(classes.argmin())]} is none of the model's classes")
-        return classes
-
-    def _from_places(self, shard: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of the rows whose places in the file these are: int64 [3, rows]."""
-        starts, lengths, labels = rows
-        begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
-        content = self._read(shard, begin, end - begin)
-        if len(content) != end - begin:
-            raise OSError(f"the file ends before byte {end}")
-        bounds = zip((starts - begin).tolist(), (starts - begin + lengths).tolist(), strict=True)
-        return [content[low:high] for low, high in bounds], labels.copy()
-
-    def _from_pages(self, shard: int, group: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Images and labels of a row group, as Parquet has encoded them."""
-        split = self.split
-        metadata = metadata_of(split.footers[shard])
-        columns = columns_of(split.footers[shard], split.label_column)
-        if columns.bytes is None:
-            raise ValueError(f"its column {columns.image} has paths and no bytes")
-        wanted = [columns.bytes, columns.label]
-        begin, end = extent_of(metadata.row_group(group), wanted)
-        part = Part(self._read(shard, begin, end - begin), begin, split.footers[shard])
-        table = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=metadata).read_row_group(
-            group, columns=wanted, use_threads=False
-        )
-        images = [_NO_BYTES if image is None else image for image in encoded_images(table[columns.image])]
-        return images, numbers_of(table[columns.label], columns, split.class_names)
-
-    def _read(self, shard: int, start: int, length: int) -> np.ndarray:
-        split = self.split
-        return self._ranges.read(split.shards[shard], start, length, version=version_of(split.footers[shard]))
+        logger.info("the labels of %s are taken from the column %s", uri, columns.label)
 
 
 def _check_alike(shards: list[str], heads: list[Head]) -> None:
-    """Raises ValueError if a shard has other columns or other class names than the first.
-
-    Types may differ, as integers of several widths do, if what is in them is the same.
-    """
+    """Raises ValueError if a shard has other columns or class names than the first; widths of types may differ."""
     first = heads[0].columns
     for shard, head in zip(shards, heads, strict=True):
         for ours, theirs in ((first.image, head.columns.image), (first.label, head.columns.label)):
@@ -322,10 +229,10 @@ def _check_alike(shards: list[str], heads: list[Head]) -> None:
         if head.columns.text_labels != first.text_labels:
             theirs, ours = ("text" if one.text_labels else "numbers" for one in (head.columns, first))
             raise ValueError(
-                f"{shard} has {theirs} in the column {first.label}, {shards[0]} has {ours}; the labels of a split need "
-                "to be one or the other"
+                f"{shard} has {theirs} in the column {first.label}, {shards[0]} has {ours}; the labels of a split must "
+                "be all numbers or all text"
             )
-        # A shard without names beside one that has them is refused too: nothing tells that its labels mean the same.
+        # Also if only one of them has names: the labels may then mean different classes.
         if head.columns.class_names != first.class_names:
             theirs, ours = _differing(head.columns.class_names, first.class_names)
             raise ValueError(
@@ -335,11 +242,11 @@ def _check_alike(shards: list[str], heads: list[Head]) -> None:
 
 
 def _differing(*both: tuple[str, ...] | None) -> list[str]:
-    """What of two differing lists of class names differs, in words for each."""
+    """The difference between two lists of class names, in words for each."""
     one, other = both
     if one is None or other is None or len(one) != len(other):
         return ["no class names" if names is None else f"{len(names)} class names" for names in both]
-    label = next(place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+    label = next(number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
     return [f"the name {one[label]!r} for label {label}", repr(other[label])]
 
 
@@ -360,7 +267,7 @@ def _check_manifest(filesystem: pafs.FileSystem, names: str, shards: list[str], 
 
 
 def _look_up(label_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What the map has for each label, int64; -1 for labels outside of it."""
+    """The map's entry for each label, int64; -1 for labels that it does not have."""
     known = (labels >= 0) & (labels < len(label_map))
     found = np.full(len(labels), -1, np.int64)
     found[known] = label_map[labels[known]]

@@ -1,11 +1,11 @@
-"""What a folder or file is called that is a split: train, validation or test, in the forms that people write."""
+"""The names of splits: train, validation and test, in the forms that people write."""
 
 import os
 import re
 from collections.abc import Sequence
 
 ORDER = ("train", "validation", "test")
-"""The splits that names tell of; the first that is there has the classes."""
+"""The known splits; the first one that a source has defines the classes."""
 _WORDS = {
     "train": ("train", "training", "trainset", "traindata", "trainingset"),
     "validation": (
@@ -24,7 +24,7 @@ _WORDS = {
     "test": ("test", "testing", "testset", "testdata", "testingset"),
 }
 _SPLITS = {word: split for split, words in _WORDS.items() for word in words}
-# Words that leave a split's name what it is, as in train_images or Test-Set.
+# Words that do not change a split's name, as in train_images or Test-Set.
 _FILLERS = frozenset({"set", "data", "dataset", "image", "images", "imgs", "photos", "pictures", "split", "folder"})
 # A word in capitals, or one that begins with at most one: TRAIN, Train, trainSet.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -33,7 +33,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 def split_of(name: str) -> str | None:
     """The split that a name stands for, or None.
 
-    Any case is a split's, and so are years and words such as "set" and "images" beside it.
+    Case, years and words such as "set" and "images" do not matter.
 
     >>> [split_of(name) for name in ("train", "TRAIN", "Valid", "val2017", "test_images", "TrainingSet", "test_tube")]
     ['train', 'train', 'validation', 'validation', 'test', 'train', None]
@@ -46,14 +46,14 @@ def split_of(name: str) -> str | None:
 
 
 def resembled_split(name: str) -> str | None:
-    """The split of which a name has a word among others, as `seg_train` has, or None."""
+    """The split that a name mentions among other words, as `seg_train` does, or None."""
     return next((_SPLITS[word] for word in _words(name) if word in _SPLITS), None)
 
 
 def check_one_split(uri: str, shards: Sequence[str]) -> None:
-    """Raises ValueError if the files that an address stands for are called after different splits.
+    """Raises ValueError if the files of an address are named after different splits.
 
-    A file's own name counts before those of its folders, and these only below the one that has all the files.
+    A file's name counts before the names of its folders, and these only below the folder that has all files.
     """
     common = os.path.commonpath([shard.rpartition("/")[0] for shard in shards]) if shards else ""
     named: dict[str, str] = {}
@@ -64,8 +64,8 @@ def check_one_split(uri: str, shards: Sequence[str]) -> None:
     if len(named) > 1:
         first, second = [split for split in ORDER if split in named][:2]
         raise ValueError(
-            f"{uri} stands for shards of several splits: {named[first]} is of {first}, {named[second]} of {second}; "
-            f"give one of them, as in {_stem(named[first])}*, or link them under other names if they are to be one"
+            f"{uri} matches shards of several splits: {named[first]} is of {first}, {named[second]} of {second}; "
+            f"give one of them, as in {_stem(named[first])}*, or link them under other names to use them as one split"
         )
 
 

@@ -1,7 +1,7 @@
-"""Writes images as Parquet shards in the Hugging Face layout, and reads CIFAR-10 and CIFAR-100 as published.
+"""Writes images as Parquet shards in the Hugging Face image-dataset layout, and reads CIFAR-10 and CIFAR-100.
 
-Published are a python format (pickles, which torchvision keeps as `cifar-10-batches-py` and `cifar-100-python`) and a
-binary format (`cifar-10-batches-bin`, `cifar-100-binary`).
+These are published in a python format (pickles, which torchvision stores as `cifar-10-batches-py` and
+`cifar-100-python`) and a binary format (`cifar-10-batches-bin`, `cifar-100-binary`).
 """
 
 import io
@@ -28,7 +28,7 @@ _ROWS_PER_GROUP = 1000
 
 @dataclass(frozen=True)
 class _Format:
-    """One published form of a CIFAR data set."""
+    """One published format of a CIFAR data set."""
 
     dataset: str
     folder: str
@@ -36,7 +36,7 @@ class _Format:
     test: tuple[str, ...]
     names: str
     label_bytes: int | None
-    """Bytes before the pixels of each binary record, the last of which is the label; None for the python format."""
+    """Bytes before the pixels of each binary record; the last one is the label. None for the python format."""
 
 
 _FORMATS = (
@@ -69,7 +69,7 @@ def encode_table(
     *,
     image_column: str = "image",
 ) -> pa.Table:
-    """A table of encoded images in the Hugging Face layout; `labels`: int64 [N]."""
+    """A table of encoded images in the Hugging Face image-dataset layout; `labels`: int64 [N]."""
     label = {"names": list(class_names), "_type": "ClassLabel"}
     features = {"info": {"features": {image_column: {"_type": "Image"}, "label": label}}}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -81,10 +81,10 @@ def encode_table(
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows_per_group: int) -> None:
-    """Writes a table as one shard, whole or not at all.
+    """Writes a table as one shard, completely or not at all.
 
-    The image bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading them
-    would cost twice as much.
+    The image bytes are neither compressed nor dictionary-encoded: JPEG and PNG do not shrink, and reading would take
+    twice as long.
     """
     with whole_file(filesystem, path) as stream:
         pq.write_table(table, stream, row_group_size=rows_per_group, compression="none", use_dictionary=["label"])
@@ -93,8 +93,8 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, *, rows
 def convert_cifar(source: Path, target: str) -> dict[str, int]:
     """Writes a published CIFAR folder as `train-` and `test-` shards of lossless PNGs under `target`, a path or URI.
 
-    `source` is the folder with the batches, or the one that holds it. Returns the images of each split. Raises
-    FileNotFoundError where no known form is found, ValueError for a damaged file.
+    `source` is the folder with the batches, or its parent. Returns the number of images of each split. Raises
+    FileNotFoundError if no known format is found, ValueError for a damaged file.
     """
     form, folder = _find(Path(source))
     names = _class_names(form, folder)
@@ -112,7 +112,7 @@ def convert_cifar(source: Path, target: str) -> dict[str, int]:
 
 
 def _find(source: Path) -> tuple[_Format, Path]:
-    """The form of the folder, and the folder with its files."""
+    """The format of a published folder, and the folder with its files."""
     for form in _FORMATS:
         for folder in (source / form.folder, source):
             files = (*form.train, *form.test, form.names)
@@ -130,7 +130,7 @@ def _class_names(form: _Format, folder: Path) -> tuple[str, ...]:
         try:
             return tuple((folder / form.names).read_text("utf-8").split())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{folder / form.names} is no UTF-8 text ({error}); unpack the archive again") from error
+            raise ValueError(f"{folder / form.names} is not UTF-8 text ({error}); unpack the archive again") from error
     entries = _unpickle(folder / form.names)
     names = entries.get("label_names") or entries.get("fine_label_names")
     if not names:
@@ -139,7 +139,7 @@ def _class_names(form: _Format, folder: Path) -> tuple[str, ...]:
 
 
 def _read(form: _Format, file: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8 [N, 32, 32, 3], labels int64 [N]) of one file. Raises ValueError where it is damaged."""
+    """(pixels uint8 [N, 32, 32, 3], labels int64 [N]) of one file. Raises ValueError if it is damaged."""
     if form.label_bytes is None:
         entries = _unpickle(file)
         pixels = np.asarray(entries.get("data"))
@@ -148,18 +148,20 @@ def _read(form: _Format, file: Path, num_classes: int) -> tuple[np.ndarray, np.n
         content = np.frombuffer(file.read_bytes(), np.uint8)
         if len(content) % (form.label_bytes + _PIXEL_BYTES):
             raise ValueError(
-                f"{file} has {len(content)} bytes, no multiple of {form.label_bytes + _PIXEL_BYTES}; "
+                f"{file} has {len(content)} bytes, not a multiple of {form.label_bytes + _PIXEL_BYTES}; "
                 "unpack the archive again"
             )
         records = content.reshape(-1, form.label_bytes + _PIXEL_BYTES)
         pixels, labels = records[:, form.label_bytes :], records[:, form.label_bytes - 1].astype(np.int64)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXEL_BYTES) or not len(labels):
         raise ValueError(
-            f"{file} holds {pixels.dtype} {list(pixels.shape)} pixels and {len(labels)} labels; needed are uint8 "
-            f"[N, {_PIXEL_BYTES}] and N labels, so unpack the archive again"
+            f"{file} holds {pixels.dtype} {list(pixels.shape)} pixels and {len(labels)} labels, not uint8 "
+            f"[N, {_PIXEL_BYTES}] and N labels; unpack the archive again"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"{file} has labels {labels.min()} .. {labels.max()} for {num_classes} classes")
+        raise ValueError(
+            f"{file} has labels {labels.min()} .. {labels.max()} for {num_classes} classes; unpack the archive again"
+        )
     return pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
 
 
@@ -171,7 +173,7 @@ def _pngs(pixels: np.ndarray) -> Iterator[bytes]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads the pickles of the python format: containers, text, numbers and NumPy arrays, and nothing that runs."""
+    """Reads the pickles of the python format: containers, text, numbers and NumPy arrays, but no code."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): lambda kind, shape, code: np.ndarray(shape, np.uint8),
@@ -184,7 +186,7 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The few names that arrays need. Raises UnpicklingError for any other."""
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which images do not need")
+            raise pickle.UnpicklingError(f"it uses {module}.{name}, which images do not need")
         return self._allowed[module, name]
 
 

@@ -12,12 +12,13 @@ import ray
 from ray.exceptions import RayTaskError
 
 from dist_resnet.data.prepare import prepare as preparation
+from dist_resnet.data.prepare.options import Options
 from dist_resnet.launch.progress import ImageProgress
 from dist_resnet.recipe import Execution
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 
 
-def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, Any]:
+def prepare(options: Options, *, workers: int | None) -> dict[str, Any]:
     """Prepares a set, or goes on with it, and returns its manifest.
 
     `workers` tasks run at once, by default as many as the cluster has CPU cores. Raises as `data.prepare.prepare`

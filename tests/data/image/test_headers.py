@@ -45,7 +45,7 @@ def test_a_rotated_image_keeps_its_stored_size() -> None:
     "content", [b"", b"\xff\xd8\xff", b"<html>", b"\xff\xd8" + b"garbage" * 9, b"\x89PNG\r\n\x1a\n"]
 )
 def test_bytes_that_are_no_image_are_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="are no image header"):
+    with pytest.raises(ValueError, match="are not an image header"):
         image_size(np.frombuffer(content, np.uint8))
 
 
@@ -72,7 +72,7 @@ def test_a_header_on_which_pillow_stumbles_is_refused() -> None:
     surface = bytearray(jpeg(smooth(16, 16, 0), format="DDS"))
     surface[80:84] = bytes(4)  # no pixel format at all
     for content in (avif, bytes(surface)):
-        with pytest.raises(ValueError, match="are no image header"):
+        with pytest.raises(ValueError, match="are not an image header"):
             image_size(np.frombuffer(content, np.uint8))
 
 

@@ -217,7 +217,7 @@ def test_the_largest_image_allowed_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     ("encoded", "reason"),
     [
         (b"", "no bytes"),
-        (b"<html>not found</html>", "no image: 22 bytes that begin with 3c68746d6c3e6e6f"),
+        (b"<html>not found</html>", "not an image: 22 bytes that begin with 3c68746d6c3e6e6f"),
         (jpeg(PIXELS)[:-100], "truncated"),
         (jpeg(PIXELS)[:300], "."),
         (b"\xff\xd8\xff\xe0" + bytes(500), "."),
@@ -297,7 +297,7 @@ def test_impossible_shrinking_is_refused(values: dict, complaint: str) -> None:
 def test_a_quality_of_zero_is_refused_by_the_job() -> None:
     done = run_inside("prepare_imagenet", "--source", "x", "--target", "y", "--shorter-side", "256", "--quality", "0")
     assert done.returncode == 2
-    assert "quality must lie in 1 .. 100, got 0" in done.stderr
+    assert "--quality must be in 1 .. 100, got 0" in done.stderr
 
 
 def test_the_manifest_lists_odd_and_huge_images(tmp_path: Path) -> None:

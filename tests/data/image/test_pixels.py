@@ -22,7 +22,8 @@ from dist_resnet.data.image.ingest import Shrink, ingest
 from dist_resnet.data.image.pixels import DamagedError, decode
 from dist_resnet.data.input import streams
 from dist_resnet.data.input.dali import DaliDecoder
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 
 PIXELS = smooth(60, 80, 1)
 GRAY = PIXELS[..., 0]
@@ -219,7 +220,7 @@ def test_damaged_metadata_turns_nothing(exif: bytes) -> None:
     ("encoded", "reason"),
     [
         (b"", "no bytes"),
-        (b"rubbish", "7 bytes that begin with 72756262697368, of no known format"),
+        (b"rubbish", "7 bytes that begin with 72756262697368, of an unknown format"),
         (b"  <!DOCTYPE html><p>no</p>", "markup such as HTML or SVG"),
         (b"%PDF-1.7", "a PDF"),
         (b"\0\0\0\x18ftypheic", "HEIC or a video"),

@@ -23,7 +23,8 @@ from dist_resnet.data.image.pixels import DamagedError, decode
 from dist_resnet.data.input import streams
 from dist_resnet.data.input.dali import DaliDecoder
 from dist_resnet.data.input.pillow import PillowDecoder
-from dist_resnet.data.shards.split import ShardReader, open_split
+from dist_resnet.data.shards.reader import ShardReader
+from dist_resnet.data.shards.split import open_split
 
 PIXELS = smooth(60, 80, 1)
 Chunks = list[tuple[bytes, bytes]]
@@ -156,5 +157,5 @@ def test_rotation_is_kept_where_other_metadata_is_damaged() -> None:
 
 def test_a_pointer_of_git_lfs_is_named_with_what_brings_the_file() -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 109\n"
-    with pytest.raises(DamagedError, match="a Git LFS pointer: git lfs pull brings the file"):
+    with pytest.raises(DamagedError, match="a Git LFS pointer: run git lfs pull"):
         decode(pointer)

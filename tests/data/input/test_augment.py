@@ -96,7 +96,7 @@ def test_pad_windows_have_81_places_of_equal_chance() -> None:
 
 
 def test_an_image_too_small_to_pad_is_refused() -> None:
-    with pytest.raises(ValueError, match="an image of 20 x 30 with 4 pixels of padding holds no crop of 32"):
+    with pytest.raises(ValueError, match="an image of 20 x 30 with 4 pixels of padding is smaller than a crop of 32"):
         Augmentation(PAD, 0, 0).windows(*np.array([[0], [30], [20]]))
 
 

@@ -76,7 +76,7 @@ def test_an_archive_cut_short_is_named(tmp_path: Path, archive: str, number: int
     content = file.read_bytes()
     file.write_bytes(content[: cuts(content)[number]])
     with pytest.raises(
-        ValueError, match=rf"{archive}.* is cut short or no tar archive \(.*\); download it again"
+        ValueError, match=rf"{archive}.* is cut short or not a tar archive \(.*\); download it again"
     ) as caught:
         index(tmp_path)
     assert "\n" not in str(caught.value)
@@ -88,14 +88,16 @@ def test_an_inner_archive_cut_short_is_named(tmp_path: Path, number: int) -> Non
     whole = tar(files)
     inner = whole[: cuts(whole)[number]]
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", inner), ("n01443537.tar", whole)]))
-    with pytest.raises(ValueError, match=r"ILSVRC2012_img_train.tar in n01440764.tar is cut short or no tar archive"):
+    with pytest.raises(
+        ValueError, match=r"ILSVRC2012_img_train.tar in n01440764.tar is cut short or not a tar archive"
+    ):
         index(tmp_path)
 
 
 def test_an_empty_archive_and_a_file_of_something_else_are_named(tmp_path: Path) -> None:
     for content in (b"", b"x" * 5000, bytes(5000)[:300]):
         (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(content)
-        with pytest.raises(ValueError, match="ILSVRC2012_img_train.tar is cut short or no tar archive"):
+        with pytest.raises(ValueError, match="ILSVRC2012_img_train.tar is cut short or not a tar archive"):
             index(tmp_path)
 
 
@@ -112,20 +114,20 @@ def test_a_training_archive_of_images_or_with_a_class_twice_is_refused(tmp_path:
 
 def test_a_ground_truth_beyond_the_class_list_is_refused(tmp_path: Path) -> None:
     write_archives(tmp_path, small_images(), truth=[1, 2, 3, 4, 5, 1, 2, 3, 4, 7])
-    with pytest.raises(ValueError, match=r"ground truth has label 7, outside of the class list of 5"):
+    with pytest.raises(ValueError, match=r"ground truth has label 7, which is not in the class list of 5"):
         index(tmp_path)
 
 
 def test_a_ground_truth_of_another_number_of_images_is_refused(tmp_path: Path) -> None:
     write_archives(tmp_path, small_images(), truth=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"img_val.tar holds 10 images, the devkit tells the classes of 3"):
+    with pytest.raises(ValueError, match=r"img_val.tar holds 10 images, the devkit has the classes of 3"):
         index(tmp_path)
 
 
 def test_a_validation_class_that_the_training_archive_has_not_is_named(tmp_path: Path) -> None:
     write_archives(tmp_path, small_images())
     write_devkit(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", {"n01440764": 1, "n99999999": 2}, [1] * 9 + [2])
-    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000010.JPEG of .* is of class n99999999 by the devkit"):
+    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000010.JPEG of .* is of class n99999999 in the devkit"):
         index(tmp_path)
 
 
@@ -180,7 +182,7 @@ def test_hidden_members_are_skipped_and_others_taken_by_their_first_bytes(tmp_pa
     assert rows(source.splits["train"]) == sorted(wanted)
     assert source.notes == (
         "6 hidden and tools' files and folders: ._* (2), __MACOSX (2), .DS_Store (1), Thumbs.db (1)",
-        "2 files that are no images: text (.txt) (1), unknown (.heic) (1)",
+        "2 files that are not images: text (.txt) (1), unknown (.heic) (1)",
     )
 
 
@@ -197,14 +199,14 @@ def test_links_in_an_archive_have_no_bytes_and_are_counted(tmp_path: Path) -> No
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar([("n01440764.tar", inner.getvalue())]))
     source = index_archives(LOCAL, "", find_archives(LOCAL, str(tmp_path)), lambda count: None)
     assert rows(source.splits["train"]) == [("a.JPEG", b"hello", 0)]
-    assert source.notes == ("2 files that are no images: link or device in an archive (2)",)
+    assert source.notes == ("2 files that are not images: link or device in an archive (2)",)
 
 
 def test_two_archives_of_one_kind_are_refused(tmp_path: Path) -> None:
     write_archives(tmp_path, small_images())
     (tmp_path / "ILSVRC2010_img_train.tar").write_bytes(b"x")
     with pytest.raises(
-        ValueError, match=r"ILSVRC2010_img_train.tar and .*ILSVRC2012_img_train.tar are the same archive"
+        ValueError, match=r"ILSVRC2010_img_train.tar and .*ILSVRC2012_img_train.tar have the name of the same archive"
     ):
         find_archives(LOCAL, str(tmp_path))
 

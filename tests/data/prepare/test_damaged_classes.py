@@ -17,7 +17,8 @@ from oracle.sources import (
     write_folders,
 )
 
-from dist_resnet.data.prepare.prepare import Options, prepare
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.data.shards.split import open_split
 
 WRITERS = [write_folders, write_archives, write_downloaded]
@@ -43,8 +44,8 @@ def never(function, tasks):
 def test_it_is_refused_before_any_shard_is_written(tmp_path: Path, write, split: str) -> None:
     source = write(tmp_path / "source", broken(split, SYNSETS[2], SYNSETS[4]))
     complaint = (
-        rf"every {split} image of class n02012849 is damaged, one of them .*\(image file is truncated .*\) \(and of "
-        r"1 other classes\); repair the source, or have a set without them with --on-damaged-class keep"
+        rf"every {split} image of class n02012849 is damaged, such as .*\(image file is truncated .*\) \(and of "
+        r"1 other classes\); repair the source, or prepare the set without them with --on-damaged-class keep"
     )
     with pytest.raises(ValueError, match=complaint):
         prepare_here(source, tmp_path / "target", run=never)
@@ -84,7 +85,7 @@ def test_a_preparation_that_only_finds_it_at_the_end_keeps_its_shards(tmp_path: 
         content = file.read_bytes()
         file.write_bytes(content[:-60] + bytes(60))
     with pytest.raises(
-        ValueError, match=r"n01440764 is damaged, .*; the finished shards are kept: give the same command"
+        ValueError, match=r"n01440764 is damaged, .*; the finished shards are kept: run the same command"
     ):
         prepare_here(source, tmp_path / "target")
     written = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "target").glob("*.parquet")}
@@ -99,7 +100,7 @@ def test_a_preparation_that_only_finds_it_at_the_end_keeps_its_shards(tmp_path: 
 @pytest.mark.parametrize("choice", ["refuse", "keep"])
 def test_a_split_without_an_intact_image_is_always_refused(tmp_path: Path, choice: str) -> None:
     source = write_folders(tmp_path / "source", broken("validation", *SYNSETS))
-    with pytest.raises(ValueError, match=r"every validation image is damaged, one of them val/.*; give an intact"):
+    with pytest.raises(ValueError, match=r"every validation image is damaged, such as val/.*; give an intact"):
         prepare_here(source, tmp_path / "target", on_damaged_class=choice, run=never)
 
 

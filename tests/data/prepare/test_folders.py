@@ -123,7 +123,7 @@ def test_links_back_end_and_give_no_image_twice(tmp_path: Path) -> None:
     manifest = prepare_here(source, tmp_path / "b")
     assert manifest["class_names"] == list(CLASSES)
     first = ", ".join(f"{train}/{place}" for place in ("cat/far", "cat/loop", "cat/more"))
-    assert manifest["left_out"] == [f"9 links to folders that are read already: {first} and 6 more"]
+    assert manifest["left_out"] == [f"9 links to folders that are already read: {first} and 6 more"]
     for split in ("train", "validation"):
         assert prepared_rows(tmp_path / "b", split) == prepared_rows(tmp_path / "a", split)
 
@@ -161,7 +161,7 @@ def test_a_folder_that_two_links_lead_to_is_read_once(tmp_path: Path) -> None:
     manifest = prepare_here(source, tmp_path / "target")
     assert counts(manifest)["train"] == [5, 3]
     assert len(manifest["left_out"]) == 1
-    assert manifest["left_out"][0].startswith("2 links to folders that are read already")
+    assert manifest["left_out"][0].startswith("2 links to folders that are already read")
     assert {name for name, _, label in prepared_rows(tmp_path / "target", "train") if "/" in name} == {
         "w/b.jpg",
         "x/a.jpg",
@@ -176,7 +176,7 @@ def test_a_cycle_in_a_folder_that_is_linked_ends_too(tmp_path: Path) -> None:
     (subset / "cat").symlink_to(whole / "train" / "cat")
     manifest = prepare_here(tmp_path / "subset", tmp_path / "target")
     assert counts(manifest) == {"train": [3]}
-    assert manifest["left_out"] == [f"1 links to folders that are read already: {subset}/cat/loop"]
+    assert manifest["left_out"] == [f"1 links to folders that are already read: {subset}/cat/loop"]
 
 
 def test_a_split_that_is_a_link_to_another_is_what_its_owner_wants(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_links_to_nothing_and_pipes_are_left_out_with_a_word(tmp_path: Path) -> 
     assert counts(manifest)["train"] == [3, 3]
     cat = source / "train" / "cat"
     assert manifest["left_out"] == [
-        "1 files that are no images: device or pipe (1)",
+        "1 files that are not images: device or pipe (1)",
         f"2 broken links: {cat}/gone.jpg, {cat}/round.jpg",
     ]
 
@@ -216,7 +216,7 @@ def test_files_are_taken_by_their_first_bytes_and_the_others_counted_by_kind(tmp
     (cat / "nothing").write_bytes(b"")
     manifest = prepare_here(source, tmp_path / "target")
     assert counts(manifest)["train"] == [10, 3]
-    assert manifest["left_out"] == ["5 files that are no images: text (.txt) (2), HEIC (1), XML (1), empty (1)"]
+    assert manifest["left_out"] == ["5 files that are not images: text (.txt) (2), HEIC (1), XML (1), empty (1)"]
     assert [(one["image"], one["reason"]) for one in manifest["splits"]["train"]["converted"]] == [
         ("train/cat/f.avif", "AVIF")
     ]
@@ -238,7 +238,7 @@ def test_a_class_folder_of_other_files_is_told_what_it_holds(tmp_path: Path) -> 
         (source / "train" / "boxes" / f"{number}.xml").write_text("<?xml version='1.0'?><annotation/>")
     with pytest.raises(
         ValueError,
-        match=r"train/boxes should be a class and holds no image, but 3 files that are no images: XML \(3\);",
+        match=r"train/boxes should be a class but holds no image, only 3 files that are not images: XML \(3\);",
     ):
         prepare_here(source, tmp_path / "target")
 
@@ -250,7 +250,7 @@ def test_what_may_not_be_read_is_found_before_anything_is_decoded(tmp_path: Path
     closed.chmod(0o600)
     access = os.access
     monkeypatch.setattr("os.access", lambda path, mode: path != str(closed) and access(path, mode))
-    with pytest.raises(ValueError, match=rf"{closed} may not be read; change its permissions"):
+    with pytest.raises(ValueError, match=rf"{closed} is not readable; change its permissions"):
         prepare_here(source, tmp_path / "target")
     assert not list((tmp_path / "target").iterdir())
 
@@ -290,7 +290,7 @@ def test_split_folders_of_any_case_and_form_make_the_same_set(tmp_path: Path, tr
 
 def test_split_folders_are_no_classes_of_the_split_that_is_given(tmp_path: Path) -> None:
     source = make(tmp_path / "source", splits=("Train", "Valid"))
-    with pytest.raises(ValueError, match=r"source/Train is of the split train by its name; leave out --split train"):
+    with pytest.raises(ValueError, match=r"source/Train is by its name the split train; leave out --split train"):
         prepare_here(source, tmp_path / "target", split="train")
 
 
@@ -314,11 +314,11 @@ def test_a_test_folder_without_classes_is_left_out_with_a_word(tmp_path: Path) -
     source = make(tmp_path / "source")
     (source / "test").mkdir()
     (source / "test" / "1.jpg").write_bytes(jpeg(smooth(20, 20, 1)))
-    assert prepare_here(source, tmp_path / "flat")["left_out"] == ["test/ beside the split folders"]
+    assert prepare_here(source, tmp_path / "flat")["left_out"] == ["test/ next to the split folders"]
     (source / "test" / "unknown").mkdir()
     (source / "test" / "1.jpg").rename(source / "test" / "unknown" / "1.jpg")
     left = prepare_here(source, tmp_path / "unknown")["left_out"]
-    assert left[-1] == f"{source}/test, whose folders (unknown) are no classes of train"
+    assert left[-1] == f"{source}/test, whose folders (unknown) are not classes of train"
 
 
 def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
@@ -336,25 +336,29 @@ def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
         (
             {"train": "train/train"},
             None,
-            r"train/train is of the split train by its name, should be a class, and holds",
+            r"train/train should be a class but is by its name the split train and holds",
         ),
-        ({"train": "seg_train", "val": "seg_test"}, "train", r"source/seg_test is of the split test by its name"),
-        ({"train": "seg_train", "val": "seg_test"}, None, r"holds seg_test, seg_train, which are like splits"),
+        (
+            {"train": "seg_train", "val": "seg_test"},
+            "train",
+            r"source/seg_test should be a class but is by its name the split test",
+        ),
+        ({"train": "seg_train", "val": "seg_test"}, None, r"holds seg_test, seg_train, which look like splits"),
         (
             {"train": "set/train", "val": "set/val"},
             None,
-            r"holds set, which holds splits .*; give --source .*source/set",
+            r"holds set, whose folders are named like splits; give --source .*source/set",
         ),
-        ({"train": "set/train", "val": "set/val"}, "train", r"set should be a class of train and holds a folder val"),
+        ({"train": "set/train", "val": "set/val"}, "train", r"set should be a class of train but holds a folder val"),
         (
             {"train/cat": "cat/train", "val/cat": "cat/val"},
             "train",
-            r"cat should be a class of train and holds .* val,",
+            r"cat should be a class of train but holds .* val,",
         ),
         (
             {"train": "train/ImageNet", "val": "val/ImageNet"},
             None,
-            r"train has ImageNet for its only class, which holds",
+            r"train has one class, ImageNet, which holds",
         ),
     ],
 )
@@ -373,20 +377,22 @@ def test_folders_of_splits_where_classes_should_be_are_refused_by_name(
 def test_class_folders_without_split_are_of_no_known_kind_even_with_a_class_called_like_a_split(tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     (source / "train" / "cat").rename(source / "train" / "test_tube")
-    with pytest.raises(ValueError, match=r"source/train is of no known kind; .* \(or class folders and --split\)"):
+    with pytest.raises(
+        ValueError, match=r"source/train is not a known kind of source; .* \(or class folders and --split\)"
+    ):
         prepare_here(source / "train", tmp_path / "target")
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     source = make(tmp_path / "source", splits=("train", "val", "Valid"))
-    with pytest.raises(ValueError, match=r"source/Valid and .*source/val are both of the split validation; keep one"):
+    with pytest.raises(ValueError, match=r"source/Valid and .*source/val are both the split validation; move one"):
         prepare_here(source, tmp_path / "target")
 
 
 def test_class_sets_that_differ_are_found_before_anything_is_decoded(tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     (source / "val" / "dog").rename(source / "val" / "Dog")
-    with pytest.raises(ValueError, match=r"val/Dog is no class of .*train, which has 2"):
+    with pytest.raises(ValueError, match=r"val/Dog is not one of the 2 classes of .*/train, but 'dog' is"):
         prepare_here(source, tmp_path / "target")
     shutil.rmtree(source / "val" / "Dog")
     with pytest.raises(ValueError, match=r"class dog has no validation image"):

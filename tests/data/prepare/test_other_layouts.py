@@ -54,8 +54,8 @@ def test_kaggles_imagenet_is_refused_with_the_command_that_converts_it(tmp_path:
     images = small_images()
     root = write_kaggle(tmp_path / "a set", images, "ILSVRC/Data/CLS-LOC")
     line = refusal(root / given, tmp_path / "target")
-    assert "val holds 10 images in no class folders, as Kaggle has ImageNet; LOC_val_solution.csv tells" in line
-    found = re.search(r" by: (.*); then give --source '?([^']*)'?$", line)
+    assert "val holds 10 images without class folders, as in Kaggle's ImageNet; LOC_val_solution.csv has" in line
+    found = re.search(r" with: (.*); then give --source '?([^']*)'?$", line)
     assert found is not None
     bash(found[1])
     prepare_here(found[2], tmp_path / "target")
@@ -68,7 +68,7 @@ def test_on_an_object_store_the_addresses_are_what_can_be_given(tmp_path: Path, 
     filesystem, bucket = pafs.FileSystem.from_uri(s3)
     pafs.copy_files(str(root), f"{bucket}/{tmp_path.name}", destination_filesystem=filesystem)
     line = refusal(f"{s3}/{tmp_path.name}", tmp_path / "target")
-    assert "(on a disk, where the set has to be copied first) by: cd " in line
+    assert "(on a disk: copy the set there first) with: cd " in line
     assert line.endswith(f"then give --source {s3}/{tmp_path.name}/ILSVRC/Data/CLS-LOC")
 
 
@@ -82,7 +82,7 @@ def test_kaggles_root_with_class_folders_tells_which_folder_to_give(tmp_path: Pa
 
 def test_a_flat_validation_folder_beside_kaggles_list_is_refused(tmp_path: Path) -> None:
     root = write_kaggle(tmp_path / "source", small_images(), ".")
-    assert "LOC_val_solution.csv tells" in refusal(root, tmp_path / "target")
+    assert "LOC_val_solution.csv has" in refusal(root, tmp_path / "target")
 
 
 def write_webdataset(root: Path, images: Images, *, ending: str, names: dict[str, str]) -> Path:
@@ -119,8 +119,8 @@ def test_webdatasets_archives_are_refused_with_the_command_that_unpacks_them(
     images = small_images()
     root = write_webdataset(tmp_path / "source", images, ending=ending, names=names)
     line = refusal(root, tmp_path / "target")
-    assert f"of WebDataset's layout (files .jpg, .{ending} of one name), which is not read" in line
-    found = re.search(r" by: (.*); do so for each split, then give --source (\S+)$", line)
+    assert f"in the WebDataset layout (files .jpg, .{ending} with one name), which is not supported" in line
+    found = re.search(r" with: (.*); do so for each split, then give --source (\S+)$", line)
     assert found is not None
     bash(found[1])
     prepare_here(found[2], tmp_path / "target")
@@ -135,7 +135,7 @@ def test_a_webdataset_that_tells_no_class_is_refused_too(tmp_path: Path) -> None
     (tmp_path / "source").mkdir()
     files = [("1.jpg", jpeg(smooth(9, 9, 1))), ("1.txt", b"a cat on a mat")]
     (tmp_path / "source" / "0.tar").write_bytes(tar(files))
-    assert "none of them tells a class; unpack the images" in refusal(tmp_path / "source", tmp_path / "target")
+    assert "none of them has a class; unpack the images" in refusal(tmp_path / "source", tmp_path / "target")
 
 
 def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
     for synset, files in small_images()["train"].items():
         (source / f"{synset}.tar").write_bytes(tar(files))
     line = refusal(source, tmp_path / "target", split="train")
-    assert "holds n01440764.tar and 4 more, the inner archives of ImageNet's" in line
-    bash(line.partition(" by: ")[2])
+    assert "holds n01440764.tar and 4 more, the inner archives of ImageNet" in line
+    bash(line.partition(" with: ")[2])
     assert prepare_here(source, tmp_path / "a", split="train")["splits"]["train"]["images"] == 40
     packed = tmp_path / "packed"
     packed.mkdir()
@@ -168,7 +168,7 @@ def test_an_archive_beside_split_folders_does_no_harm(tmp_path: Path) -> None:
     images = small_images()
     source = write_folders(tmp_path / "source", images)
     (source / "train.tar").write_bytes(tar(images["train"][SYNSETS[0]]))
-    assert prepare_here(source, tmp_path / "target")["left_out"] == ["train.tar beside the split folders"]
+    assert prepare_here(source, tmp_path / "target")["left_out"] == ["train.tar next to the split folders"]
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_images_whose_classes_a_table_tells_are_refused_with_what_moves_them(
     for folder in val.glob("n*/"):
         folder.rmdir()
     (val / table).write_bytes("\r\n".join(lines).encode())
-    with pytest.raises(ValueError, match=r"val holds 10 images in no class folders; .* tells their classes") as caught:
+    with pytest.raises(ValueError, match=r"val holds 10 images without class folders; .* has their classes") as caught:
         prepare_here(source, tmp_path / "target")
-    bash(str(caught.value).partition("in bash, by: ")[2])
+    bash(str(caught.value).partition("in bash, with: ")[2])
     assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["class_counts"] == [2] * 5
 
 
@@ -207,7 +207,9 @@ def test_a_text_beside_flat_images_that_is_no_table_of_them_says_nothing(tmp_pat
     for folder in (source / "val").glob("n*/"):
         folder.rmdir()
     (source / "val" / "README.txt").write_text("validation images of five classes\n")
-    with pytest.raises(ValueError, match="val has no class folders; put each class's images into a folder of its own"):
+    with pytest.raises(
+        ValueError, match="val has no class folders; put the images of each class into a separate folder"
+    ):
         prepare_here(source, tmp_path / "target")
 
 
@@ -215,5 +217,5 @@ def test_a_split_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path: Pat
     source = write_folders(tmp_path / "source", small_images())
     (source / "train").rename(source / "elsewhere")
     (source / "train").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match="train is of the split train by its name and a link to nothing; mend it"):
+    with pytest.raises(ValueError, match="train, by its name the split train, is a broken link; repair"):
         prepare_here(source, tmp_path / "target")

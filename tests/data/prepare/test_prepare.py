@@ -128,7 +128,9 @@ def test_class_folders_alone_are_the_split_that_is_named(tmp_path: Path) -> None
 def test_a_training_archive_alone_needs_no_devkit(tmp_path: Path) -> None:
     source = write_archives(tmp_path / "source", small_images())
     (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    with pytest.raises(ValueError, match=r"ILSVRC2012_img_val.tar needs ILSVRC2012_devkit_t12.tar.gz beside it"):
+    with pytest.raises(
+        ValueError, match=r"ILSVRC2012_img_val.tar needs ILSVRC2012_devkit_t12.tar.gz, which has the classes"
+    ):
         prepare_here(source, tmp_path / "a")
     (source / "ILSVRC2012_img_val.tar").unlink()
     assert list(prepare_here(source, tmp_path / "b")["splits"]) == ["train"]
@@ -148,12 +150,12 @@ def test_what_is_of_no_split_or_class_is_left_out_with_a_word(tmp_path: Path) ->
         (source / file).write_bytes(b"x")
     manifest = prepare_here(source, tmp_path / "target")
     assert manifest["left_out"] == [
-        "extra/, test/, LOC_synset_mapping.txt and 1 more beside the split folders",
-        "a.jpg in no class folder of train",
+        "extra/, test/, LOC_synset_mapping.txt and 1 more next to the split folders",
+        "a.jpg, outside the class folders of train",
         "2 hidden and tools' files and folders: .cache (1), .hidden (1)",
     ]
     manifest = prepare_here(source / "train", tmp_path / "alone", split="train")
-    assert manifest["left_out"] == ["a.jpg in no class folder of train"]
+    assert manifest["left_out"] == ["a.jpg, outside the class folders of train"]
 
 
 def test_damaged_images_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_damaged_images_are_left_out_and_listed_with_the_reason(tmp_path: Path) 
     assert [(one["image"], one["class"]) for one in train["damaged"]] == [("train/n01443537/cut.JPEG", SYNSETS[1])]
     assert "truncated" in train["damaged"][0]["reason"]
     assert validation["damaged"][0]["image"] == "val/n07875152/page.JPEG"
-    assert validation["damaged"][0]["reason"].startswith("no image: 22 bytes that begin with 3c68746d6c3e6e6f")
+    assert validation["damaged"][0]["reason"].startswith("not an image: 22 bytes that begin with 3c68746d6c3e6e6f")
     assert "cut.JPEG" not in [name for name, _, _ in prepared_rows(tmp_path / "target", "train")]
 
 
@@ -172,7 +174,7 @@ def test_a_damaged_image_stops_the_job_where_that_is_asked_for(tmp_path: Path) -
     source = write_folders(tmp_path / "source", damaged_images())
     with pytest.raises(ValueError, match=r"(cut|page).JPEG of class n\d+ is damaged \(.*\); repair or remove it"):
         prepare_here(source, tmp_path / "target", on_damaged="error")
-    with pytest.raises(ValueError, match=r"is not fully prepared, preparing.json is still there"):
+    with pytest.raises(ValueError, match=r"is not fully prepared, it still has preparing.json"):
         open_split(f"{tmp_path}/target/train-*.parquet")
     # The same job goes on when told to leave such images out.
     assert prepare_here(source, tmp_path / "target")["splits"]["train"]["images"] == 39

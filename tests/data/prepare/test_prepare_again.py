@@ -26,7 +26,8 @@ from oracle.sources import (
 )
 
 from dist_resnet.data.image.ingest import Shrink
-from dist_resnet.data.prepare.prepare import Options, prepare
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.storage.files import PARTIAL
 
 WRITERS = [write_folders, write_archives, write_downloaded]
@@ -55,7 +56,7 @@ def test_a_job_that_was_stopped_leaves_finished_shards_as_they_are(tmp_path: Pat
     progress = Silent()
     options = Options(source=str(source), target=str(tmp_path / "target"), shard_megabytes=0.01)
     prepare(options, run=in_turn, progress=progress)
-    assert progress.said == ["2 shards are finished from before"]
+    assert progress.said == ["2 shards were finished by an earlier start"]
     assert {name: (tmp_path / "target" / name).stat().st_mtime_ns for name in finished} == finished
     mine, theirs = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("target", "undisturbed"))
     assert mine == theirs
@@ -103,7 +104,7 @@ def test_a_job_that_was_killed_in_its_clean_up_finishes_that_alone(tmp_path: Pat
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("dist_resnet.data.prepare.prepare._clean_up", half)
+        patch.setattr("dist_resnet.data.prepare.prepare.clean_up", half)
         with pytest.raises(Killed):
             prepare_here(source, tmp_path / "target")
     written = {one: one.stat().st_mtime_ns for one in (tmp_path / "target").glob("*.parquet")}
@@ -131,11 +132,12 @@ def test_a_finished_set_that_lost_or_changed_a_shard_is_told(tmp_path: Path) -> 
     content = shard.read_bytes()
     shard.write_bytes(content[:-7])
     with pytest.raises(
-        ValueError, match=rf"{shard.name} has {len(content) - 7} bytes instead of {len(content)} by .*; restore it, or"
+        ValueError,
+        match=rf"{shard.name} has {len(content) - 7} bytes instead of {len(content)}, says .*; restore it, or",
     ):
         prepare_here(source, tmp_path / "target")
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"target/{shard.name} is missing by the manifest.json beside it; restore"):
+    with pytest.raises(ValueError, match=rf"target/{shard.name} is missing, says its manifest.json; restore"):
         prepare_here(source, tmp_path / "target")
     shard.write_bytes(content)
     assert prepare_here(source, tmp_path / "target")["splits"]["train"]["images"] == 40

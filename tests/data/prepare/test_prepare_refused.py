@@ -23,7 +23,7 @@ from oracle.sources import (
     write_parquet,
 )
 
-from dist_resnet.data.prepare.prepare import Options
+from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.storage.files import PARTIAL
 
@@ -74,7 +74,7 @@ def test_one_name_in_two_classes_is_no_mistake(tmp_path: Path) -> None:
     assert prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")["splits"]
 
 
-@pytest.mark.parametrize(("label", "reason"), [(-1, "stands for none"), (3, "is outside of the class list, 0 .. 2")])
+@pytest.mark.parametrize(("label", "reason"), [(-1, "means no label"), (3, "is not in the class list, 0 .. 2")])
 def test_labels_beyond_the_class_list_are_named_with_file_and_row(tmp_path: Path, label: int, reason: str) -> None:
     image = jpeg(smooth(9, 9, 1))
     rows = [("a", image, 0), ("b", image, 2), ("c", image, label)]
@@ -86,16 +86,16 @@ def test_labels_beyond_the_class_list_are_named_with_file_and_row(tmp_path: Path
 def test_a_validation_class_that_training_has_not_is_named(tmp_path: Path) -> None:
     images = small_images()
     images["validation"]["n09999999"] = images["validation"].pop(SYNSETS[0])
-    with pytest.raises(ValueError, match=r"val/n09999999 is no class of .*train, which has 5"):
+    with pytest.raises(ValueError, match=r"val/n09999999 is not one of the 5 classes of .*/train;"):
         prepare_here(write_folders(tmp_path / "source", images), tmp_path / "target")
 
 
 def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the source .*absent is not there"):
+    with pytest.raises(FileNotFoundError, match=r"the source .*absent does not exist"):
         prepare_here(tmp_path / "absent", tmp_path / "target")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "readme.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"odd is of no known kind; needed are folders train and val"):
+    with pytest.raises(ValueError, match=r"odd is not a known kind of source; needed are folders train and val"):
         prepare_here(tmp_path / "odd", tmp_path / "target")
     write_folders(tmp_path / "source", small_images())
     with pytest.raises(ValueError, match=r"of no known kind; .* \(or class folders and --split\)"):
@@ -109,14 +109,14 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
 def test_a_download_that_is_not_complete_is_refused(tmp_path: Path) -> None:
     source = write_downloaded(tmp_path / "source", small_images())
     (source / "data" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(ValueError, match=r"train has 2 of 3 shards; the first that is missing is number 00001"):
+    with pytest.raises(ValueError, match=r"train has 2 of 3 shards, the first missing one is number 00001"):
         prepare_here(source, tmp_path / "target")
 
 
 def test_shards_of_no_split_by_their_names_need_one(tmp_path: Path) -> None:
     images = small_images()
     write_parquet(tmp_path / "source" / "part-0.parquet", [("a", images["train"][SYNSETS[0]][0][1], 0)], ["x"])
-    with pytest.raises(ValueError, match=r"part-0.parquet is of no split by its name"):
+    with pytest.raises(ValueError, match=r"part-0.parquet does not name its split"):
         prepare_here(tmp_path / "source", tmp_path / "a")
     assert prepare_here(tmp_path / "source", tmp_path / "b", split="train")["splits"]["train"]["images"] == 1
 
@@ -158,7 +158,7 @@ def test_hidden_shards_are_none_of_the_split_that_is_given(tmp_path: Path) -> No
 )
 def test_a_source_whose_names_say_the_split_takes_no_other(tmp_path: Path, write, named: str) -> None:
     source = write(tmp_path / "source", small_images())
-    with pytest.raises(ValueError, match=rf"{named} is of the split \w+ by its name; leave out --split train, or give"):
+    with pytest.raises(ValueError, match=rf"{named} is by its name the split \w+; leave out --split train, or give"):
         prepare_here(source, tmp_path / "target", split="train")
     assert prepare_here(source, tmp_path / "target")["splits"]["validation"]["images"] == 10
 
@@ -166,9 +166,7 @@ def test_a_source_whose_names_say_the_split_takes_no_other(tmp_path: Path, write
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     folders = write_folders(tmp_path / "folders", small_images())
     (folders / "validation").mkdir()
-    with pytest.raises(
-        ValueError, match=r"folders/val and .*folders/validation are both of the split validation; keep"
-    ):
+    with pytest.raises(ValueError, match=r"folders/val and .*folders/validation are both the split validation; move"):
         prepare_here(folders, tmp_path / "target")
     downloaded = write_downloaded(tmp_path / "downloaded", small_images())
     shutil.copy(downloaded / "data" / "test-00000-of-00001.parquet", downloaded / "data" / "val-0.parquet")
@@ -184,7 +182,7 @@ def test_source_shards_that_were_mended_added_or_removed_are_unpacked_again(tmp_
     write_parquet(source / "train-a.parquet", [("one", one, 0), ("two", one, 1)], ["x", "y"])
     write_parquet(source / "train-b.parquet", [("three", two, 0)], ["x", "y"])
     write_parquet(source / "train-c.parquet", [("four", three, 7)], ["x", "y"])
-    with pytest.raises(ValueError, match=r"label 7 in .*train-c.parquet row 0 is outside"):
+    with pytest.raises(ValueError, match=r"label 7 in .*train-c.parquet row 0 is not in"):
         prepare_here(source, tmp_path / "target")
     # Two labels in turn leave the size as it is, and what the footer tells of them.
     write_parquet(source / "train-a.parquet", [("one", one, 1), ("two", one, 0)], ["x", "y"])
@@ -230,7 +228,7 @@ def test_a_source_shard_with_a_torn_page_is_named(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[:4] + b"\xff" * 64 + content[68:])
     with pytest.raises(
-        ValueError, match=rf"{shard} cannot be read \(.+\); replace the file by an intact copy"
+        ValueError, match=rf"{shard} cannot be read \(.+\); replace the file with an intact copy"
     ) as caught:
         prepare_here(source, tmp_path / "target")
     assert "\n" not in str(caught.value)
@@ -246,7 +244,7 @@ def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path
     write_parquet(tmp_path / "b" / "train-0.parquet", [("a", image, 0)], ["x"])
     write_parquet(tmp_path / "b" / "validation-0.parquet", [("a", image, 0)], ["y"])
     with pytest.raises(
-        ValueError, match=r"class 'y' of the validation images .* is none of the model's 1 classes, 'x'"
+        ValueError, match=r"class 'y' of the validation images .* is not one of the model's 1 classes, 'x'"
     ):
         prepare_here(tmp_path / "b", tmp_path / "target-b")
 
@@ -254,7 +252,7 @@ def test_rows_without_bytes_and_splits_of_different_classes_are_refused(tmp_path
 def test_a_target_with_other_shards_is_refused(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", small_images())
     write_parquet(tmp_path / "target" / "mine.parquet", [("a", b"x", 0)], ["x"])
-    with pytest.raises(ValueError, match=r"target already holds mine.parquet of another origin"):
+    with pytest.raises(ValueError, match=r"target already holds mine.parquet, which is not of this set"):
         prepare_here(source, tmp_path / "target")
     with pytest.raises(ValueError, match="source and target are both"):
         prepare_here(source, source)
@@ -269,7 +267,7 @@ def test_a_source_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
         yield from in_turn(function, tasks)
 
     with pytest.raises(
-        OSError, match=rf"{victim.name} has \d+ bytes and had \d+ when the job began; restore the source"
+        OSError, match=rf"{victim.name} has \d+ bytes but had \d+ when the job started; restore the source"
     ):
         prepare_here(source, tmp_path / "target", run=changed)
     assert not (tmp_path / "target" / "manifest.json").exists()
@@ -297,7 +295,7 @@ def test_a_disk_that_fills_up_leaves_nothing_that_looks_finished(tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr("dist_resnet.storage.files._make_durable", full)
         with pytest.raises(
-            OSError, match=r"target is full \(.*No space left on device.*\); free space and give the same"
+            OSError, match=r"target is full \(.*No space left on device.*\); free space and run the same"
         ):
             prepare_here(source, tmp_path / "target")
     assert not list((tmp_path / "target").rglob("*.partial"))
@@ -311,9 +309,9 @@ def test_a_disk_that_fills_up_leaves_nothing_that_looks_finished(tmp_path: Path,
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"seed": -1}, "seed must lie in 0 .. 18446744073709551615, got -1"),
-        ({"shard_megabytes": 0}, "shards must have more than 0 megabytes, got 0"),
-        ({"split": "Part 1"}, "must be of the letters a .. z, got 'Part 1'"),
+        ({"seed": -1}, "seed must be in 0 .. 18446744073709551615, got -1"),
+        ({"shard_megabytes": 0}, "--shard-megabytes must be more than 0, got 0"),
+        ({"split": "Part 1"}, "must consist of the letters a .. z, got 'Part 1'"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict, complaint: str) -> None:

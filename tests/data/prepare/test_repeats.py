@@ -31,7 +31,7 @@ def test_images_of_train_in_validation_are_counted_and_one_is_named(tmp_path: Pa
     assert line.startswith("2 of 10 validation images are in train too, byte for byte, such as ")
     assert any(name in line for name, _ in images["validation"][DOG])
     assert any(name in line for name, _ in images["train"][CAT][3:5])
-    assert line.endswith("errors on these tell nothing of others")
+    assert line.endswith("errors on these say nothing about other images")
 
 
 def test_an_image_in_two_classes_is_counted_and_named(tmp_path: Path) -> None:

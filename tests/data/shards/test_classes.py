@@ -40,7 +40,8 @@ def test_the_same_names_in_another_order_are_mapped_and_said_in_one_line(tmp_pat
     assert read(found.split) == [2, 0, 1, 0]
     (note,) = found.notes
     assert note == (
-        f"the validation images at {tmp_path} number their classes otherwise than the model; they are matched by name: "
+        f"the validation images at {tmp_path} have their classes in another order than the model; they are "
+        "matched by name: "
         "label 0, 'c', is the model's class 2"
     )
     assert found.lacking == ()
@@ -66,7 +67,7 @@ def test_a_subset_is_mapped_and_what_it_lacks_is_said(tmp_path: Path) -> None:
     assert read(found.split) == [7, 3, 7]
     assert set(found.lacking) == set(model) - {"class 07", "class 03"}
     assert found.notes[-1].endswith(
-        "have 2 of the model's 12 classes, none of 'class 00', 'class 01', 'class 02', 'class 04', 'class 05' "
+        "have 2 of the model's 12 classes; without images: 'class 00', 'class 01', 'class 02', 'class 04', 'class 05' "
         "and 5 more"
     )
 
@@ -90,7 +91,7 @@ def test_a_prepared_set_tells_by_its_footers_which_classes_have_no_image(tmp_pat
 
 def test_an_unknown_class_is_refused_by_the_first_image_that_has_one(tmp_path: Path) -> None:
     split = shards(tmp_path, [0, 2, 1], ["cat", "wolf", "newt"])
-    said = refused("is none of the model's 4 classes", split, ["ant", "bee", "cat", "dog"], 4)
+    said = refused("is not one of the model's 4 classes", split, ["ant", "bee", "cat", "dog"], 4)
     assert said == (
         f"class 'newt' of the validation images at {tmp_path} (label 2, first in {tmp_path}/x.parquet row 1) is none "
         "of the model's 4 classes, 'ant', 'bee', 'cat', 'dog'; give images of the model's classes, or "
@@ -114,7 +115,10 @@ def test_an_accent_may_be_spelled_in_either_way(tmp_path: Path) -> None:
 def test_an_unknown_class_without_images_is_said_and_not_refused(tmp_path: Path) -> None:
     found = classes.match(shards(tmp_path, [2, 0], ["b", "background", "a"]), ["a", "b"], 2)
     assert read(found.split) == [0, 1]
-    assert any("name classes that the model does not know, but show none: 'background'" in note for note in found.notes)
+    assert any(
+        "name classes that the model does not know, but have no image of them: 'background'" in note
+        for note in found.notes
+    )
 
 
 CRANES = ["ant", "crane", "bee", "crane", "cat"]
@@ -136,7 +140,7 @@ def test_names_that_two_classes_share_are_not_guessed(tmp_path: Path, names: lis
 
 def test_two_labels_of_one_name_are_not_merged(tmp_path: Path) -> None:
     refused(
-        "'b' .* cannot be matched by name: 2 of its labels and 1 of the model's classes are called so",
+        "'b' .* cannot be matched by name: 2 of its labels and 1 of the model's classes have that name",
         shards(tmp_path, [0, 1, 2], ["a", "b", "b"]),
         ["a", "b"],
         2,
@@ -163,7 +167,7 @@ def test_labels_of_text_are_names_and_compared_like_listed_ones(tmp_path: Path) 
     found = classes.match(split, ["owl", "ant", "dog", "cat"], 4)
     assert read(found.split) == [2, 3, 0, 2]
     assert found.lacking == ("ant",)
-    refused("class 'owl' of .*row 2.* is none of the model's 2 classes, 'cat', 'dog'", split, ["cat", "dog"], 2)
+    refused("class 'owl' of .*row 2.* is not one of the model's 2 classes, 'cat', 'dog'", split, ["cat", "dog"], 2)
     record = {"classes": {"names": None, "validation_labels": found.split.label_map.tolist()}}
     assert read(classes.as_recorded(split, record, 4).split) == [2, 3, 0, 2]
 
@@ -182,20 +186,24 @@ def test_names_on_one_side_alone_cannot_be_compared_and_that_is_said(tmp_path: P
     found = classes.match(shards(tmp_path, [0, 2, 1], theirs), ours, 3)
     assert read(found.split) == [0, 2, 1]
     assert found.notes == (
-        f"the classes of the validation images at {tmp_path} cannot be compared with the model's, for {lack} no names; "
-        "equal labels are taken for equal classes",
+        f"the classes of the validation images at {tmp_path} cannot be compared with the model's, because {lack} "
+        "no names; "
+        "equal labels are taken as equal classes",
     )
 
 
 def test_numbers_have_to_fit_where_names_cannot_be_compared(tmp_path: Path) -> None:
     refused(
-        "label 3 in .*row 1 is none of .* 3 classes, 0 .. 2", shards(tmp_path / "a", [0, 3], None), ["a", "b", "c"], 3
+        "label 3 in .*row 1 is not one of the model's classes, 0 .. 2",
+        shards(tmp_path / "a", [0, 3], None),
+        ["a", "b", "c"],
+        3,
     )
     refused("label -1 in .*row 0 is none of .* 3 classes, 0 .. 2", shards(tmp_path / "b", [-1, 0], None), None, 3)
     # Outputs that the training images have no class for are no classes.
     refused("label 3 in .* is none of .* 3 classes", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
     refused(
-        "name 2 classes, the model has 3 without names, so nothing tells which is which; .*match-classes numbers",
+        "name 2 classes, the model has 3 without names, so they cannot be matched; .*match-classes numbers",
         shards(tmp_path / "c", [0, 1], ["b", "c"]),
         None,
         3,
@@ -204,7 +212,7 @@ def test_numbers_have_to_fit_where_names_cannot_be_compared(tmp_path: Path) -> N
 
 def test_a_label_that_its_own_shards_have_no_name_for_is_refused(tmp_path: Path) -> None:
     refused(
-        "label 2 in .*row 1 has no name: the shards name 2 classes, 0 .. 1",
+        "label 2 in .*row 1 has no class name: the shards name 2 classes, 0 .. 1",
         shards(tmp_path, [0, 2], ["a", "b"]),
         ["b", "a", "c"],
         3,
@@ -222,8 +230,11 @@ def test_equal_numbers_are_equal_classes_where_that_is_asked_for(tmp_path: Path)
     found = classes.match(split, ["tench", "goldfish"], 2, by="numbers")
     assert read(found.split) == [0, 1]
     assert len(found.notes) == 1
-    assert "are not the model's; equal labels are taken for equal classes, as --data.match-classes" in found.notes[0]
-    refused("label 1 in .* is none of the model's 1 classes", split, ["tench"], 2, by="numbers")
+    assert (
+        "differ from the model's; equal labels are taken as equal classes because of --data.match-classes"
+        in found.notes[0]
+    )
+    refused("label 1 in .* is not one of the model's classes", split, ["tench"], 2, by="numbers")
 
 
 def test_the_models_names_are_those_of_its_training_images(tmp_path: Path) -> None:
@@ -281,5 +292,5 @@ def test_preparing_refuses_validation_shards_of_other_classes_or_without_names(t
     bare = pq.read_table(tmp_path / "a/validation-0.parquet").replace_schema_metadata(None)
     assert isinstance(bare, pa.Table)
     pq.write_table(bare, tmp_path / "a/validation-0.parquet")
-    with pytest.raises(ValueError, match="the shards of train have class names and those of validation have none"):
+    with pytest.raises(ValueError, match="the shards of train have class names, those of validation have none"):
         prepare_here(tmp_path / "a", tmp_path / "target")

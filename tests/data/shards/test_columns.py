@@ -83,7 +83,7 @@ FORMS: dict[str, list[Form]] = {
         form(LAYOUT),
         form(LAYOUT.replace_schema_metadata(features()), names=NAMES),
     ],
-    "`img` in the place of `image`": [
+    "`img` instead of `image`": [
         form(pa.table({"img": images()} | LABEL)),
         form(pa.table({"img": images()} | LABEL).replace_schema_metadata(features("img")), names=NAMES),
     ],
@@ -152,7 +152,7 @@ FORMS: dict[str, list[Form]] = {
         form(pa.table(IMAGE | {"label": pa.array([word.encode() for word in WORDS])}), names=NAMES)
     ],
     "shards of one split whose types differ": [form(*of_two_types())],
-    "`labels`, `class`, `target`, `cls`, `category`, `..._label` or `..._id` of these in the place of `label`": [
+    "`labels`, `class`, `target`, `cls`, `category`, `..._label` or `..._id` of these instead of `label`": [
         *(
             form(pa.table(IMAGE | {name: numbers(), "width": [9] * 9, "caption": ["x"] * 9}))
             for name in ("labels", "class", "target", "cls", "category", "fine_label", "class_id", "Label")
@@ -241,45 +241,46 @@ def test_text_labels_of_several_shards_are_numbered_by_the_sorted_names_of_all_a
     assert split.class_names == ("ant", "bee", "cat", "dog")
     assert [label for _, label in read(split)] == [3, 1, 2, 0]
     assert (split.label_range, split.shard_labels) == ((0, 3), ((1, 3), (0, 2)))
-    assert (
-        "are text in the column label: 4 classes in the order of their sorted names, ant, bee, cat, ..." in caplog.text
-    )
-    with pytest.raises(ValueError, match=r"label 3 in .*train-0.parquet row 0 is outside of 0 .. 2"):
+    assert "are text in the column label: 4 classes, numbered by sorted name, ant, bee, cat, ..." in caplog.text
+    with pytest.raises(ValueError, match=r"label 3 in .*train-0.parquet row 0 is not in 0 .. 2"):
         split.check_labels(3)
 
 
 def test_a_label_column_of_another_name_is_said(tmp_path: Path, caplog):
     caplog.set_level("INFO")
     open_split(str(write(tmp_path, [pa.table(IMAGE | {"target": numbers()})])))
-    assert "are those of the column target" in caplog.text
+    assert "are taken from the column target" in caplog.text
 
 
 REFUSED: dict[str, tuple[dict[str, pa.Array], str]] = {
     "two label columns": (
         {"img": images(), "fine_label": numbers(), "coarse_label": numbers()},
-        r"several columns of labels, fine_label, coarse_label; choose one by --data.label-column",
+        r"several columns of labels, fine_label, coarse_label; choose one with --data.label-column",
     ),
-    "no label column": ({"image": images(), "age": numbers()}, r"no column that is named .* age: int64; .*choose it"),
+    "no label column": (
+        {"image": images(), "age": numbers()},
+        r"no column with a name for labels.* age: int64; .*choose it",
+    ),
     "a list of labels": (
         {"image": images(), "labels": pa.array([[label] for label in LABELS])},
-        r"the column labels of type list<.*int64>, which holds no labels",
+        r"the column labels of type list<.*int64>, which cannot be labels",
     ),
     "a struct of labels": (
         {"image": images(), "label": pa.array([{"a": label} for label in LABELS])},
-        r"the column label of type struct<a: int64>, which holds no labels",
+        r"the column label of type struct<a: int64>, which cannot be labels",
     ),
     "dates for labels": (
         {"image": images(), "label": numbers().cast(pa.timestamp("s"))},
-        r"the column label of type timestamp\[.*\], which holds no labels",
+        r"the column label of type timestamp\[.*\], which cannot be labels",
     ),
     "no images": ({"text": pa.array(WORDS), "label": numbers()}, r"no column of images, .* text: string"),
     "pixels": (
         {"image": pa.array([[1, 2, 3]] * 9, pa.list_(pa.uint8())), "label": numbers()},
-        r"the column image of type list<.*uint8>, which holds no encoded images; needed is binary",
+        r"the column image of type list<.*uint8>, which cannot be encoded images; images are binary",
     ),
     "text for bytes": (
         {"image": pa.StructArray.from_arrays([pa.array(WORDS)], ["bytes"]), "label": numbers()},
-        r"the column image of type struct<bytes: string>, which holds no encoded images",
+        r"the column image of type struct<bytes: string>, which cannot be encoded images",
     ),
     "two image columns": (
         {"left": images(), "right": pa.array(IMAGES), "label": numbers()},
@@ -330,10 +331,13 @@ def test_shards_of_one_split_have_the_same_columns(tmp_path: Path, first: dict, 
         (pa.array([0] * 6 + [None, 1, None]), "has no label"),
         (pa.array([None] * 6 + [1, 1, 1], pa.int8()), None),
         (pa.nulls(9), None),
-        (pa.array([0.0] * 6 + [float("nan"), 1, 1]), "has the label nan, which is no whole number"),
+        (pa.array([0.0] * 6 + [float("nan"), 1, 1]), "has the label nan, which is not a 64-bit integer"),
         (pa.array([0.0] * 6 + [None, float("nan"), 1]), "has no label"),
-        (pa.array([0.0] * 6 + [0.5, 1, 1], pa.float32()), "has the label 0.5, which is no whole number"),
-        (pa.array([0] * 6 + [2**63, 1, 1], pa.uint64()), "has the label 9223372036854775808, which is no whole number"),
+        (pa.array([0.0] * 6 + [0.5, 1, 1], pa.float32()), "has the label 0.5, which is not a 64-bit integer"),
+        (
+            pa.array([0] * 6 + [2**63, 1, 1], pa.uint64()),
+            "has the label 9223372036854775808, which is not a 64-bit integer",
+        ),
         (pa.array(["a"] * 6 + [None, "b", "b"]), "has no label"),
         (pa.array(["a"] * 6 + ["", "b", "b"]), "has an empty label"),
         (pa.array(["a"] * 6 + [None, "b", "b"]).dictionary_encode(), "has no label"),
@@ -345,7 +349,7 @@ def test_a_missing_label_is_named_by_file_and_row(tmp_path: Path, labels: pa.Arr
     for number, table in enumerate((good, bad)):
         pq.write_table(table, tmp_path / f"train-{number}.parquet", row_group_size=4, write_statistics=statistics)
     row = 6 if said else 0
-    complaint = rf"train-1.parquet row {row} {said or 'has no label'}.* in its column label; give shards in which every"
+    complaint = rf"train-1.parquet row {row} {said or 'has no label'}.* in the column label; give shards in which every"
     for allow_paths in (False, True):
         with pytest.raises(UnlabeledError, match=complaint):
             open_split(str(tmp_path / "train-1.parquet"), allow_paths=allow_paths)
@@ -353,7 +357,7 @@ def test_a_missing_label_is_named_by_file_and_row(tmp_path: Path, labels: pa.Arr
 
 def test_a_label_below_zero_is_named_by_file_and_row(tmp_path: Path):
     split = open_split(str(write(tmp_path, [LAYOUT, pa.table(IMAGE | {"label": pa.array([0, -1] + [1] * 7)})])))
-    with pytest.raises(ValueError, match=r"label -1 in .*train-1.parquet row 1 .* a label below 0 stands for none"):
+    with pytest.raises(ValueError, match=r"label -1 in .*train-1.parquet row 1 .* a label below 0 means no label"):
         split.check_labels(4)
 
 
@@ -461,7 +465,7 @@ def test_a_split_in_which_nothing_is_an_image_is_refused(tmp_path: Path):
     pages = pa.array([b"<html>" + bytes(100)] * 9)
     split = open_split(str(write(tmp_path, [pa.table({"image": pages} | LABEL)])))
     with pytest.raises(
-        ValueError, match=r"none of the 9 images of .* can be decoded, the first is .*train-0.parquet row 0"
+        ValueError, match=r"none of the 9 images of .* can be decoded; the first is .*train-0.parquet row 0"
     ):
         check_some_whole(split)
     some = pa.array([b"<html>"] * 8 + IMAGES[:1])

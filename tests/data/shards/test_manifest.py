@@ -74,14 +74,14 @@ def test_a_shard_of_another_set_under_the_same_name_is_named(target: Path, tmp_p
     prepare_here(write_folders(tmp_path / "source", small_images()), tmp_path / "other", seed=1)
     name = train_shards(target)[0].name
     shutil.copy(tmp_path / "other" / name, target / name)
-    with pytest.raises(ValueError, match=rf"{name} is not the shard that manifest.json tells of: \w+ .* instead of"):
+    with pytest.raises(ValueError, match=rf"{name} differs from its manifest.json: \w+ .* instead of"):
         open_split(f"{target}/train-*.parquet")
 
 
 def test_a_shard_written_by_another_program_is_named(target: Path) -> None:
     shard = train_shards(target)[0]
     pq.write_table(pq.read_table(shard), shard)
-    with pytest.raises(ValueError, match="is not the shard that manifest.json tells of: (bytes|footer_sha256)"):
+    with pytest.raises(ValueError, match="differs from its manifest.json: (bytes|footer_sha256)"):
         open_split(f"{target}/train-*.parquet")
 
 
@@ -100,10 +100,10 @@ def test_a_manifest_that_cannot_be_read_is_named(target: Path) -> None:
     manifest = target / "manifest.json"
     whole = manifest.read_text()
     for content, words in (
-        (whole[:500], "is no JSON"),
-        ("[]", "is not that of a prepared set"),
-        ('{"format": 1}', "is not that of a prepared set"),
-        (whole.replace('"format": 1', '"format": 99'), "is of format 99, this version reads format 1"),
+        (whole[:500], "not JSON"),
+        ("[]", "is not the manifest of a prepared set"),
+        ('{"format": 1}', "is not the manifest of a prepared set"),
+        (whole.replace('"format": 1', '"format": 99'), "has format 99, this version reads format 1"),
     ):
         manifest.write_text(content)
         with pytest.raises(ValueError, match=words) as caught:
@@ -114,9 +114,7 @@ def test_a_manifest_that_cannot_be_read_is_named(target: Path) -> None:
 def test_a_set_under_preparation_is_not_opened(target: Path) -> None:
     (target / "preparing.json").write_text("{}")
     for act in (lambda: open_split(f"{target}/train-*.parquet"), lambda: check(target)):
-        with pytest.raises(
-            ValueError, match=r"set is not fully prepared, preparing.json is still there; run jobs/prep"
-        ):
+        with pytest.raises(ValueError, match=r"set is not fully prepared, it still has preparing.json; run jobs/prep"):
             act()
 
 

@@ -7,8 +7,9 @@ import pytest
 from oracle.images import jpeg, smooth
 from oracle.sources import Silent, in_turn, prepare_here, prepared_rows
 
-from dist_resnet.data.prepare.prepare import Options, prepare
-from dist_resnet.data.shards.spelling import key, nearest, said_of_alike
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.prepare import prepare
+from dist_resnet.data.shards.spelling import describe_alike, key, nearest
 
 CAFE, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -45,23 +46,25 @@ def test_a_class_in_both_forms_is_refused_for_it_would_be_two(tmp_path: Path) ->
 @pytest.mark.parametrize("near", ["Cat", "cat ", " cat", "c at"])
 def test_an_unknown_class_is_refused_with_the_near_one(tmp_path: Path, near: str) -> None:
     source = folders(tmp_path / "source", train=["ant", "cat"], val=["ant", near])
-    with pytest.raises(ValueError, match=rf"{near} is no class of .*/train, which has 2, 'cat' for one; both splits"):
+    with pytest.raises(ValueError, match=rf"{near} is not one of the 2 classes of .*/train, but 'cat' is; both splits"):
         prepare_here(source, tmp_path / "target")
 
 
 @pytest.mark.parametrize("names", [["Cat", "cat"], ["cat", "cat "], [CAFE, DECOMPOSED], ["ice cream", "icecream"]])
 def test_classes_that_look_alike_are_said(tmp_path: Path, names: list[str]) -> None:
-    (line,) = said_of_alike(["ant", *names, "bee"], "source")
-    assert f"the classes {names[0]!a} and {names[1]!a} of the source differ in case, spaces or Unicode form" in line
+    (line,) = describe_alike(["ant", *names, "bee"], "source")
+    assert (
+        f"the classes {names[0]!a} and {names[1]!a} of the source differ only in case, spaces or Unicode form" in line
+    )
     if CAFE not in names:
         said = Silent()
         source = folders(tmp_path / "source", train=names)
         prepare(
             Options(source=str(source / "train"), target=str(tmp_path / "t"), split="train"), run=in_turn, progress=said
         )
-        assert any("differ in case, spaces or Unicode form alone" in one for one in said.said)
+        assert any("differ only in case, spaces or Unicode form; they" in one for one in said.said)
 
 
 def test_classes_that_differ_or_share_a_name_are_not_said() -> None:
-    assert said_of_alike(["n01440764", "n01443537", "crane", "crane", "0", "00"], "source") == []
+    assert describe_alike(["n01440764", "n01443537", "crane", "crane", "0", "00"], "source") == []
     assert nearest("dog", ["Dogs", "cat"]) is None

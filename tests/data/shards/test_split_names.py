@@ -45,7 +45,7 @@ def test_a_name_with_a_splits_word_in_it_resembles_that_split() -> None:
     ],
 )
 def test_shards_of_several_splits_are_refused(shards: list[str], advice: str | None) -> None:
-    with pytest.raises(ValueError, match="/d stands for shards of several splits: ") as caught:
+    with pytest.raises(ValueError, match="/d matches shards of several splits: ") as caught:
         check_one_split("/d", shards)
     assert advice is None or f"as in {advice}, or" in str(caught.value)
 

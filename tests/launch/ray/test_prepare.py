@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from oracle.sources import damaged_images, prepare_here, small_images, write_downloaded, write_folders
 
-from dist_resnet.data.prepare.prepare import Options
+from dist_resnet.data.prepare.options import Options
 from dist_resnet.launch.ray import prepare as ray_prepare
 
 pytestmark = pytest.mark.ray
@@ -36,6 +36,6 @@ def test_an_error_of_a_task_comes_out_as_it_was_raised(tmp_path: Path) -> None:
 
 def test_an_address_with_a_password_is_refused_before_anything_starts(tmp_path: Path) -> None:
     options = Options(source="s3://key:secret@bucket/raw", target=str(tmp_path / "target"))
-    with pytest.raises(ValueError, match="source has a password in it, s3://"):
+    with pytest.raises(ValueError, match="source contains a password, s3://"):
         ray_prepare.prepare(options, workers=None)
     assert not (tmp_path / "target").exists()
