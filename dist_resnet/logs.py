@@ -1,4 +1,4 @@
-"""Log set-up of a process: rank, time and level in every line."""
+"""Logging of a process: time, level and rank in every line."""
 
 import logging
 
@@ -6,7 +6,7 @@ import logging
 def configure(rank: int | None = None) -> None:
     """Sends the package's log to standard error: INFO from the driver and rank 0, WARNING from other ranks.
 
-    Calling it again replaces the earlier set-up. `rank` is None on the driver.
+    `rank` is None on the driver. Another call replaces the earlier configuration.
     """
     who = "driver" if rank is None else f"rank {rank}"
     handler = logging.StreamHandler()
@@ -18,6 +18,6 @@ def configure(rank: int | None = None) -> None:
 
 
 def configure_unless_done() -> None:
-    """As `configure` on the driver, unless the program, or the one that imports it, has set up logging itself."""
+    """As `configure` on the driver, unless the program that runs has configured logging itself."""
     if not logging.getLogger("dist_resnet").hasHandlers():
         configure()
