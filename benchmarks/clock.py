@@ -47,7 +47,7 @@ def rate(
 ) -> Rate:
     """The rate of at least `count` batches over at least `seconds`, after `warm_up` batches that are not measured.
 
-    `batches` gives the number of images of each batch as it is made; `wait` returns once what was begun is done.
+    `batches` gives the number of images of each batch as it is made; `wait` returns once what was started is done.
     """
     for _ in range(warm_up):
         next(batches)

@@ -3,7 +3,7 @@
     python benchmarks/loader.py --data '/data/imagenet/train-*.parquet' --result loader.md
 
 All do the same work on the same JPEGs on the CPU and end in normalized float32 batches of 32 images of 224 x 224
-(loader_contestants.py). Two sets of images: `real`, as given, and `mixed`, the same ones written anew with sides of
+(loader_contestants.py). Two sets of images: `real`, as given, and `mixed`, the same ones encoded again with sides of
 0.5, 1, 2 and 4 times the length, a quarter each. Every contestant has a process of its own; rounds are interleaved,
 one contestant works at a time, and medians are given. Two more rows show parts of our own way, to tell what the rest
 is spent on. Contestants that lack their library are left out with a line that says what to install; FFCV may live in an

@@ -170,7 +170,7 @@ def _data_loader(data: Any, workers: int, batch: int | None = BATCH) -> Batches:
 
 
 def ffcv(folder: Path, pipeline: str, threads: int) -> Batches:
-    """FFCV on its own file, whose images it has encoded anew at quality 90."""
+    """FFCV on its own file, whose images it has encoded again at quality 90."""
     import numpy as np
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption

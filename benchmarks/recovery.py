@@ -4,9 +4,9 @@
     uv run benchmarks/recovery.py --rounds 5 --depth 56
 
 Both train the same network on two workers of this machine with a checkpoint every few steps, and one worker is killed
-by SIGKILL, in turn within each round. The time from the kill to the next optimizer step is split in: detection (till
-the other worker is ended), start (till the new workers' training code begins), state (till the checkpoint is loaded and
-the data is open) and first step.
+by SIGKILL, in turn within each round. The time from the kill to the next optimizer step is split in: detection (until
+the other worker is ended), start (until the new workers' training code begins), state (until the checkpoint is loaded
+and the data is open) and first step.
 """
 
 import itertools
@@ -37,7 +37,7 @@ PARTS = ("all, s", "detection", "start", "state", "first step", "steps repeated"
 class Marks(NamedTuple):
     """When training code began, when its checkpoint and data were there, and (number, end) of each optimizer step."""
 
-    begun: Sequence[float]
+    started: Sequence[float]
     loaded: Sequence[float]
     steps: Sequence[tuple[int, float]]
 
@@ -92,19 +92,19 @@ def _recovery(marks: Callable[[], Marks], workers: list[psutil.Process]) -> tupl
     _wait(lambda: any(at > detected for _, at in marks().steps))
     after = marks()
     # The same session counts in both: one start before the kill and one after.
-    begun, loaded = after.begun[-1], after.loaded[-1]
+    started, loaded = after.started[-1], after.loaded[-1]
     first_step, stepped = next((step, at) for step, at in after.steps if at > loaded)
     last_before = max(step for step, at in after.steps if at <= kill)
-    times = (kill, detected, begun, loaded, stepped)
+    times = (kill, detected, started, loaded, stepped)
     return stepped - kill, *(end - start for start, end in itertools.pairwise(times)), last_before - first_step + 1
 
 
 def _marks_of_plain(folder: Path) -> Marks:
     file = folder / "marks.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    starts = [line for line in lines if "begun" in line]
+    starts = [line for line in lines if "started" in line]
     steps = [(line["step"], line["at"]) for line in lines if "step" in line]
-    return Marks([line["begun"] for line in starts], [line["loaded"] for line in starts], steps)
+    return Marks([line["started"] for line in starts], [line["loaded"] for line in starts], steps)
 
 
 def _marks_of_ours(folder: Path) -> Marks:
