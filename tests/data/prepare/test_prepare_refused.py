@@ -95,7 +95,7 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
         prepare_here(tmp_path / "absent", tmp_path / "target")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "readme.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"odd is not a known kind of source; needed are folders train and val"):
+    with pytest.raises(ValueError, match=r"odd is not a known kind of source; give folders train and val"):
         prepare_here(tmp_path / "odd", tmp_path / "target")
     write_folders(tmp_path / "source", small_images())
     with pytest.raises(ValueError, match=r"of no known kind; .* \(or class folders and --split\)"):
@@ -171,7 +171,7 @@ def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     downloaded = write_downloaded(tmp_path / "downloaded", small_images())
     shutil.copy(downloaded / "data" / "test-00000-of-00001.parquet", downloaded / "data" / "val-0.parquet")
     with pytest.raises(
-        ValueError, match=r"data holds val-0.parquet and validation-00000-of-00003.parquet, .* keep one"
+        ValueError, match=r"data holds val-0.parquet and validation-00000-of-00003.parquet, .* move one"
     ):
         prepare_here(downloaded, tmp_path / "target")
 
