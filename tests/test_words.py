@@ -26,7 +26,8 @@ TEXTS = [
 ]
 
 PHRASES = {
-    r"[Pp]ictures?": "image",
+    # Not the names in files that earlier versions wrote.
+    r'(?<!["./])[Pp]ictures?(?!")': "image",
     r"[Cc]olours?|[Cc]entred?|[Nn]ormalis\w*|[Bb]ehaviour": "color, center, normalize, behavior",
     r"lies|lying": "is stored, is",
     r"goes on|going on|went on": "continues, resumes",
