@@ -208,7 +208,7 @@ def test_a_killed_worker_a_starved_loader_and_worse_are_told(watched: _Watched):
     for query in quiet:
         watched.wait_until(f"there are data for {query}", lambda query=query: bool(watched.ask(query)))
     assert watched.value("ray_dist_resnet_restarts") == 0
-    assert not [alert for alert in ("WorkerLost", "InputBound", "TrainingStandsStill") if watched.fires(alert)]
+    assert not [alert for alert in ("WorkerLost", "InputBound", "TrainingStalled") if watched.fires(alert)]
 
     watched.workers()[0].kill()
     watched.wait_until("a killed worker is told", lambda: watched.fires("WorkerLost"))
@@ -225,12 +225,12 @@ def test_a_killed_worker_a_starved_loader_and_worse_are_told(watched: _Watched):
     assert len(asleep) == 2
     for process in asleep:
         process.suspend()
-    watched.wait_until("workers that hang are told", lambda: watched.fires("TrainingStandsStill"))
+    watched.wait_until("workers that hang are told", lambda: watched.fires("TrainingStalled"))
     watched.wait_until("a checkpoint that is too old is told", lambda: watched.fires("CheckpointTooOld"))
     for process in asleep:
         with contextlib.suppress(psutil.NoSuchProcess):  # Ray may have been quicker.
             process.kill()
-    watched.wait_until("workers that train again are not", lambda: not watched.fires("TrainingStandsStill"))
+    watched.wait_until("workers that train again are not", lambda: not watched.fires("TrainingStalled"))
 
     watched._hosts.kill_node(2)
     watched.wait_until("a run on fewer workers is told", lambda: watched.fires("FewerWorkers"))
