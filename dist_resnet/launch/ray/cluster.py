@@ -1,4 +1,4 @@
-"""The Ray cluster that a job uses: the one at hand, or a Ray of its own for as long as the process lives."""
+"""The Ray cluster that a job uses: one that runs already, or the job's own Ray, which ends with the process."""
 
 import logging
 import threading
@@ -27,14 +27,14 @@ _lifelines: list[Lifeline] = []
 
 @keeping_handlers()
 def connect(execution: Execution) -> None:
-    """Connects to the cluster at hand, or starts a Ray here with a core for each worker, and says which.
+    """Connects to the cluster that `address.choose` finds, or starts a Ray here with a core per worker, and logs which.
 
-    If that Ray ends, this process ends soon after, with a line that says so. Raises ValueError, with what to set, if
-    the cluster that was named cannot be used or no Ray could work here, and RayFailedError if Ray fails all the same.
+    If that Ray ends, this process logs one line and ends soon after. Raises ValueError, with what to set, if the named
+    cluster cannot be used or Ray could not work here, and RayFailedError if Ray fails for another reason.
     """
     _forget_left()
     if own_cluster() and cores_here(execution) > resources().cores:
-        logger.info("ending the Ray of its own, which was started for a smaller run")
+        logger.info("stopping its own Ray, which was started for a smaller run")
         disconnect()
     if ray.is_initialized():
         return
@@ -51,7 +51,7 @@ def connect(execution: Execution) -> None:
 
 
 def resources() -> Resources:
-    """What the machines of the cluster have. Raises RayFailedError if it does not say."""
+    """The cores and GPUs of the cluster's machines. Raises RayFailedError if Ray does not answer."""
     try:
         return Resources(nodes=tuple(_node(node["Resources"]) for node in ray.nodes() if node["Alive"]))
     except Exception as error:
@@ -67,18 +67,18 @@ def _node(found: Mapping[str, float]) -> Node:
 def _fail(what: str, error: Exception) -> NoReturn:
     logs = f"{internals.temporary_folder()}/session_latest/logs"
     raise RayFailedError(
-        f"{what} ({first_line(error)}); {logs} may say why, and the same command tries again"
+        f"{what} ({first_line(error)}); {logs} may say why; give the same command again"
     ) from error
 
 
 def disconnect() -> None:
-    """Leaves the cluster, or ends the Ray of our own; what this process has running there ends."""
+    """Leaves the cluster, or ends the process's own Ray; what this process runs there ends."""
     _close()
     ray.shutdown()
 
 
 def _forget_left() -> None:
-    """Forgets a Ray that was left by somebody else's `ray.shutdown()`, as in a notebook."""
+    """Forgets a Ray that other code has left by `ray.shutdown()`, as in a notebook."""
     left = [line for line in _lifelines if not _is_connected_to(line.head)]
     if left:
         _close()
@@ -95,7 +95,7 @@ def _close() -> None:
 
 
 def hold(call: Callable[[], T]) -> T:
-    """What `call` returns, called in a thread while this one hears signals. Raises SystemExit if Ray ends before."""
+    """What `call` returns, run in a thread while this one handles signals. Raises SystemExit if Ray ends before."""
     return _lifelines[-1].hold(call) if _lifelines else in_a_thread(call).result()
 
 
@@ -114,23 +114,23 @@ def _start(execution: Execution) -> None:
     cores = cores_here(execution)
     internals.set_up_own_ray(execution.most_workers)
     folder = internals.temporary_folder()
-    logger.info("starting a Ray of its own with %d CPU cores, in %s", cores, folder)
+    logger.info("starting its own Ray with %d CPU cores, in %s", cores, folder)
     try:
-        # No dashboard: its processes would take a share of the cores that train, and its metrics nobody asked for.
+        # No dashboard: its processes would use cores that train.
         with internals.free_ports():
             in_a_lasting_thread(lambda: ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET))
     except Exception as error:
-        _fail("Ray does not start here", error)
+        _fail("Ray cannot start here", error)
     _own.set()
 
 
 def own_cluster() -> bool:
-    """Whether `connect` started the Ray that is used."""
+    """Whether `connect` started the Ray in use."""
     return _own.is_set()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the traceback that Ray wraps it in."""
+    """An error's message, without the traceback that Ray wraps it in."""
     cause = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[-1] if lines else type(cause).__name__

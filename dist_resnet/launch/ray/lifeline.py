@@ -1,4 +1,4 @@
-"""Ends this process with a word soon after the Ray that it uses; Ray itself does so in silence, within a minute."""
+"""Ends this process with a message soon after its Ray has ended; Ray itself ends it silently, within a minute."""
 
 import atexit
 import contextlib
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from typing import TypeVar
 
 import psutil
@@ -22,41 +23,49 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_ANSWER = 5.0
-# For how many seconds Ray's own processes wait for a head that went away, 60 unless set.
+# Seconds for which Ray's own processes wait for a lost head before they end this process too; 60 unless set.
 _PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-# Of the time that Ray's own processes wait for the head, after which they end this process too.
+# The share of them after which this process ends itself.
 _SHARE_OF_PATIENCE = 0.5
-# In which an error that Ray's end has brought about is taken for what it is.
+# An error raised this long before Ray's end is found counts as its result.
 _SECONDS_TO_NOTICE = 3.0
-# For journals and MLflow; whatever Ray still does then is cut off.
-_SECONDS_TO_END = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Seconds by which a lifeline works."""
+
+    look: float = 2.0
+    """Between two checks."""
+    end: float = 20.0
+    """From Ray's end to this process's, for journals and MLflow."""
 
 
 class Lifeline:
-    """Watches, in a thread, the processes that Ray lives by here and the head of its cluster, until it is closed.
+    """Watches, in a thread, Ray's essential processes here and the head of its cluster, until it is closed.
 
-    Ray is needed from the beginning on, except between a call that was held to its end and the next.
+    Ray is needed from the start, except between the end of one held call and the next.
     """
 
-    def __init__(self, head: str) -> None:
+    def __init__(self, head: str, intervals: Intervals = Intervals()) -> None:
         """`head`: HOST:PORT. This process is connected to Ray."""
+        self._intervals = intervals
         self.head, self._closed = head, threading.Event()
         self._ended: Future = Future()
         self._needed, self._holding = True, False
         self._processes = _Processes(internals.essential_processes())
         self._folder = internals.sockets_folder()
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
-        # Before Ray's own, which ends a Ray of this process's own, or waits for one that is no more.
+        # Runs before Ray's handler, which ends this process's own Ray or waits for one that has ended.
         atexit.register(self._at_exit)
 
     def close(self) -> None:
-        """Ray is about to be left, and may end."""
+        """Stops watching: Ray may end from now on."""
         self._closed.set()
 
     def hold(self, call: Callable[[], T]) -> T:
-        """What `call` returns, called in a thread. Raises RayEndedError if Ray ends before."""
+        """What `call` returns, run in a thread. Raises RayEndedError if Ray ends before."""
         self._needed = self._holding = True
         outcome = in_a_thread(call)
         wait((outcome, self._ended), return_when=FIRST_COMPLETED)
@@ -71,27 +80,27 @@ class Lifeline:
     def _watch(self) -> None:
         reason = self._reason()
         while not self._needed:
-            if self._closed.wait(_SECONDS_BETWEEN_LOOKS):
+            if self._closed.wait(self._intervals.look):
                 return
         if self._closed.is_set():
             return
-        # Nobody needs what Ray has to say of it.
+        # Ray's own messages about its end add nothing.
         logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
         logger.error(
-            "the Ray that %s uses has ended (%s), by `ray stop`, a kill or for want of memory; the same command "
-            "continues from what is on the storage",
+            "the Ray that %s uses has ended (%s), by `ray stop`, a kill or lack of memory; the same command continues "
+            "from the newest checkpoint",
             *(program() or "this process", reason),
         )
         self._ended.set_result(None)
         if self._holding:
-            time.sleep(_SECONDS_TO_END)
+            time.sleep(self._intervals.end)
         self._at_exit()
 
     def _reason(self) -> str:
-        """Blocks until Ray has ended, and says what of it has; or until this is closed."""
+        """Blocks until Ray has ended, and says which part of it has; or until this is closed."""
         last_answer, patience = time.monotonic(), _SHARE_OF_PATIENCE * float(os.environ.get(_PATIENCE, 60))
         while not self._closed.is_set():
-            if gone := self._processes.first_to_end(_SECONDS_BETWEEN_LOOKS):
+            if gone := self._processes.first_to_end(self._intervals.look):
                 return f"its {gone} is gone"
             self._look_for_folder()
             if self._processes.include_head or internals.head_answers(self.head, _SECONDS_TO_ANSWER):
@@ -101,17 +110,17 @@ class Lifeline:
         return ""
 
     def _look_for_folder(self) -> None:
-        """Says once that Ray's folder is gone; what has begun by then goes on."""
+        """Logs once that Ray's folder is gone; running workers continue."""
         if self._folder is not None and not os.path.isdir(self._folder):
             logger.error(
-                "Ray's folder %s is gone, as a cleaner of temporary files may have it: no worker can start from now "
-                "on; stop and give the same command again, with RAY_TMPDIR as a folder that nothing cleans",
+                "Ray's folder %s was deleted, perhaps by a cleaner of temporary files: no worker can start from now "
+                "on; stop and give the same command again, with RAY_TMPDIR set to a folder that nothing cleans",
                 self._folder,
             )
             self._folder = None
 
     def _at_exit(self) -> None:
-        """Ends the process at once if Ray has ended: to leave it would be to wait for it."""
+        """Ends the process at once if Ray has ended: disconnecting from it would hang."""
         self.close()
         if self._ended.done():
             logging.shutdown()
@@ -121,12 +130,12 @@ class Lifeline:
 
 
 class _Processes:
-    """Processes of this machine, whose end is noticed at once."""
+    """Processes of this machine whose end is noticed at once."""
 
     def __init__(self, processes: Sequence[psutil.Process]) -> None:
         self._poll, self._names = select.poll(), {}
         for process in processes:
-            # One that has ended since is a cluster that is ending.
+            # One may have ended just now; others of the cluster will follow.
             with contextlib.suppress(ProcessLookupError, psutil.Error):
                 name = f"{process.name()}, process {process.pid},"
                 descriptor = os.pidfd_open(process.pid)
@@ -135,19 +144,19 @@ class _Processes:
 
     @property
     def include_head(self) -> bool:
-        """Whether the head's server is one of them."""
+        """Whether they include the head's server."""
         return any(name.startswith("gcs_server") for name in self._names.values())
 
     def first_to_end(self, seconds: float) -> str | None:
-        """Which of them has ended, or ends within so many seconds."""
+        """The name of one that has ended, or ends within `seconds`; else None."""
         ended = self._poll.poll(1000 * seconds)
         return self._names[ended[0][0]] if ended else None
 
 
 def in_a_lasting_thread(call: Callable[[], T]) -> T:
-    """What `call` returns, called in the main thread if this is it, else in one that lasts as long as the process.
+    """What `call` returns, run in the main thread if this is it, else in one that lasts as long as the process.
 
-    Linux ends the processes of a Ray with the thread that started them, and a notebook's or a server's threads end.
+    Linux ends Ray's processes with the thread that started them, and threads of a notebook or a server end early.
     """
     if threading.current_thread() is threading.main_thread():
         return call()
@@ -162,7 +171,7 @@ def in_a_lasting_thread(call: Callable[[], T]) -> T:
 
 
 def in_a_thread(call: Callable[[], T]) -> Future[T]:
-    """What `call` will return, called in a thread of its own: Ray's calls do not hear signals, the main thread does."""
+    """What `call` will return, run in its own thread: Ray's calls block signals, so the main thread must stay free."""
     outcome: Future[T] = Future()
     threading.Thread(target=_settle, args=(outcome, call), name="ray", daemon=True).start()
     return outcome

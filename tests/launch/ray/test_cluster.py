@@ -127,7 +127,7 @@ cli.run(lambda: ray_tune.allot([], cluster.Execution()))
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("init", "Ray does not start here"),
+        ("init", "Ray cannot start here"),
         *((part, "Ray started and then failed") for part in ("lifeline", "resources")),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_ray_that_fails_while_it_starts_costs_a_line(place: Path, part: str, s
     environment = _environment(place, RAY_ADDRESS="local")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
-    line = f"{said} (the reason); {place}/ray/session_latest/logs may say why, and the same command tries again"
+    line = f"{said} (the reason); {place}/ray/session_latest/logs may say why; give the same command again"
     assert done.stderr.splitlines() == [f"-c: {line}"]
     done = subprocess.run([*command, "program"], env=environment, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (1, f"caught: {line}\n")
@@ -182,7 +182,7 @@ def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
 
 
 def _a_stranger_is_refused(place: Path) -> None:
-    for variables, fault in (({}, "it wants a token"), ({"RAY_AUTH_TOKEN": "f" * 32}, "is not the cluster's")):
+    for variables, fault in (({}, "it asks for a token"), ({"RAY_AUTH_TOKEN": "f" * 32}, "is not the cluster's")):
         with _job(place, _RUN, **variables) as stranger:
             assert stranger.wait(timeout=120) == 2
         lines = [line for line in (place / "job.log").read_text().splitlines() if "refuses this process" in line]

@@ -1,6 +1,6 @@
-"""The end of what a process lives by. Oracle: a SIGKILL of a real process, told by exit code, time and standard error.
+"""A process after its Ray has ended. Oracle: exit code, time and standard error after the SIGKILL of a real process.
 
-`test_cluster` has it with Ray's own processes.
+`test_cluster` does this with Ray's own processes.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import time
 import pytest
 
 _PROGRAM = """
-import os, subprocess, sys, tempfile, threading, time
+import logging, os, subprocess, sys, tempfile, threading, time
 import psutil
 from dist_resnet import logs
 from dist_resnet.launch.failures import RayEndedError
@@ -21,11 +21,12 @@ logs.configure()
 other = subprocess.Popen(["sleep", "100"])
 internals.essential_processes = lambda: [psutil.Process(other.pid)] if "with" in sys.argv else []
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "4"
-lifeline._SECONDS_BETWEEN_LOOKS, lifeline._SECONDS_TO_END = 0.2, 5.0
 folder = tempfile.mkdtemp()
 if "folder" in sys.argv:
     internals.sockets_folder = lambda: folder
-line = lifeline.Lifeline("127.0.0.1:1")
+logged = threading.Event()
+logging.getLogger(lifeline.__name__).addFilter(lambda record: logged.set() or True)
+line = lifeline.Lifeline("127.0.0.1:1", lifeline.Intervals(look=0.2, end=5.0))
 os.rmdir(folder)
 
 def hold(call):
@@ -36,25 +37,29 @@ def hold(call):
 
 def end():
     other.kill()
-    raise RuntimeError("what Ray says of it")
+    raise RuntimeError("Ray's own message")
+
+# Long enough for five checks, which must find nothing.
+def wait():
+    time.sleep(1)
 
 if "closed" in sys.argv:
     line.close()
     other.kill()
-    time.sleep(1)
+    wait()
     print(hold(lambda: 42), flush=True)
 elif "returns" in sys.argv:
     print(hold(lambda: 42), flush=True)
     other.kill()
-    time.sleep(1)
+    wait()
 elif "folder" in sys.argv:
-    print(hold(lambda: time.sleep(1) or 42), flush=True)
+    print(hold(lambda: logged.wait(60) and 42), flush=True)
     line.close()
     other.kill()
 elif "again" in sys.argv:
     hold(lambda: 42)
     other.kill()
-    time.sleep(1)
+    other.wait()
     hold(lambda: time.sleep(60))
 elif "raises" in sys.argv:
     hold(end)
@@ -68,7 +73,7 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("how", "what_went"),
+    ("how", "what_ended"),
     [
         ("with held", "its sleep, process "),
         ("with raises", "its sleep, process "),
@@ -76,29 +81,29 @@ else:
         ("held", "head at 127.0.0.1:1 has not"),
     ],
 )
-def test_a_process_ends_in_order_and_with_one_line(how: str, what_went: str):
+def test_a_process_ends_in_order_and_with_one_line(how: str, what_ended: str):
     began = time.monotonic()
-    told = _run(*how.split())
-    assert told.returncode == 1
+    done = _run(*how.split())
+    assert done.returncode == 1
     assert time.monotonic() - began < 30
-    (line,) = told.stderr.splitlines()
-    assert what_went in line
+    (line,) = done.stderr.splitlines()
+    assert what_ended in line
     assert "the same command continues" in line
-    assert told.stdout == ("in order\n" if how.endswith("held") else "")
+    assert done.stdout == ("in order\n" if how.endswith("held") else "")
 
 
 def test_a_process_that_holds_nothing_is_ended_at_once():
-    told = _run("with")
-    assert told.returncode == 1
-    assert told.stdout == ""
-    assert told.stderr.count("the same command continues") == 1
+    done = _run("with")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("the same command continues") == 1
 
 
-def test_a_folder_of_rays_that_is_gone_is_said_once_and_what_has_begun_goes_on():
-    told = _run("with", "folder")
-    assert (told.returncode, told.stdout) == (0, "42\n")
-    (line,) = told.stderr.splitlines()
-    assert "is gone, as a cleaner of temporary files may have it: no worker can start from now on; stop and" in line
+def test_a_deleted_folder_of_ray_is_logged_once_and_running_work_continues():
+    done = _run("with", "folder")
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    (line,) = done.stderr.splitlines()
+    assert "was deleted, perhaps by a cleaner of temporary files: no worker can start from now on; stop and" in line
 
 
 _PARENTS = """
@@ -133,9 +138,9 @@ def test_what_a_thread_starts_that_ends_goes_on():
 
 
 @pytest.mark.parametrize("how", ["with returns", "with closed", "returns"])
-def test_what_ends_after_it_was_left_is_not_told(how: str):
-    told = _run(*how.split())
-    assert (told.returncode, told.stdout, told.stderr) == (0, "42\n", "")
+def test_an_end_after_ray_was_left_is_not_logged(how: str):
+    done = _run(*how.split())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
