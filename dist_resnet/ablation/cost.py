@@ -64,7 +64,7 @@ def wall_seconds(runs: Iterable[float], at_once: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """The number of runs that this machine takes at once, as `launch.ray.tune` would without a cluster."""
+    """The number of runs that this machine takes at once, as `launch.ray.shares` would without a cluster."""
 
     at_once: int
     cpus: int

@@ -24,6 +24,7 @@ from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.failures import RayEndedError
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.ray import rungs
+from dist_resnet.launch.ray import shares as ray_shares
 from dist_resnet.launch.ray import tune as ray_tune
 from dist_resnet.launch.ray.cluster import disconnect, own_cluster
 from dist_resnet.launch.ray.jobs import take_over
@@ -53,7 +54,7 @@ class Sweep:
     """The content of `sweep.json`."""
     trials_per_gpu: int | None = None
     """Trials that share a GPU; as many as fit if None."""
-    shares: tuple[ray_tune.Share, ...] = ()
+    shares: tuple[ray_shares.Share, ...] = ()
     """The share of the cluster for each of `unfinished`."""
 
     @property
@@ -82,7 +83,7 @@ def prepare_sweep(
     `recipe` is the paper's, for CIFAR. `job` begins the sweep's name if none is given. Raises ValueError or
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
-    ray_tune.check_trials(execution, trials_per_gpu=trials_per_gpu)
+    ray_shares.check_trials(execution, trials_per_gpu=trials_per_gpu)
     choose(choice, bases(recipe, choice, images))
     splits = {dataset: _open(images.data(dataset), dataset) for dataset in choice.datasets}
     sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
@@ -124,7 +125,7 @@ def _allot(sweep: Sweep) -> Sweep:
     if not unfinished:
         return sweep
     plans = [trial.plan for trial in unfinished]
-    settled, shares = ray_tune.allot(plans, sweep.execution, trials_per_gpu=sweep.trials_per_gpu)
+    settled, shares = ray_shares.allot(plans, sweep.execution, trials_per_gpu=sweep.trials_per_gpu)
     for trial in unfinished:
         own = dataclasses.replace(trial.plan.execution, device=settled.device, cpus_per_worker=settled.cpus_per_worker)
         trial.plan = dataclasses.replace(trial.plan, execution=own)
@@ -353,7 +354,7 @@ def _claim(sweep: Sweep) -> None:
     if sweep.directory.read_json(SWEEP_FILE) is None:
         facts = {
             "commit": provenance.collect()["commit"],
-            "hardware": ray_tune.hardware(),
+            "hardware": ray_shares.hardware(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         sweep.directory.write_json(SWEEP_FILE, sweep.content | facts)

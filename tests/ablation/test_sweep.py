@@ -183,8 +183,8 @@ def test_early_stopping_stops_the_trial_that_trails(ray_cluster, base, ten_class
 
 
 def test_a_name_used_with_another_grid_is_refused_and_what_differs_is_named(base, ten_classes, quick, monkeypatch):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
-    monkeypatch.setattr(sweep.ray_tune, "hardware", lambda: "none")
+    monkeypatch.setattr(sweep.ray_shares, "allot", lambda plans, execution, **_: (execution, []))
+    monkeypatch.setattr(sweep.ray_shares, "hardware", lambda: "none")
     sweep._claim(sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test"))
     others = [
         (dataclasses.replace(TABLE_1, iterations=8), "iterations \\(was 4, now 8\\)"),
@@ -205,7 +205,7 @@ def test_a_name_used_with_another_grid_is_refused_and_what_differs_is_named(base
 
 
 def test_a_sweep_on_the_name_of_a_run_is_refused(base, ten_classes, quick, monkeypatch):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
+    monkeypatch.setattr(sweep.ray_shares, "allot", lambda plans, execution, **_: (execution, []))
     run = RunDirectory(f"{quick.storage}/sweep")
     run.write_json("recipe.json", {})
     with pytest.raises(
@@ -221,7 +221,7 @@ def test_a_sweep_that_another_process_works_on_is_refused_and_one_that_was_refus
     def refuse(plans, execution, **_):
         raise ValueError("no cluster")
 
-    monkeypatch.setattr(sweep.ray_tune, "allot", refuse)
+    monkeypatch.setattr(sweep.ray_shares, "allot", refuse)
     with pytest.raises(ValueError, match="no cluster"):
         sweep.prepare_sweep(base, TABLE_1, ten_classes, quick, job="test")
     folder = Path(quick.storage, "sweep")
@@ -251,7 +251,7 @@ def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
     base, ten_classes, quick, monkeypatch, tmp_path, caplog
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
+    monkeypatch.setattr(sweep.ray_shares, "allot", lambda plans, execution, **_: (execution, []))
     few = _validated_on(ten_classes, tmp_path, [7, 2])
     both = dataclasses.replace(TABLE_1, placements=("original", "full_preactivation"))
     planned = sweep.prepare_sweep(base, both, few, quick, job="test")
@@ -268,7 +268,7 @@ def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
 def test_validation_images_of_unknown_classes_are_refused_unless_matched_by_number(
     base, ten_classes, quick, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
+    monkeypatch.setattr(sweep.ray_shares, "allot", lambda plans, execution, **_: (execution, []))
     names = [*CLASS_NAMES[:9], "plate"]
     uri = rename_classes(ten_classes.validation, tmp_path / "validation", names, list(range(10)))
     other = dataclasses.replace(ten_classes, validation=uri)
@@ -279,7 +279,7 @@ def test_validation_images_of_unknown_classes_are_refused_unless_matched_by_numb
 
 
 def test_relative_paths_are_made_absolute(base, ten_classes, quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep.ray_tune, "allot", lambda plans, execution, **_: (execution, []))
+    monkeypatch.setattr(sweep.ray_shares, "allot", lambda plans, execution, **_: (execution, []))
     monkeypatch.chdir(tmp_path)
     relative = dataclasses.replace(
         ten_classes, train=os.path.relpath(ten_classes.train), validation=os.path.relpath(ten_classes.validation)

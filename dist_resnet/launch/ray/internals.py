@@ -1,7 +1,5 @@
-"""All that is used of Ray and that Ray does not publish, each with what it buys.
-
-What it buys in time stands in benchmarks/results/ray_internals_cpu2_20261126.md.
-"""
+"""Every use of Ray's private interface, each with its reason; benchmarks/results/ray_internals_cpu2_20261126.md has the
+time that each saves."""
 
 import contextlib
 import functools
@@ -36,12 +34,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKED_WITH = "2.60."
-"""What the versions of Ray begin with that everything here was checked with."""
+"""Prefix of the versions of Ray with which everything here was checked."""
 
-# Ray starts these on fixed ports whoever starts it, and reads the variables in the processes themselves.
+# Every Ray uses fixed ports for these unless the variables are set; Ray's own processes read them.
 _METRIC_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _HEAD_PORT = "RAY_GCS_SERVER_PORT"
-# Ray Train's name for the actor that shares a cluster out among runs with MIN:MAX workers.
+# Ray Train's name for the actor that divides a cluster among runs with MIN:MAX workers.
 _COORDINATOR = "AutoscalingCoordinator"
 _SECONDS_TO_ASK = 10.0
 _SECONDS_SPARES_LAST = 30 * 24 * 3600
@@ -50,7 +48,7 @@ _FIRST_WORD = re.compile(r'"([^"]*)"|(\S*)')
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What the head of a cluster says of it."""
+    """A cluster, as its head describes it."""
 
     ray_version: str
     node_ids: frozenset[str]
@@ -58,28 +56,28 @@ class Head:
 
 
 def temporary_folder() -> str:
-    """Where a Ray that starts here keeps its sessions: of RAY_TMPDIR, TMPDIR and /tmp the first that is set, and `ray`.
+    """The folder for sessions of a Ray that starts here: `ray` in RAY_TMPDIR, TMPDIR or /tmp, the first that is set.
 
-    Buys the folder that `ray start` in the same environment uses, whatever rule Ray has for it.
+    By Ray's own rule, so that it is the folder that `ray start` uses in the same environment.
     """
     return get_default_ray_temp_dir()
 
 
 def record_of_started_cluster() -> Path:
-    """The file in which `ray start` leaves its cluster's address. Buys where Ray itself looks for it."""
+    """The file in which `ray start` records its cluster's address, where Ray itself looks for it."""
     return Path(get_ray_address_file(None))
 
 
 def with_machine_address(address: str) -> str:
-    """HOST:PORT with this machine's own IP in place of localhost. Buys what a head by `ray start` listens on."""
+    """HOST:PORT with this machine's own IP in place of localhost, on which a head by `ray start` listens."""
     return services.canonicalize_bootstrap_address(address)
 
 
 def ask_head(address: str, seconds: float) -> Head:
-    """What answers as a cluster's head at HOST:PORT, with the token that Ray knows here.
+    """The answer of a cluster's head at HOST:PORT, asked with the token that Ray finds here.
 
-    Buys an answer within `seconds` and the reason where there is none; `ray.init` tries for minutes and says neither.
-    Raises grpc.RpcError, and ray.exceptions.AuthenticationError if a token is asked for by RAY_AUTH_MODE and not found.
+    Answers or gives the reason within `seconds`; `ray.init` tries for minutes and gives none. Raises grpc.RpcError, and
+    ray.exceptions.AuthenticationError if RAY_AUTH_MODE requires a token and none is found.
     """
     alive = GetAllNodeInfoRequest(state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
     with init_grpc_channel(address) as channel:
@@ -90,8 +88,7 @@ def ask_head(address: str, seconds: float) -> Head:
 
 
 def head_answers(address: str, seconds: float) -> bool:
-    """Whether a cluster's head answers at HOST:PORT within `seconds`. Buys that it is known to be away while Ray still
-    waits for it."""
+    """Whether a cluster's head answers at HOST:PORT within `seconds`: it may be down while Ray still waits for it."""
     try:
         with init_grpc_channel(address) as channel:
             NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=seconds)
@@ -101,9 +98,9 @@ def head_answers(address: str, seconds: float) -> bool:
 
 
 def nodes_here() -> dict[str, str]:
-    """The ids of all nodes of any Ray on this machine, each with the Python that it starts workers with.
+    """The ids of all nodes of any Ray on this machine, each with the Python with which it starts workers.
 
-    Buys whether a cluster has a node here that can work: `ray.init` waits for a minute for one, workers for ever.
+    Shows at once whether a cluster has a working node here: `ray.init` waits a minute for one, workers wait forever.
     """
     found = {}
     for process in psutil.process_iter():
@@ -117,7 +114,7 @@ def nodes_here() -> dict[str, str]:
 
 
 def has_token() -> bool:
-    """Whether Ray finds a token. Buys Ray's own order of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
+    """Whether Ray finds a token, in its own order of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
 
     Raises ray.exceptions.AuthenticationError if RAY_AUTH_TOKEN_PATH names no readable file.
     """
@@ -125,14 +122,14 @@ def has_token() -> bool:
 
 
 def sends_token() -> bool:
-    """Whether this process identifies itself by a token. Buys the advice that fits a refusal."""
+    """Whether this process sends a token, on which the advice after a refusal depends."""
     return is_token_auth_enabled()
 
 
 def send_known_token() -> bool:
-    """Has this process send the token that Ray finds, if RAY_AUTH_MODE does not say otherwise; returns whether it does.
+    """Makes this process send the token that Ray finds, unless RAY_AUTH_MODE forbids it; returns whether it does.
 
-    Buys for every address what Ray does for a cluster that it has found by itself.
+    Ray itself does so only for a cluster that it has found by itself.
     """
     return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
@@ -141,8 +138,8 @@ def send_known_token() -> bool:
 def free_ports() -> Iterator[None]:
     """Within the block `ray.init(address="local")` starts a Ray that takes free ports only.
 
-    Buys that it leaves those of `ray start` and of other runs alone: `ray.init` has no argument for the dashboard
-    agent's, 52365, and whichever Ray comes second has no agent, and takes no jobs.
+    So it does not take those of `ray start` and of other runs: `ray.init` has no argument for the dashboard agent's
+    port, 52365, and the second Ray on a machine would have no agent and accept no jobs.
     """
     fixed, earlier = parameter.RayParams, {name: os.environ.pop(name, None) for name in (*_METRIC_PORTS, _HEAD_PORT)}
     parameter.RayParams = functools.partial(fixed, dashboard_agent_listen_port=0)
@@ -158,16 +155,16 @@ def free_ports() -> Iterator[None]:
 
 
 def set_up_own_ray(workers: int) -> None:
-    """Sets what a Ray that is started next reads in the environment, and leaves alone what is set.
+    """Sets the environment variables that a Ray started next reads, unless they are set.
 
-    Buys seconds of a recovery, and processes that a Ray of one machine and one run does not need.
+    Saves seconds of each recovery, and processes that a Ray of one machine and one run does not need.
     """
     for variable, value in {
-        # It is this one machine: nobody drains it, so nobody need watch for that.
+        # Nobody drains this one machine.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # After a failure all workers start at once, and an actor that synchronizes them.
+        # After a failure all workers start at once, with an actor that synchronizes them.
         "RAY_worker_maximum_startup_concurrency": str(workers + 2),
-        # Ray Train's processes have an environment of their own and would leave those that Ray starts in advance idle.
+        # Ray Train's processes have their own environment and could not use those that Ray starts in advance.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_preload_python_modules": "dist_resnet.launch.ray.preload",
     }.items():
@@ -175,9 +172,9 @@ def set_up_own_ray(workers: int) -> None:
 
 
 def prestart(count: int) -> None:
-    """Has this machine's Ray start processes in the environment of this one; they are there somewhat later.
+    """Makes this machine's Ray start `count` idle processes in this process's environment; returns before they run.
 
-    Buys the greater part of a recovery: the next workers find Python started and torch imported.
+    Saves most of a recovery's time: the next workers find Python started and torch imported.
     """
     context = ray.get_runtime_context()
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -193,10 +190,10 @@ def prestart(count: int) -> None:
 
 
 def leave_out_helpers(trainer: "TorchTrainer", *, own_cluster: bool) -> None:
-    """Has a trainer not start the actor for Ray Data, which is not used here; nor, on a Ray of our own, which is ended
-    whole, the one that frees a dead controller's resources and asks Ray's dashboard, which is not there, every second.
+    """Stops a trainer from starting the actor for Ray Data, which is not used here, and on the job's own Ray the one
+    that frees a dead controller's resources: that Ray ends as a whole, and has no dashboard, which the actor polls.
 
-    Buys a start of Python at the beginning and after each failure, and then a twentieth of a core and 117 MB.
+    Saves a start of Python at the beginning and after each failure, and a twentieth of a core and 117 MB.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -207,14 +204,14 @@ def leave_out_helpers(trainer: "TorchTrainer", *, own_cluster: bool) -> None:
 
 
 def run_id(trainer: "TorchTrainer") -> str:
-    """Ray Train's own id of what `fit` will run. Buys that `release` can name it."""
+    """Ray Train's id of the run that `fit` will start, for `release`."""
     return trainer.train_run_context.run_id
 
 
 def release(run_id: str) -> None:
-    """Gives back what a run of Ray Train that is gone has reserved, by its id.
+    """Frees the resources that a dead run of Ray Train has reserved, by its id.
 
-    Buys three minutes, for which its reservation would last and a run with MIN:MAX workers find no room.
+    Otherwise the reservation lasts three minutes, in which a run with MIN:MAX workers finds no room.
     """
     try:
         coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
@@ -223,18 +220,19 @@ def release(run_id: str) -> None:
         return  # no run has reserved anything yet
     except ray.exceptions.RayError as error:
         logger.warning(
-            "what an earlier start of the run has reserved cannot be given back (%s); it runs out within three minutes",
+            "cannot free the resources that an earlier start of the run has reserved (%s); they are freed within three "
+            "minutes",
             type(error).__name__,
         )
 
 
 def essential_processes() -> list[psutil.Process]:
-    """This machine's processes whose end is that of the Ray to which this process is connected: the node's raylet, and
-    the head's server where that is here and has no store of its own to come back from.
+    """The processes here without which this process's Ray ends: the node's raylet, and the head's server if it runs
+    here and has no store to restart from.
 
-    Buys that their end is noticed at once; Ray notices it after up to a minute, and then ends this process in silence.
+    Their end is then noticed at once; Ray notices it after up to a minute, and then ends this process silently.
     """
-    # By its id: nodes in containers that share processes but not folders have sockets of the same name.
+    # By the node's id: nodes in containers that share processes but not folders have sockets of the same name.
     raylet = f"--node_id={ray.get_runtime_context().get_node_id()}"
     head = f"--session-name={worker._global_node.session_name}"
     found = []
@@ -247,16 +245,16 @@ def essential_processes() -> list[psutil.Process]:
 
 
 def sockets_folder() -> str | None:
-    """Where this node's processes find each other; None while this process is connected to no Ray.
+    """The folder of this node's sockets; None while this process is not connected to Ray.
 
-    Buys a word when a cleaner of temporary files takes it away: what starts from then on waits for ever.
+    If a cleaner of temporary files deletes it, workers that start afterwards hang.
     """
     node = worker._global_node
     return None if node is None else node.get_sockets_dir_path()
 
 
 def _is_final(process: psutil.Process, command: Sequence[str]) -> bool:
-    """Whether a process is a head's server that keeps all it knows in its memory."""
+    """Whether a process is a head's server that keeps its state in memory only."""
     if Path(command[0]).name != "gcs_server":
         return False
     kept = any(argument.startswith("--redis_address=") for argument in command)

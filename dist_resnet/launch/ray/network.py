@@ -1,7 +1,7 @@
-"""Which network interface the workers of several machines talk over: the one of their node's address in Ray.
+"""The network interface between workers of several machines: that of their node's address in Ray.
 
-Left to itself gloo resolves the machine's host name, which on many machines is a loopback address, and two machines
-never meet. NCCL finds an interface itself and is left alone.
+By default gloo resolves the machine's host name, which on many machines is a loopback address, so two machines cannot
+connect. NCCL finds an interface itself.
 """
 
 import os
@@ -29,14 +29,14 @@ class _NodeBackend(TorchConfig().backend_cls):  # pyrefly: ignore
 
 
 def _choose_interface() -> None:
-    """Leaves alone what the environment says already."""
+    """Sets gloo's interface, unless the environment names one."""
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
         os.environ.setdefault(_VARIABLE, interface)
 
 
 def interface_of(address: str) -> str | None:
-    """The name of this machine's network interface that has an IP address; None where none has."""
+    """The name of this machine's network interface that has the IP address; None if none has."""
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address == address for entry in entries):
             return name

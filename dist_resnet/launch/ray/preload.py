@@ -1,6 +1,6 @@
-"""Imported by each of Ray's processes as it starts, where RAY_preload_python_modules names it.
+"""Imported by each of Ray's processes at its start, if RAY_preload_python_modules names it.
 
-A process that then has no work is a spare (`spares`): it imports in advance what a worker would.
+A process that has no work then is a spare (`spares`), and imports in advance what a worker needs.
 """
 
 import importlib
@@ -9,10 +9,10 @@ import threading
 import time
 from pathlib import Path
 
-# Set in the environment of a run's processes alone: others that are idle are not for it.
+# Set only in the environment of a run's processes: other idle processes are not its spares.
 _VARIABLE_OF_A_RUN = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _SECONDS_TO_BE_GIVEN_WORK = 3.0
-# Where there are GPUs only torch: DALI might take hold of a card before Ray has said which is whose.
+# On machines with GPUs only torch: DALI might initialize a GPU before Ray has assigned one.
 _MODULES = ("torch",) if Path("/dev/nvidiactl").exists() else ("torch._dynamo", "dist_resnet.launch.ray.worker")
 
 

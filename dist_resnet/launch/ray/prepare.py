@@ -1,4 +1,4 @@
-"""Prepares a set with Ray: each shard is a task, on the cluster at hand or on a Ray of our own on this machine."""
+"""Prepares a data set with Ray: each shard is a task, on an existing cluster or on the job's own Ray."""
 
 import dataclasses
 from collections import deque
@@ -18,11 +18,16 @@ from dist_resnet.recipe import Execution
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 
 
+<<<<<<< HEAD
 def prepare(options: Options, *, workers: int | None) -> dict[str, Any]:
     """Prepares a set, or goes on with it, and returns its manifest.
+=======
+def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, Any]:
+    """The manifest of a data set, prepared or continued.
+>>>>>>> 1b585e8 (A trial's share of the cluster has its own file; plain English in launch/ray)
 
     `workers` tasks run at once, by default as many as the cluster has CPU cores. Raises as `data.prepare.prepare`
-    does, and ValueError where no cluster answers or an address has a password in it.
+    does, and ValueError if no cluster answers or an address contains a password.
     """
     for name, uri in (("source", options.source), ("target", options.target)):
         check_no_password(name, uri)
@@ -38,13 +43,13 @@ def prepare(options: Options, *, workers: int | None) -> dict[str, Any]:
 
 
 class _Tasks:
-    """Runs generators as Ray tasks, a number of them at once; Ray starts when the first comes."""
+    """Runs generators as Ray tasks, several at once; Ray starts with the first."""
 
     def __init__(self, workers: int | None) -> None:
         self._workers = workers
 
     def __call__(self, function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any]) -> Iterator[Any]:
-        """Yields what they yield, as it comes. Raises what one of them raises, and cancels the others."""
+        """Yields their items as they arrive. Raises what one of them raises, and cancels the others."""
         waiting, running = deque(tasks), []
         if not waiting:
             return

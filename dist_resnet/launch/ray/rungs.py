@@ -1,9 +1,9 @@
 """Early stopping of a sweep's trials by successive halving, with decisions that do not depend on timing.
 
 As in ASHA (arXiv:1810.05934) a trial that reaches a rung, a number of steps, is stopped unless its error is in the
-better quarter of the errors before it. ASHA takes these in the order in which trials happen to arrive. Here they are
-those of the trials before it in the sweep, so that a sweep that was killed and continued stops the same trials as an
-undisturbed one. A trial ahead of those trials trains on, and is judged once they have come to the rung.
+better quarter of the errors before it. In ASHA these are the errors of the trials that arrived earlier. Here they are
+those of the trials before it in the sweep, so a sweep that was killed and resumed stops the same trials as an
+undisturbed one. A trial that is ahead of those continues, and is judged once they have reached the rung.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,16 @@ from dist_resnet.tracking.records import FINAL_ENDINGS
 from dist_resnet.tracking.run_directory import SUMMARY_FILE
 
 _REDUCTION_FACTOR = 4
-# The first rung, as a part of the run: earlier errors say little.
+# The first rung, as a fraction of the run: earlier errors predict little.
 _FIRST_RUNG = 1 / 8
 
 
 class Rungs:
-    """The errors of trials at each rung, and which trials they stop."""
+    """The errors of trials at each rung, and the trials to stop."""
 
     def __init__(self, groups: Iterable[Sequence[str]], num_steps: int) -> None:
         """`groups`: names of the trials that are compared with each other, in the sweep's order. `num_steps`: of a
-        whole run."""
+        complete run."""
         self._groups = [tuple(names) for names in groups]
         self.num_steps = num_steps
         step = max(1, int(num_steps * _FIRST_RUNG))
@@ -41,21 +41,21 @@ class Rungs:
         return [name for names in self._groups for name in names]
 
     def record(self, name: str, step: int, error: float) -> None:
-        """Takes in an evaluation; at each rung a trial's first one at or past it counts."""
+        """Records an evaluation; at each rung a trial's first one at or after it counts."""
         for milestone, errors in self._errors.items():
             if step >= milestone:
                 errors.setdefault(name, error)
 
     def leave(self, name: str) -> None:
-        """No more evaluations of a trial are waited for."""
+        """Stops waiting for evaluations of a trial."""
         self._left.add(name)
 
     def join(self, name: str) -> None:
-        """Evaluations of a trial are waited for, after it had left."""
+        """Waits for evaluations of a trial again, after it had left."""
         self._left.discard(name)
 
     def stopped(self) -> set[str]:
-        """The trials that are to be stopped, as far as it is decided."""
+        """The trials to stop, as far as this is decided."""
         return {name for names in self._groups for name in self._stopped(names)}
 
     def _stopped(self, candidates: Sequence[str]) -> set[str]:
@@ -65,20 +65,20 @@ class Rungs:
             survivors = []
             for name in candidates:
                 if name in errors:
-                    trails = bool(earlier) and errors[name] > np.percentile(earlier, 100 / _REDUCTION_FACTOR)
-                    stopped.update([name] if trails else [])
-                    survivors += [] if trails else [name]
+                    is_behind = bool(earlier) and errors[name] > np.percentile(earlier, 100 / _REDUCTION_FACTOR)
+                    stopped.update([name] if is_behind else [])
+                    survivors += [] if is_behind else [name]
                     earlier.append(errors[name])
                 elif name not in self._left:
-                    break  # those behind it are judged once it is here
+                    break  # the trials after it are judged once it has reached the rung
             candidates = survivors
         return stopped
 
 
 def rebuild(plans: Sequence[Plan]) -> Rungs:
-    """The rungs of a sweep as its journals tell them; `plans` holds all of its trials, also those that are over.
+    """The rungs of a sweep, from its journals; `plans` are all of its trials, including those that have ended.
 
-    Compared are trials of one depth on one data set, as in the report.
+    Trials of one depth on one data set are compared, as in the report.
     """
     groups: dict[tuple[str, int], list[str]] = {}
     for plan in plans:

@@ -1,9 +1,8 @@
-"""What a run on Ray tells Prometheus: observers that keep its newest numbers in Ray's own metrics.
+"""A run's metrics for Prometheus: observers that write its newest numbers to Ray's own metrics.
 
-Ray's agent on every node serves them, a name such as `step` as `ray_dist_resnet_step`, each with the labels `run` and,
-of a worker, `rank`. Ten seconds may pass before it has a new value. A gauge is served as long as its process lives and
-twenty seconds more; a counter, with `_total` behind its name, as long as the node. docs/observability.md has the
-alerts and panels that are made of them.
+Ray's agent on every node serves them, `step` as `ray_dist_resnet_step`, each with the label `run` and a worker's also
+with `rank`. A new value may take ten seconds. A gauge is served until twenty seconds after its process has ended; a
+counter, whose name ends in `_total`, as long as the node lives. docs/observability.md has the alerts and panels.
 """
 
 import logging
@@ -34,27 +33,27 @@ WORKER_GAUGES = {
     STEP: "Optimizer steps done.",
     WORLD_SIZE: "Workers that train together.",
     "loss": "Training loss of the newest step.",
-    "top1_error": "Share of the newest step's images that were taken for another class.",
+    "top1_error": "Top-1 error of the newest step's images.",
     "validation_top1_error": "Top-1 error of the newest evaluation.",
     "validation_top5_error": "Top-5 error of the newest evaluation.",
-    "images_per_second": "Images that all workers together trained on in the newest step, over its seconds.",
+    "images_per_second": "Images that all workers together trained on in the newest step, divided by its seconds.",
     "learning_rate": "Learning rate of the newest step.",
-    DAMAGED: "Training images of the whole run that could not be decoded; 0 till these workers meet one.",
+    DAMAGED: "Training images of the whole run that could not be decoded; 0 until these workers find one.",
 }
 WORKER_COUNTERS = {
-    "step_seconds": "Seconds of all steps, those of waiting for images among them.",
+    "step_seconds": "Seconds of all steps, including the wait for images.",
     "data_wait_seconds": "Seconds that steps waited for images.",
-    "checkpoint_stall_seconds": "Seconds that training stood still for a copy of its state.",
+    "checkpoint_stall_seconds": "Seconds that training waited for a copy of its state.",
 }
 RUN_GAUGES = {
     "running": "1 while the driver trains, 0 once the run has finished or was stopped.",
-    "workers_wanted": "Workers that the run takes where the cluster has them.",
+    "workers_wanted": "The most workers that the run uses.",
     "total_steps": "Optimizer steps of the whole run.",
-    "restarts": "Starts of the workers after their first under this driver.",
-    "progress_timestamp_seconds": "When a step was last taken for the first time, or an evaluation was seen to go on.",
+    "restarts": "Restarts of the workers under this driver.",
+    "progress_timestamp_seconds": "When the run last took a new step or an evaluation last progressed.",
     "checkpoint_step": "Optimizer steps in the newest committed checkpoint.",
-    "checkpoint_timestamp_seconds": "When a checkpoint was last committed, or else the driver started.",
-    "tracking_waiting_points": "Points of the journal that MLflow has not taken.",
+    "checkpoint_timestamp_seconds": "When a checkpoint was last committed; before the first, when the driver started.",
+    "tracking_waiting_points": "Points of the journal not yet delivered to MLflow.",
 }
 _KEYS = {
     "train/loss": "loss",
@@ -71,27 +70,27 @@ _KEYS = {
 
 
 class _Telemetry:
-    """Values that a thread hands to Ray every second, from `start` to `close` or within the `with` block.
+    """Values that a thread passes to Ray every second, from `start` to `close` or within the `with` block.
 
-    Ray drops a gauge that nobody has set since its last report, and what stands still is what alerts are about. So the
-    training loop only writes numbers down and calls nothing of Ray's.
+    Ray drops a gauge that was not set since its last report, but alerts need the values of a hung run. So the training
+    loop only stores numbers, and the thread calls Ray.
     """
 
     def __init__(self, gauges: dict[str, str], counters: dict[str, str], tags: dict[str, str]) -> None:
-        self._gauges, self._counters = _made(Gauge, gauges, tags), _made(Counter, counters, tags)
+        self._gauges, self._counters = _create(Gauge, gauges, tags), _create(Counter, counters, tags)
         self.values: dict[str, float] = {}
-        """By name: of a gauge its value, of a counter all that was added."""
+        """Name -> a gauge's value, or a counter's total."""
         self._counted = dict.fromkeys(counters, 0.0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
 
     def start(self) -> Self:
-        """Hands values over from now on."""
+        """Passes values to Ray from now on."""
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Hands over the last values and no more."""
+        """Passes the last values and stops."""
         self._over.set()
         self._thread.join()
 
@@ -109,29 +108,29 @@ class _Telemetry:
         while not last:
             last = self._over.wait(_SECONDS_BETWEEN_VALUES)
             try:
-                self._hand_over()
+                self._export()
             except Exception as error:
-                # Nothing that only looks at a run may end it.
-                logger.warning("the run goes on without metrics: %s: %s", type(error).__name__, error)
+                # Metrics must never end a run.
+                logger.warning("the run continues without metrics: %s: %s", type(error).__name__, error)
                 return
 
-    def _hand_over(self) -> None:
+    def _export(self) -> None:
         for name, value in list(self.values.items()):
             if name in self._gauges:
                 self._gauges[name].set(value)
-            elif value > self._counted[name]:  # Ray counts no zeros.
+            elif value > self._counted[name]:  # Ray rejects an increment of zero.
                 self._counters[name].inc(value - self._counted[name])
                 self._counted[name] = value
 
 
 class WorkerTelemetry(_Telemetry):
-    """Observes the records of one worker."""
+    """Exports the records of one worker."""
 
     def __init__(self, run: str, rank: int) -> None:
         super().__init__(WORKER_GAUGES, WORKER_COUNTERS, {"run": run, "rank": str(rank)})
 
     def __call__(self, records: Sequence[Record]) -> None:
-        """Takes in records as `tracking.recorder.Recorder` makes them."""
+        """Takes records as `tracking.recorder.Recorder` makes them."""
         for record in records:
             if isinstance(record, Session):
                 self.values |= {STEP: record.start_step, WORLD_SIZE: record.world_size or 1, DAMAGED: 0}
@@ -147,9 +146,9 @@ class WorkerTelemetry(_Telemetry):
 
 
 class RunTelemetry(_Telemetry):
-    """Observes on the driver, which outlives its workers, the new records of the run's journal.
+    """Exports the new records of the run's journal on the driver, which outlives its workers.
 
-    Restarts are a gauge and not a counter: it is there, at 0, before the first one, as Prometheus needs it to see an
+    Restarts are a gauge, not a counter: a gauge is exported as 0 before the first restart, so that Prometheus sees the
     increase.
     """
 
@@ -160,7 +159,7 @@ class RunTelemetry(_Telemetry):
         self.values |= dict.fromkeys(("progress_timestamp_seconds", "checkpoint_timestamp_seconds"), time.time())
 
     def __call__(self, records: Sequence[Record]) -> None:
-        """Takes in records as `launch.follow` passes them on."""
+        """Takes records as `launch.follow` passes them on."""
         for record in records:
             self._take(record)
 
@@ -174,7 +173,7 @@ class RunTelemetry(_Telemetry):
                 values["total_steps"] = record.total_steps or 0
                 values["checkpoint_step"] = record.start_step
             case Evaluating() | Metrics():
-                # Steps that are done again after a restart are no progress: a run that always fails makes none.
+                # Steps repeated after a restart are not progress: a run that fails repeatedly makes none.
                 if isinstance(record, Evaluating) or record.step > self._furthest:
                     values["progress_timestamp_seconds"] = now
                 self._furthest = max(self._furthest, record.step)
@@ -186,8 +185,8 @@ class RunTelemetry(_Telemetry):
                 values["running"] = 0
 
 
-def _made(kind: type, descriptions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:
-    # Ray takes no other letters, and a run's name may have them.
+def _create(kind: type, descriptions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:
+    # Ray accepts only ASCII, and a run's name may have other letters.
     tags = {key: value.encode("ascii", "backslashreplace").decode() for key, value in tags.items()}
     return {
         name: kind(f"dist_resnet_{name}", description, tuple(tags)).set_default_tags(tags)

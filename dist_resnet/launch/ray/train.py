@@ -1,9 +1,8 @@
-"""Runs on Ray Train workers: on the cluster at hand, or on a Ray of our own in this process's machine.
+"""Runs on Ray Train workers: on an existing cluster, or on the job's own Ray on this machine.
 
-Recovery is Ray Train's: when a worker or its machine dies the whole group starts again, with MIN:MAX workers on what
-is left of the cluster, and each worker goes on from the newest checkpoint in the run's directory. Nothing is reported
-through `ray.train.report`, which costs two seconds a call and is no commit; the journal and the checkpoints on storage
-are what counts.
+Recovery is Ray Train's: if a worker or its machine dies, all workers restart, with MIN:MAX workers on the remaining
+cluster, and each resumes from the newest checkpoint in the run's directory. `ray.train.report` is not used: it takes
+two seconds a call and commits nothing. The journal and the checkpoints on storage are authoritative.
 """
 
 import dataclasses
@@ -53,17 +52,17 @@ T = TypeVar("T")
 _HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_IS_FREE = _START_VARIABLE not in os.environ
-# Right after a machine has died Ray may still count it and wait in vain for as many workers as before; with MIN:MAX
-# workers it soon counts again. With a fixed number there is nothing to count, and images may be slow to load.
+# Right after a machine has died, Ray may still count it and wait in vain for as many workers as before. With MIN:MAX
+# workers it should soon count again. With a fixed number there is nothing to count, and images may be slow to load.
 _START_SECONDS_ELASTIC, _START_SECONDS = 30, 300
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
-    """Checks a run, connects to Ray and settles on which device and on how many cores each worker trains.
+    """The plan of a run, checked, with the device and cores of each worker; connects to Ray.
 
-    Uses the cluster that RAY_ADDRESS or a `ray start` on this machine names, else starts Ray in this process for as
-    long as it lives. From then on no other process may run it. Raises ValueError or FileNotFoundError, before any
-    worker starts, as `prepare` does and where another process runs it or the cluster lacks what was asked for.
+    Uses the cluster that RAY_ADDRESS or a `ray start` on this machine names, and otherwise starts Ray in this process.
+    From then on no other process may run it. Raises ValueError or FileNotFoundError, before any worker starts, as
+    `prepare` does, and if another process runs it or the cluster is too small.
     """
     plan = prepare(recipe, execution, job=job)
     if plan.summary() is not None:
@@ -78,7 +77,7 @@ def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
 def run(plan: Plan) -> dict[str, Any]:
     """Trains a prepared run to its end on Ray Train workers and returns its summary.
 
-    Raises RuntimeError, with one line that names the rank and its error, once the failures allowed are used up.
+    Raises RuntimeError, with one line that names the rank and its error, after too many failures.
     """
     with RunTelemetry(plan.name, plan.execution.most_workers) as telemetry:
         return supervise(plan, lambda: _fit(plan), telemetry)
@@ -87,8 +86,8 @@ def run(plan: Plan) -> dict[str, Any]:
 def _fit(plan: Plan) -> None:
     """Runs the worker group to its end.
 
-    Ray Train allows a number of failures in all and none of its controller's; here both count only while no new
-    checkpoint comes between. Raises RuntimeError once there were too many.
+    Ray Train limits the failures of a whole run and allows none of its controller; here both count only while no new
+    checkpoint is committed. Raises RuntimeError after too many.
     """
     allowed = plan.execution.recovery.max_failures
     newest, failures = _committed(plan), 0
@@ -101,21 +100,21 @@ def _fit(plan: Plan) -> None:
             return
         except (TrainingFailedError, RayActorError) as error:
             reached = _committed(plan)
-            # Ray Train reports its workers' failures when it has used all that it was allowed.
+            # Ray Train reports its workers' failures only once all allowed ones are used.
             used = allowed + 1 if isinstance(error, WorkerGroupError) else 1
             failures = failures + used if reached == newest else 0
             newest = reached
             if allowed == 0 or failures > allowed:
                 raise RuntimeError(f"training failed {_times(allowed)}: {_reason(error)}") from error
-            logger.warning("the workers or their controller failed (%s); going on", _reason(error))
+            logger.warning("the workers or their controller failed (%s); restarting", _reason(error))
             if isinstance(error, RayActorError) and own_cluster():
-                # A dead controller's workers and what they hold end with our Ray.
+                # Ends a dead controller's workers and frees their resources.
                 disconnect()
                 _connect_again(plan.execution)
 
 
 def _connect_again(execution: Execution) -> None:
-    """As `connect`. Raises RuntimeError if what was there at the beginning no longer is."""
+    """As `connect`, but raises RuntimeError if the environment has changed so that Ray cannot start."""
     try:
         connect(execution)
     except ValueError as error:
@@ -128,7 +127,7 @@ def _committed(plan: Plan) -> int | None:
 
 
 def _patiently(plan: Plan, what: str, action: Callable[[], T]) -> T:
-    """What `action` makes of the run's directory, for as long as its storage may be away."""
+    """What `action` returns, retried while the run's storage may fail."""
     return patiently(
         action,
         what=f"the run's directory {plan.directory.uri} cannot be {what}",
@@ -141,7 +140,7 @@ def _times(allowed: int) -> str:
 
 
 def _reason(error: TrainingFailedError | RayActorError) -> str:
-    """In one line, what ended Ray Train's run."""
+    """Why Ray Train's run ended, in one line."""
     if isinstance(error, WorkerGroupError):
         rank, failure = min(error.worker_failures.items())
         return f"rank {rank}: {first_line(failure)}"
@@ -154,7 +153,7 @@ def _trainer(plan: Plan) -> TorchTrainer:
     execution = plan.execution
     use_gpu = execution.device == "gpu"
     least, most = execution.worker_range
-    # Ray reads them in the driver and hands them on.
+    # Ray reads them in the driver and passes them to the workers.
     os.environ[_HANG_VARIABLE] = str(round(execution.recovery.hang_seconds))
     if _START_IS_FREE:
         os.environ[_START_VARIABLE] = str(_START_SECONDS if least == most else _START_SECONDS_ELASTIC)

@@ -1,7 +1,7 @@
-"""What Ray Train runs on every worker.
+"""The function that Ray Train runs on every worker.
 
-A worker imports this module when it starts, and all it imports here is waited for after each failure; what only the
-driver needs (MLflow, matplotlib) stays out of it.
+A worker imports this module at its start, so every import here delays each recovery; what only the driver needs
+(MLflow, matplotlib) is not imported.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from dist_resnet.worker import Worker
 
 
 def run(config: dict[str, Any]) -> None:
-    """A worker's whole life; `config` holds the `plan`."""
+    """Trains a worker's share of the run from start to end; `config` holds the `plan`."""
     plan, context = config["plan"], ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)

@@ -102,7 +102,7 @@ _FAILING = """
 import sys
 from dist_resnet import cli
 from dist_resnet.launch.ray import cluster
-from dist_resnet.launch.ray import tune as ray_tune
+from dist_resnet.launch.ray import shares as ray_shares
 
 def fail(*_, **__):
     raise RuntimeError("of many lines\\nthe reason")
@@ -117,10 +117,10 @@ cluster.Lifeline = fail if sys.argv[1] == "lifeline" else do_nothing
 cluster.ray.nodes = fail
 if "program" in sys.argv:
     try:
-        ray_tune.allot([], cluster.Execution())
+        ray_shares.allot([], cluster.Execution())
     except RuntimeError as error:
         sys.exit(f"caught: {error}")
-cli.run(lambda: ray_tune.allot([], cluster.Execution()))
+cli.run(lambda: ray_shares.allot([], cluster.Execution()))
 """
 
 

@@ -1,4 +1,4 @@
-"""What Ray would fail at. Oracle: bash and the kernel, which refuse what is refused here and take what is not."""
+"""Environments in which Ray would fail. Oracle: bash and the kernel, which refuse and accept the same."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_python_is_refused_if_a_shell_cannot_find_it(tmp_path: Path, folder: s
 
 
 @pytest.mark.parametrize("letter", ["x", "é"])
-def test_folders_are_as_long_as_the_kernel_takes_the_sockets_of_a_session(letter: str):
+def test_a_folder_is_refused_exactly_if_the_kernel_refuses_the_sockets_of_a_session(letter: str):
     session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         longest = None
@@ -61,25 +61,25 @@ def test_folders_are_as_long_as_the_kernel_takes_the_sockets_of_a_session(letter
             surroundings.check_socket_paths(folder)
             longest = length
         assert longest
-        with pytest.raises(ValueError, match="set RAY_TMPDIR to a folder at least . bytes shorter"):
+        with pytest.raises(ValueError, match="set RAY_TMPDIR to a path at least . bytes shorter"):
             surroundings.check_socket_paths(f"{short}/{letter * (longest + 1)}")
 
 
 @pytest.mark.parametrize(("variable", "value"), [("TMPDIR", ""), ("TMPDIR", "tmp"), ("RAY_TMPDIR", "here")])
-def test_a_folder_that_depends_on_where_one_is_is_refused(monkeypatch, variable: str, value: str):
+def test_a_relative_folder_is_refused(monkeypatch, variable: str, value: str):
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"got '{value}'; set {variable} to one that begins with /"):
+    with pytest.raises(ValueError, match=f"got '{value}'; set {variable} to a path that starts with /"):
         surroundings.check()
 
 
-def test_folders_that_cannot_be_written_are_refused_and_those_that_can_be_made_are_not(tmp_path: Path, monkeypatch):
+def test_folders_that_are_not_writable_are_refused_and_those_that_can_be_created_are_not(tmp_path: Path, monkeypatch):
     surroundings.check_writable(str(tmp_path / "new" / "ray"), "")
     assert not (tmp_path / "new").exists()
     (tmp_path / "ray").touch()
     for folder in (tmp_path / "ray", tmp_path / "ray" / "below", Path("/proc/ray")):
-        with pytest.raises(ValueError, match=rf"{folder} cannot be written \(.+\); do this"):
+        with pytest.raises(ValueError, match=rf"{folder} is not writable \(.+\); do this"):
             surroundings.check_writable(str(folder), "do this")
 
 
@@ -93,7 +93,7 @@ _CHECK = """
 import json, os, sys
 from dist_resnet.launch.ray import surroundings
 
-# Each in a process of its own, for Ray remembers the token that it once found.
+# Each in its own process, because Ray caches the token that it found.
 for variables in json.loads(sys.argv[1]):
     if os.fork() == 0:
         os.environ.update(variables)
@@ -107,8 +107,8 @@ for variables in json.loads(sys.argv[1]):
 """
 
 
-def test_an_environment_is_refused_with_the_variable_that_mends_it():
-    unwritable = "/file/.ray cannot be written (Not a directory); Ray keeps its token in it; set RAY_AUTH_TOKEN"
+def test_an_environment_is_refused_with_the_variable_to_set():
+    unwritable = "/file/.ray is not writable (Not a directory); Ray keeps its token there; set RAY_AUTH_TOKEN"
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder, "file").touch()
         file = f"{folder}/file"
@@ -117,14 +117,14 @@ def test_an_environment_is_refused_with_the_variable_that_mends_it():
             ({"HOME": file}, unwritable),
             ({"HOME": file, "RAY_AUTH_MODE": "disabled"}, "starts"),
             ({"HOME": file, "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}, "starts"),
-            ({"RAY_AUTH_TOKEN_PATH": f"{folder}/none"}, "Ray finds no token in RAY_AUTH_TOKEN_PATH"),
-            ({"RAY_TMPDIR": file}, "set RAY_TMPDIR to a folder that can be written"),
-            ({"TMPDIR": file}, "set TMPDIR to a folder that can be written"),
+            ({"RAY_AUTH_TOKEN_PATH": f"{folder}/none"}, "Ray finds no token at RAY_AUTH_TOKEN_PATH"),
+            ({"RAY_TMPDIR": file}, "set RAY_TMPDIR to a writable folder"),
+            ({"TMPDIR": file}, "set TMPDIR to a writable folder"),
         ]
         unset = ("TMPDIR", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
         environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": folder}
         program = [sys.executable, "-c", _CHECK, json.dumps([variables for variables, _ in cases])]
-        told = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(told) == len(cases)
-    for line, (_, expected) in zip(told, cases, strict=True):
+        lines = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(cases)
+    for line, (_, expected) in zip(lines, cases, strict=True):
         assert expected in line

@@ -30,7 +30,7 @@ def _served() -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def test_a_run_of_any_name_is_measured():
-    made = telemetry._made(Gauge, {"named": "A gauge."}, {"run": "r\u00e9seau 1"})["named"]
+    made = telemetry._create(Gauge, {"named": "A gauge."}, {"run": "r\u00e9seau 1"})["named"]
     made.set(1.0)
     assert made.info["default_tags"] == {"run": r"r\xe9seau 1"}
 

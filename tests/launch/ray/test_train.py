@@ -56,7 +56,7 @@ def test_a_killed_controller_is_replaced(ray_cluster, recipe: Recipe, on_two: Ex
     summary = ray_train.run(plan)
     killer.join()
     assert summary["weights_sha256"] == whole["weights_sha256"]
-    assert "(the training controller died); going on" in caplog.text
+    assert "(the training controller died); restarting" in caplog.text
 
 
 def test_a_shard_that_cannot_be_read_ends_the_run_with_its_name(ray_cluster, recipe: Recipe, on_two, tmp_path):

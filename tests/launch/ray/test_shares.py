@@ -1,17 +1,17 @@
-"""What a trial takes of a cluster. Oracle: arithmetic by hand, and the refusals' lines."""
+"""A trial's share of a cluster. Oracle: arithmetic by hand."""
 
 import dataclasses
 
 import pytest
 
-from dist_resnet.launch.ray.tune import check_trials, fitting
+from dist_resnet.launch.ray.shares import check_trials, fitting
 from dist_resnet.recipe import Execution
 
 GIB = 1 << 30
 
 
 def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Execution):
-    with pytest.raises(ValueError, match="execution.workers is 1 for a trial, got 2"):
+    with pytest.raises(ValueError, match="execution.workers must be 1 for a trial, got 2"):
         check_trials(dataclasses.replace(execution, workers=2))
 
 
@@ -22,7 +22,7 @@ def test_several_workers_for_a_trial_are_refused_before_ray_starts(execution: Ex
         (0, "--trials-per-gpu must be at least 1, got 0"),
     ],
 )
-def test_a_share_of_no_gpu_is_refused(execution: Execution, trials_per_gpu: int, complaint: str):
+def test_a_share_of_a_missing_gpu_is_refused(execution: Execution, trials_per_gpu: int, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         check_trials(execution, trials_per_gpu=trials_per_gpu)
 
@@ -33,7 +33,7 @@ def test_a_share_of_no_gpu_is_refused(execution: Execution, trials_per_gpu: int,
         (None, 2.0, 8, 8),  # 80 GiB hold 36, but 8 are enough
         (None, 2.0, 4, 4),  # cores for 4 only
         (None, 30.0, 8, 2),  # 0.92 x 80 / 30 = 2.45
-        (12, 6.0, 8, 12),  # what is asked for is taken where it fits: 0.92 x 80 / 6 = 12.27
+        (12, 6.0, 8, 12),  # the number asked for is used if it fits: 0.92 x 80 / 6 = 12.27
     ],
 )
 def test_as_many_trials_share_a_gpu_as_their_memory_allows(asked, need_gib, most, expected):
