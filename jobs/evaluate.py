@@ -5,7 +5,7 @@
         --crops 224 320 --shorter-sides 256 320 --workers 8
     python jobs/evaluate.py --model models:/preact-resnet200@champion --validation "/data/imagenet/validation-*.parquet"
 
-On the model's own validation images, or on others. What is found of a registered model is recorded on its version.
+Uses the model's own validation images, or others. The errors of a registered model are recorded on its version.
 """
 
 import json
@@ -19,27 +19,27 @@ from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Performance
 @dataclass(frozen=True, kw_only=True)
 class Options:
     run: str | None = None
-    """The run's directory, STORAGE/NAME: a local path or URI of an object store. Its newest checkpoint is evaluated,
-    or that of STORAGE/NAME/checkpoints/step_00001000."""
+    """The run's directory, STORAGE/NAME: a local path or URI of an object store. Evaluates its newest checkpoint, or
+    the one given as STORAGE/NAME/checkpoints/step_00001000."""
     model: str | None = None
-    """In place of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    """Instead of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
     tracking_uri: str | None = None
     """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None
     """Images to evaluate on, a glob or folder of Parquet shards; by default the run's own."""
     label_column: str | None = None
-    """Their column of labels; by default the recipe's, else `label` or the only one that is named as labels are."""
+    """Their column of labels; by default the recipe's, else `label` or the only column with a usual name for labels."""
     match_classes: MatchClasses | None = None
-    """What says which class of the model an image has. names: the class names of both, whatever their order. numbers:
-    the label, whatever the names. By default names, and for the run's own images what the run was told."""
+    """How labels map to the model's classes. names: by class name, in any order. numbers: by number, ignoring names. By
+    default names, and for the run's own images the run's setting."""
     crops: tuple[int, ...] | None = None
     """Sides of the center crop in pixels; by default the run's own."""
     shorter_sides: tuple[int, ...] | None = None
-    """The shorter side to which images are resized before each crop; by default the crops themselves."""
+    """The shorter side in pixels to which images are resized before each crop; by default the crops' sides."""
     workers: int = 1
-    """Processes on this machine that share the images, each with a GPU or with its part of the cores."""
+    """Processes on this machine that share the images, each with a GPU or its share of the cores."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
-    """auto: the GPU where there is one."""
+    """auto: a GPU if there is one."""
     batch: int = 128
     """Images per forward pass."""
 
@@ -48,10 +48,10 @@ class Options:
 
 
 def main() -> None:
-    """Reads the options, evaluates, records, prints."""
+    """Evaluates, prints the errors, and records those of a registered model."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
-    # Imported late, so that --help need not wait for torch.
+    # Imported late, so that --help does not wait for torch.
     from dist_resnet.launch.evaluate import evaluate
     from dist_resnet.registry.publish import record_evaluation
 

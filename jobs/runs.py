@@ -1,4 +1,4 @@
-"""Tells what runs, how far, how fast and how long still, at which checkpoint, what failed; stops and resumes runs.
+"""Shows each run's status, progress, speed, time remaining, checkpoint and failures; stops and resumes runs.
 
     python jobs/runs.py list --storage /data/runs
     python jobs/runs.py show NAME --storage /data/runs
@@ -6,9 +6,9 @@
     python jobs/runs.py stop NAME --storage /data/runs
     python jobs/runs.py resume NAME --storage /data/runs
 
-How a run stands is read from its directory; Ray's job server, the one that `ray job` would ask, tells which job trains
-it. `stop` has the workers save a checkpoint first, and waits for that. A sweep is listed, shown, stopped and resumed as
-a whole under its name; its trials are the runs under --storage STORAGE/SWEEP.
+The status comes from the run's directory, and its job from Ray's job server, the one that `ray job` uses. `stop` saves
+a checkpoint first, and waits for it. A sweep is listed, shown, stopped and resumed as a whole under its name; its
+trials are the runs under --storage STORAGE/SWEEP.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from dist_resnet.recipe import Execution
 
 if TYPE_CHECKING:
     from dist_resnet.launch.ray.jobs import JobDetails
-    from dist_resnet.launch.runs import Standing, SweepStanding
+    from dist_resnet.launch.runs import RunOverview, SweepOverview
     from dist_resnet.tracking.run_directory import RunDirectory
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -33,29 +33,29 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 @dataclass(frozen=True, kw_only=True)
 class Options:
     act: Annotated[Literal["list", "show", "logs", "stop", "resume"], cli.POSITIONAL]
-    """list: every run under the storage. show: one of them. logs: its job's log, until the job ends. stop: save a
-    checkpoint and stop. resume: submit its job's command again."""
+    """list: prints a line for every run under the storage. show: prints one run. logs: follows its job's log until the
+    job ends. stop: saves a checkpoint and stops the run. resume: submits its job's command again."""
     name: Annotated[str | None, cli.POSITIONAL] = None
-    """The run's name, for all but list."""
+    """Name of the run; required except with list."""
     storage: str = Execution().storage
-    """Where runs are kept, the --execution.storage of their jobs."""
+    """Where runs are stored: the --execution.storage of their jobs."""
     json: Annotated[bool, cli.FLAG] = False
-    """Whether list and show print JSON."""
+    """Print JSON, with list and show."""
     working_dir: str | None = None
-    """With resume, a folder to send to the cluster in place of what the job was submitted with."""
+    """With resume: the folder to send to the cluster; by default the one that the job was submitted with."""
     wait_minutes: float = 10.0
-    """With stop, how long to wait for the run's end."""
+    """With stop: minutes to wait for the run's end."""
 
     def __post_init__(self) -> None:
         if (self.name is None) != (self.act == "list"):
-            raise ValueError(f"list takes no name and the others take one, got {self.act} {self.name or ''}")
+            raise ValueError(f"list takes no name and the other commands need one, got {self.act} {self.name or ''}")
 
 
 def main() -> None:
-    """Reads the options and does as told."""
+    """Reads the options and runs the command."""
     options = cli.parse_options(Options, doc=__doc__)
     logs.configure()
-    # Imported late, so that --help need not wait for Arrow.
+    # Imported late, so that --help does not wait for Arrow.
     from dist_resnet.tracking.run_directory import RunDirectory
 
     act = {"list": _list, "show": _show, "logs": _follow, "stop": _stop, "resume": _resume}[options.act]
@@ -66,7 +66,7 @@ def main() -> None:
 
 def _list(options: Options, storage: "RunDirectory") -> None:
     from dist_resnet.launch.ray.jobs import job_of
-    from dist_resnet.launch.runs import names_of_runs, read_standing
+    from dist_resnet.launch.runs import names_of_runs, read_overview
     from dist_resnet.tracking.run_directory import RunDirectory
 
     jobs = _jobs()
@@ -74,33 +74,33 @@ def _list(options: Options, storage: "RunDirectory") -> None:
     for name in names_of_runs(storage):
         directory = RunDirectory(storage.child(name))
         try:
-            runs.append((read_standing(directory), job_of(directory, jobs)))
+            runs.append((read_overview(directory), job_of(directory, jobs)))
         except (ValueError, KeyError, TypeError) as error:
             print(f"{name} cannot be read: {' '.join(str(error).split())}", file=sys.stderr)
     known = {job.submission_id for _, job in runs if job}
     others = [job for job in jobs if job.submission_id not in known and not job.status.is_terminal()]
     if options.json:
-        told = [dataclasses.asdict(standing) | {"job": _facts(job)} for standing, job in runs]
-        print(json.dumps({"runs": told, "other_jobs": [_facts(job) for job in others]}, indent=2))
+        listed = [dataclasses.asdict(overview) | {"job": _facts(job)} for overview, job in runs]
+        print(json.dumps({"runs": listed, "other_jobs": [_facts(job) for job in others]}, indent=2))
         return
-    for standing, job in runs:
-        print(f"{standing.line()}, {job.submission_id} {job.status.value}" if job else standing.line())
+    for overview, job in runs:
+        print(f"{overview.line()}, {job.submission_id} {job.status.value}" if job else overview.line())
     for job in others:
-        print(f"no run here yet: {job.submission_id} {job.status.value}: {job.entrypoint}")
+        print(f"job without a run here: {job.submission_id} {job.status.value}: {job.entrypoint}")
     if not runs:
-        print(f"there is no run under {storage.uri}", file=sys.stderr)
+        print(f"no runs under {storage.uri}; give their --execution.storage as --storage", file=sys.stderr)
 
 
 def _show(options: Options, directory: "RunDirectory") -> None:
     from dist_resnet.launch.ray.jobs import job_of
-    from dist_resnet.launch.runs import read_standing
+    from dist_resnet.launch.runs import read_overview
 
-    standing = read_standing(directory)
+    overview = read_overview(directory)
     job = job_of(directory, _jobs())
     if options.json:
-        print(json.dumps(dataclasses.asdict(standing) | {"job": _facts(job)}, indent=2))
+        print(json.dumps(dataclasses.asdict(overview) | {"job": _facts(job)}, indent=2))
         return
-    print(standing.page())
+    print(overview.details())
     if job:
         print(f"{'job':<11} {job.submission_id} {job.status.value}: {job.message}")
 
@@ -112,7 +112,7 @@ def _follow(options: Options, directory: "RunDirectory") -> None:
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
-        # As `runs.py logs NAME | head` leaves it; nobody would end the following.
+        # Otherwise `runs.py logs NAME | head` would never end.
         if terminal.output_loss():
             sys.exit()
 
@@ -122,84 +122,84 @@ def _follow(options: Options, directory: "RunDirectory") -> None:
 
 def _stop(options: Options, directory: "RunDirectory") -> None:
     from dist_resnet.launch.ray.jobs import job_of
-    from dist_resnet.launch.runs import read_standing
+    from dist_resnet.launch.runs import read_overview
     from dist_resnet.tracking import stop
 
-    standing, job = read_standing(directory), job_of(directory, _jobs())
-    if standing.status != "open" and (job is None or job.status.is_terminal()):
-        raise ValueError(f"{standing.name} does not run: it is {standing.status}")
+    overview, job = read_overview(directory), job_of(directory, _jobs())
+    if overview.status != "open" and (job is None or job.status.is_terminal()):
+        raise ValueError(f"{overview.name} is not running: it is {overview.status}")
     if job and job.status.is_terminal():
-        raise ValueError(f"{standing.name} does not run: its job {job.submission_id} is {job.status.value}")
+        raise ValueError(f"{overview.name} is not running: its job {job.submission_id} is {job.status.value}")
     deadline = time.monotonic() + 60 * options.wait_minutes
-    has_ended = _end_of(directory, standing)
+    has_ended = _end_of(directory, overview)
     while not job.status.is_terminal() if job else not has_ended():
         if time.monotonic() > deadline:
             hint = f"`ray job stop {job.submission_id}` ends it at once" if job else "its driver may be dead"
-            sys.exit(f"{standing.name} was asked to stop and has not, after {options.wait_minutes:g} minutes; {hint}")
-        # A driver that only now begins takes back what it finds.
+            sys.exit(f"{overview.name} has not stopped within {options.wait_minutes:g} minutes; {hint}")
+        # Repeated, because a driver that starts now withdraws an earlier request.
         if not directory.exists(stop.FILE):
             stop.request(directory)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         job = job and job_of(directory, _jobs())
-    print(read_standing(directory).line())
+    print(read_overview(directory).line())
 
 
-def _end_of(directory: "RunDirectory", standing: "Standing | SweepStanding") -> Callable[[], bool]:
-    """What tells whether a run or a sweep has ended or stopped since it stood so."""
-    from dist_resnet.launch.runs import SweepStanding, status_of_sweep
+def _end_of(directory: "RunDirectory", overview: "RunOverview | SweepOverview") -> Callable[[], bool]:
+    """A function that returns whether a run or a sweep has ended or stopped since its overview was read."""
+    from dist_resnet.launch.runs import SweepOverview, status_of_sweep
     from dist_resnet.tracking.journal import Tail
     from dist_resnet.tracking.records import ENDINGS
 
-    if isinstance(standing, SweepStanding):
+    if isinstance(overview, SweepOverview):
         return lambda: status_of_sweep(directory) != "open"
-    tail, has_ended = Tail(directory), standing.status != "open"
+    tail, has_ended = Tail(directory), overview.status != "open"
     tail.poll()
 
-    def told() -> bool:
+    def check() -> bool:
         nonlocal has_ended
         has_ended = has_ended or any(isinstance(record, ENDINGS) for record in tail.poll())
         return has_ended
 
-    return told
+    return check
 
 
 def _resume(options: Options, directory: "RunDirectory") -> None:
     from dist_resnet.launch.ray.jobs import JobServer
-    from dist_resnet.launch.runs import read_standing
+    from dist_resnet.launch.runs import read_overview
     from dist_resnet.tracking.records import FINAL_ENDINGS
 
-    standing = read_standing(directory)
-    if standing.status in {ending.kind for ending in FINAL_ENDINGS}:
-        raise ValueError(f"{standing.name} is {standing.status}; there is nothing to resume")
+    overview = read_overview(directory)
+    if overview.status in {ending.kind for ending in FINAL_ENDINGS}:
+        raise ValueError(f"{overview.name} is {overview.status}; there is nothing to resume")
     server = JobServer()
     job = _job(directory, server.jobs())
     if not job.status.is_terminal():
-        raise ValueError(f"{standing.name} runs already, as {job.submission_id}")
+        raise ValueError(f"{overview.name} is running already, as {job.submission_id}")
     print(server.resubmit(job, options.working_dir))
 
 
 def _jobs() -> "list[JobDetails]":
-    """The submitted jobs of the cluster; none, and a line that says why, where there is no cluster."""
+    """The submitted jobs of the cluster; an empty list, with one line that says why, if there is no cluster."""
     from dist_resnet.launch.ray.jobs import JobServer
 
     try:
         return JobServer().jobs()
     except ValueError as error:
-        print(f"only what the directory says: {error}", file=sys.stderr)
+        print(f"showing only what the directory says: {error}", file=sys.stderr)
         return []
 
 
 def _job(directory: "RunDirectory", jobs: "list[JobDetails]") -> "JobDetails":
-    """The job of a run. Raises ValueError where it was not submitted to this cluster."""
+    """The job of a run. Raises ValueError if it was not submitted to this cluster."""
     from dist_resnet.launch.ray.jobs import job_of
-    from dist_resnet.launch.runs import read_standing
+    from dist_resnet.launch.runs import read_overview
     from dist_resnet.tracking.mlflow.ledger import command_of
 
-    name, job = read_standing(directory).name, job_of(directory, jobs)
+    name, job = read_overview(directory).name, job_of(directory, jobs)
     if job is None:
         raise ValueError(
-            f"no job of this cluster trained {name}; runs that were started otherwise go on by their own command"
-            f"{f', {command}' if (command := command_of(directory)) else ''}"
+            f"no job of this cluster trained {name}; to resume a run that was not submitted as a job, give its own "
+            f"command again{f': {command}' if (command := command_of(directory)) else ''}"
         )
     return job
 

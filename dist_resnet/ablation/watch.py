@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dist_resnet.ablation.board import Board
 from dist_resnet.ablation.trial import Trial
 from dist_resnet.launch.follow import Lookout, RunFollower, outcome, with_waiting_points
-from dist_resnet.launch.mlflow_page import images, run_card
+from dist_resnet.launch.mlflow_page import result_files, run_description
 from dist_resnet.launch.ray import tune as ray_tune
 from dist_resnet.launch.ray.telemetry import RunTelemetry
 from dist_resnet.tracking import stop
@@ -183,7 +183,7 @@ class _Watched:
         return self._sink.waiting_points if self._sink else 0
 
     def _open_sink(self) -> MlflowSink:
-        card = run_card(self.trial.plan)
+        card = run_description(self.trial.plan)
         card = dataclasses.replace(card, tags=card.tags | tags_of(self.trial))
         return MlflowSink(
             self._uri,
@@ -199,7 +199,7 @@ class _Watched:
         trial, plan = self.trial, self.trial.plan
         stopped = trial.status == "stopped"
         result = "fail" if trial.status == "fail" else "stopped" if stopped else f"{100 * (trial.error or 0):.2f}"
-        sink.close("FINISHED", images(plan), tags={"result": result}, wait_seconds=_SECONDS_FOR_MLFLOW)
+        sink.close("FINISHED", result_files(plan), tags={"result": result}, wait_seconds=_SECONDS_FOR_MLFLOW)
         ending = Stopped(step=trial.step) if stopped else self._follower.ending
         summary = outcome(plan, ending) | {"mlflow_run_id": sink.run_id}
         if stopped:

@@ -1,4 +1,4 @@
-"""The demo of a training job: the same model, path and code, on generated images, in minutes on a laptop's CPU."""
+"""The demo of a training job: the same model and code on generated images, in minutes on a laptop's CPU."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from dist_resnet.recipe import Checkpoints, Execution, Recipe
 from dist_resnet.tracking.run_directory import RunDirectory
 
 NUM_CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES = 10, 960, 200
-# The images are written a little larger than they are used, so that there is something to crop.
+# The stored images are a little larger than the crops.
 _SIZE, _IMAGE_SIZE = 64, 80
 
 
@@ -34,7 +34,7 @@ def make_demo(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
 
 
 def shrink(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
-    """The demo's version of a job: the full depth; small images of ten classes, small batches, two epochs."""
+    """The demo's recipe and execution: the full depth, small images of ten classes, small batches, two epochs."""
     cifar = recipe.augment.kind == "pad"
     model = dataclasses.replace(recipe.model, num_classes=NUM_CLASSES)
     data = dataclasses.replace(recipe.data, train="demo", validation="demo")
@@ -58,9 +58,9 @@ def shrink(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
 
 
 def write_images(recipe: Recipe, execution: Execution) -> Recipe:
-    """Writes the demo's images beside the runs, unless they are there, and points the recipe at them.
+    """The recipe with the demo's images, which are written next to the runs unless they exist.
 
-    A split that the command line set to something else stays as it was set.
+    A split that the command line set to something else stays.
     """
     size = recipe.augment.size if recipe.augment.kind == "pad" else _IMAGE_SIZE
     target = RunDirectory(execution.storage).child(f"demo-images-{size}px")

@@ -35,7 +35,7 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What came out, on which images and at which crops."""
+    """The errors of trained weights, with the images and crops on which they were measured."""
 
     metrics: dict[str, float]
     """`val/top1_error` and the other keys of a run's journal."""
@@ -44,7 +44,7 @@ class Evaluated:
     num_classes: int
     """Classes of the model."""
     lacking: tuple[str, ...]
-    """Those of them that no image shows, as far as the shards tell without being read."""
+    """Those of them without any image, as far as the shards' metadata says."""
     version: str | None = None
     """models:/NAME/VERSION if a registered model was evaluated."""
 
@@ -92,9 +92,9 @@ def evaluate_trained(
 ) -> Evaluated:
     """The errors and losses of trained weights, every image counted once on any number of workers.
 
-    What is given replaces the recipe's own; other images than its own are matched by name unless `match_classes` is
-    given. Trains nothing and writes nothing. Raises ValueError or
-    FileNotFoundError, before any worker starts, where the images are not there or do not fit the model.
+    Arguments replace the recipe's values; images other than the recipe's are matched by class name unless
+    `match_classes` is given. Trains nothing and writes nothing. Raises ValueError or FileNotFoundError, before any
+    worker starts, if the images do not exist or do not fit the model.
     """
     recipe, execution = trained.recipe, local.settle(execution)
     if validation is not None:
@@ -137,7 +137,7 @@ def _evaluate(
     outcome: Path,
     worker: Worker,
 ) -> None:
-    """One worker's share; rank 0 writes down what all found, or why there is nothing to find."""
+    """Evaluates one worker's share; rank 0 writes the metrics of all workers, or why there are none."""
     torch.set_num_threads(execution.cpus_per_worker or 1)
     state = create_state(recipe, execution, worker)
     state.load(read_weights(), {}, {"step": 0, "scaler": {}})
@@ -146,7 +146,7 @@ def _evaluate(
     try:
         found: dict[str, Any] = {"metrics": evaluator.at_crops(recipe.evaluation)}
     except TooDamagedError as error:
-        found = {"refused": str(error)}  # the driver raises it, whatever processes the workers are
+        found = {"refused": str(error)}  # the driver raises it
     finally:
         images.close()
     if worker.rank == 0:

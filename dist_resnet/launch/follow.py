@@ -1,4 +1,4 @@
-"""Follows runs from the driver: reads the journal of each once, and hands what is new to whoever wants to know."""
+"""Follows runs from the driver: reads each journal once, and passes new records to observers."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class RunFollower:
-    """Reads a run's journal as it grows, and tells whoever observes it."""
+    """Reads a run's journal as it grows, and passes new records to its observers."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
@@ -29,13 +29,13 @@ class RunFollower:
         self._looking = threading.Lock()
 
     def report(self, *observers: Observer) -> None:
-        """Tells these too, at each look from now on; one that fails costs a warning and is told no more."""
+        """Calls these observers at each look from now on; one that fails is not called again, with one warning."""
         self._observers += map(Tolerated, observers)
 
     def look(self) -> list[Record]:
-        """Reads what is new, tells it, be it nothing, and returns it; from any thread.
+        """The new records, possibly none, after passing them to the observers; may be called from any thread.
 
-        Raises OSError where the storage fails, which loses nothing, and ValueError where the journal is damaged.
+        Raises OSError if the storage fails, which loses nothing, and ValueError if the journal is damaged.
         """
         with self._looking:
             records = self._tail.poll()
@@ -46,12 +46,12 @@ class RunFollower:
             return records
 
     def look_back(self) -> list[Record]:
-        """All that was read so far, read once more. Raises as `look` does."""
+        """All records read so far, read again. Raises as `look` does."""
         return self._tail.again()
 
 
 class Lookout:
-    """A thread that looks every second, until it is closed."""
+    """A thread that calls `look` every second until it is closed."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         self._look, self._over = look, threading.Event()
@@ -59,32 +59,32 @@ class Lookout:
         self._thread.start()
 
     def close(self, *, wait_seconds: float) -> None:
-        """Looks once more, for as long as that if the storage fails; what could not be seen costs a warning."""
+        """Looks once more, retrying for `wait_seconds` if the storage fails; then logs a warning."""
         self._over.set()
         self._thread.join()
         try:
             patiently(self._look, what="a journal cannot be read", seconds=wait_seconds)
         except (OSError, ValueError) as error:
-            logger.warning("the end of a journal was not seen (%s); the same command brings it to MLflow", error)
+            logger.warning("cannot read the end of a journal (%s); the same command delivers it to MLflow", error)
 
     def _work(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             try:
                 self._look()
             except OSError as error:
-                logger.debug("a journal could not be read just now: %s", error)
+                logger.debug("cannot read a journal now: %s", error)
             except ValueError as error:
                 logger.error("%s", error)
                 return
 
 
 def with_waiting_points(observer: Observer, waiting_points: Callable[[], int]) -> Observer:
-    """Is told the same, and how many of the journal's points MLflow has yet to take."""
+    """An observer that passes records on, with the number of points not yet delivered to MLflow."""
     return lambda records: observer([*records, Tracking(waiting_points=waiting_points())])
 
 
 def outcome(plan: Plan, ending: Ending | None) -> dict[str, Any]:
-    """The summary of a run that ended so. Raises RuntimeError where its journal has no end."""
+    """The summary of a run with this ending. Raises RuntimeError if its journal has no end."""
     if ending is None:
         raise RuntimeError(f"the workers returned, but the journal of {plan.directory.uri} has no end")
     finished = ending if isinstance(ending, Finished) else Finished()
@@ -94,7 +94,7 @@ def outcome(plan: Plan, ending: Ending | None) -> dict[str, Any]:
     if isinstance(ending, TooDamaged):
         found["reason"] = ending.reason
     weights = plan.directory.child(finished.model) if finished.model else None
-    # What MLflow's loaders take, once the model is registered.
+    # `model_uri` becomes the address for MLflow's loaders once the model is registered.
     return found | {
         "fingerprint": plan.recipe.fingerprint(),
         "mlflow_run_id": None,

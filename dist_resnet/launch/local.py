@@ -1,4 +1,4 @@
-"""Runs without Ray: in this process, or in a few processes of this machine."""
+"""Runs without Ray: in this process, or in several processes of this machine."""
 
 import contextlib
 import datetime
@@ -27,7 +27,7 @@ from dist_resnet.worker import Worker
 
 
 def prepare_run(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
-    """Checks a run for `execution.workers` processes of this machine.
+    """The plan of a run, checked, for `execution.workers` processes of this machine.
 
     From then on no other process may run it. Raises ValueError or FileNotFoundError, before anything starts, as
     `prepare` does.
@@ -44,16 +44,16 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def start_workers(plan: Plan) -> None:
-    """Runs the workers of a plan and returns once all have: one in this process, several as processes of their own."""
+    """Runs the workers of a plan to their end: one in this process, several in their own processes."""
     in_processes(plan.execution, functools.partial(run_worker, plan))
 
 
 def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
-    """Calls `act`, which can be pickled, on every worker that a settled execution asks for, and waits for all."""
+    """Calls `act`, which must be picklable, on every worker of a settled execution, and waits for all."""
     if execution.most_workers == 1:
         act(Worker(rank=0, world_size=1, device=_torch_device(execution, 0)))
         return
-    # Python's tracker of shared resources unblocks SIGINT when it starts: it has to run before it is blocked.
+    # Python's resource tracker unblocks SIGINT when it starts, so it must start before SIGINT is blocked.
     torch.multiprocessing.get_context("spawn").Lock()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = Path(folder, "rendezvous").as_uri()
@@ -67,7 +67,7 @@ def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
                 while not workers.join():
                     pass
             except BaseException:
-                # This process would wait for them at its end.
+                # Otherwise this process would wait for them at its exit.
                 for process in workers.processes:
                     process.terminate()
                 raise
@@ -76,7 +76,7 @@ def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
 def settle(execution: Execution) -> Execution:
     """The execution with `device` and `cpus_per_worker` settled for this machine.
 
-    Raises ValueError where it lacks the GPUs that were asked for, or cannot compute in that precision.
+    Raises ValueError if the machine has too few GPUs or cores, or does not support the precision.
     """
     execution = settle_workers(execution, of_this_machine(execution), fewest=execution.most_workers)
     check_precision(execution)
@@ -100,15 +100,15 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
 
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[Callable[[], object]]:
-    """Processes started within the block do not hear SIGINT before they unblock it; this one does from its end on, or
-    from the call of what the block is given: there an earlier Ctrl-C is raised.
+    """Blocks SIGINT in processes started within the block, until they unblock it. This process handles SIGINT again
+    from the block's end or a call of the yielded function, which raises a Ctrl-C that came meanwhile.
 
-    Called in the main thread, or without effect on this process.
+    Outside the main thread it has no effect on this process.
     """
     heard: list[tuple[Any, ...]] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    # The mask is this thread's alone: the kernel gives the signal to another, and Python raises it here all the same.
+    # The mask is this thread's only: the kernel gives the signal to another thread, and Python still raises it here.
     if callable(handler):
         signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
 
@@ -126,8 +126,8 @@ def _deaf_to_ctrl_c() -> Iterator[Callable[[], object]]:
 
 
 def _end_with(driver: int) -> Callable[[int, object], None]:
-    """What a worker does on SIGINT: nothing while the driver lives, for Ctrl-C reaches every process of a terminal and
-    what to do about it is the driver's affair. When the driver dies, the kernel sends it too, and the worker ends."""
+    """A worker's handler of SIGINT, which does nothing while the driver lives: Ctrl-C reaches every process of a
+    terminal, and the driver handles it. When the driver dies, the kernel sends SIGINT too, and the worker ends."""
 
     def on_interrupt(_: int, __: object) -> None:
         if os.getppid() != driver:

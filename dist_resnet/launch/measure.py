@@ -1,4 +1,4 @@
-"""What a step of a recipe costs on a device, measured on random images."""
+"""The time and memory of a recipe's step on a device, measured on random images."""
 
 import time
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class StepCost:
     """The cost of one optimizer step on one device."""
 
     seconds: float
-    """Wall-clock time, after a first step that is not counted."""
+    """Wall-clock time, without the first step."""
     memory_bytes: int
-    """Most memory that torch held on the GPU, in training and in evaluation; 0 on the CPU."""
+    """Peak memory that torch reserved on the GPU, in training and in evaluation; 0 on the CPU."""
 
 
 def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, num_steps: int = 2) -> StepCost:
-    """Takes a few steps on random images, and one forward pass of an evaluation where there is memory to count."""
+    """The cost of a step, measured over a few on random images; on a GPU also of one forward pass of an evaluation."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What the page of a run in MLflow tells: card at the start, images at the end."""
+"""The content of a run's page in MLflow: its description at the start, its files at the end."""
 
 import csv
 import io
@@ -28,15 +28,15 @@ CURVE_FILE, DAMAGED_FILE = "training_curve.png", "damaged_images.csv"
 NOTE = """{model} with {shortcut} shortcuts: {parameters:.2f} M parameters, {multiply_adds:.2f} G multiply-adds for an
 image of {size} x {size}.
 
-* Everything of this run, the journal with every point included: `{directory}`
+* All files of this run, including the complete journal: `{directory}`
 * Its checkpoints: `{checkpoints}`
-* To evaluate the newest: `python jobs/evaluate.py --run {quoted}`
-* To register it: `python jobs/register_model.py --run {quoted}`
+* To evaluate the newest checkpoint: `python jobs/evaluate.py --run {quoted}`
+* To register the model: `python jobs/register_model.py --run {quoted}`
 """
 
 
-def run_card(plan: Plan) -> RunDescription:
-    """What MLflow is told of a run that has claimed its directory."""
+def run_description(plan: Plan) -> RunDescription:
+    """The description for MLflow of a run that has claimed its directory."""
     recipe, directory = plan.recipe, without_credentials(plan.directory.uri)
     size = recipe.evaluation.crops[0]
     cost = complexity.measure(recipe.model, size)
@@ -78,10 +78,9 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
     )
 
 
-def images(plan: Plan) -> dict[str, bytes]:
-    """What people look at, by file name, also kept in the run's directory: the training curve, a batch as the network
-    saw it, the confusion matrix, the classes of the highest error and the damaged images; what there is not is left
-    out."""
+def result_files(plan: Plan) -> dict[str, bytes]:
+    """The plots and tables of a run, by file name, also written to its directory: the training curve, a batch as the
+    network saw it, the confusion matrix, the classes with the highest error and the damaged images, if they exist."""
     files = {}
     try:
         records = read_journal(plan.directory)
@@ -97,8 +96,8 @@ def images(plan: Plan) -> dict[str, bytes]:
         for name, content in files.items():
             plan.directory.write(name, content)
     except Exception as error:
-        # Nothing that is only for looking at may cost a run its end.
-        logger.warning("the run's images could not be made in %s: %s", plan.directory.uri, error)
+        # A plot must never keep a run from finishing.
+        logger.warning("cannot write the run's plots to %s: %s", plan.directory.uri, error)
     return files
 
 
@@ -112,7 +111,7 @@ def _confusion_files(plan: Plan) -> dict[str, bytes]:
 
 
 def _worst_classes(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """A line for each class that has images: name, images, error, what it is taken for most; the worst first."""
+    """A row for each class that has images, the worst first: name, images, error, most frequent wrong prediction."""
     lines = []
     for label, row in enumerate(counts):
         others = row.copy()

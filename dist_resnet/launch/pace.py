@@ -1,15 +1,15 @@
-"""Where a run is and how fast, from its journal's records as they come in."""
+"""A run's step, speed and time remaining, from its journal's records as they arrive."""
 
 from collections import deque
 
 from dist_resnet.tracking.records import Metrics, Record, Session
 
-# Throughput and time left are those of the newest steps.
+# Speed and time remaining are averages over this many of the newest steps.
 _STEPS_AVERAGED = 50
 
 
 class Pace:
-    """Where a run is, how fast and how long still, from its journal's records as they come in."""
+    """A run's step, speed and time remaining."""
 
     def __init__(self, total_steps: int, global_batch: int) -> None:
         self.step = 0
@@ -19,7 +19,7 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=_STEPS_AVERAGED)
 
     def add(self, record: Record) -> None:
-        """Takes in a record, of whatever kind."""
+        """Takes a record of any kind."""
         if isinstance(record, Session):
             self.step = record.start_step
         elif isinstance(record, Metrics) and record.is_step:
@@ -27,17 +27,17 @@ class Pace:
             self._recent.append(self.values["time/step_seconds"])
 
     def pause(self) -> None:
-        """Forgets how fast the run was."""
+        """Forgets the speed so far."""
         self._recent.clear()
 
     @property
     def images_per_second(self) -> float | None:
-        """Of the newest steps; None before the first."""
+        """The speed of the newest steps; None before the first."""
         return self._batch / self._seconds if self._recent else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At that pace, evaluations not counted; None before the first step."""
+        """The time remaining at that speed, without evaluations; None before the first step."""
         return (self._total - self.step) * self._seconds if self._recent else None
 
     @property

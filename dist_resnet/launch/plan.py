@@ -1,4 +1,4 @@
-"""The driver's part before any worker starts: every check that can be made, and the plan that workers get."""
+"""The driver's part before any worker starts: all checks, and the plan that workers receive."""
 
 import dataclasses
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that has passed every check: the recipe with its data digests, the opened splits, the run's directory."""
+    """A run that has passed all checks: the recipe with its data digests, the opened splits, the run's directory."""
 
     recipe: Recipe
     execution: Execution
@@ -39,7 +39,7 @@ class Plan:
     classes: tuple[str, ...] | None = None
     """Names of the model's classes; None if the training images have none."""
     notes: tuple[str, ...] = ()
-    """What to say of the run before it begins, a line each."""
+    """Lines to log before the run starts."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class Plan:
         return num_steps(self.recipe.epochs, steps_per_epoch(self.train.num_images, self.recipe.global_batch))
 
     def claim(self) -> None:
-        """Makes the directory this run's, by its `recipe.json`."""
+        """Writes `recipe.json`, which makes the directory this run's."""
         if self.directory.read_json(RECIPE_FILE) is None:
             recipe, label_map = self.recipe, self.validation.label_map
             self.directory.write_json(
@@ -69,20 +69,20 @@ class Plan:
             )
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says if the run is finished, else None. Raises ValueError if it does not say how."""
+        """The content of `summary.json` if the run has ended, else None. Raises ValueError if it has no status."""
         summary = self.directory.read_json(SUMMARY_FILE)
         if summary is not None and "status" not in summary:
             raise ValueError(
-                f"{self.directory.child(SUMMARY_FILE)} is damaged, it has no status; restore it from a copy"
+                f"{self.directory.child(SUMMARY_FILE)} is damaged: it has no status; restore it from a copy"
             )
         return summary
 
 
 def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
-    """Checks a run against its data and its storage.
+    """The plan of a run, checked against its data and its storage.
 
-    `job` begins the run's name where none is given. Raises ValueError or FileNotFoundError with one line that says
-    what was got, what is allowed and what to do.
+    If no name is given, the run's name starts with `job`. Raises ValueError or FileNotFoundError, in one line that says
+    what was given, what is allowed and what to do.
     """
     check_pair(recipe, execution)
     decoders.check(execution.decode_on)
@@ -111,11 +111,11 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     storage.check_writable()
     directory = RunDirectory(storage.child(execution.name or ""))
     known = _check_unused(directory, recipe, execution)
-    if known is None:  # a run that goes on is not refused what it began with
+    if known is None:  # a resumed run keeps the shards that it started with
         for split in (train, validation):
             check_one_split(split.uri, split.shards)
     names, matched = _match_classes(recipe, execution, train, validation, known)
-    # A run that goes on shall not wait for a name server or a disk that is away.
+    # A resumed run does not wait for a name server or a disk that is down.
     address.store_of(directory, execution.tracking.uri, resolve=known is None)
     return Plan(
         recipe=recipe,
@@ -137,7 +137,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
 
 
 def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
-    """Raises ValueError where an address that will be written down has a password in it."""
+    """Raises ValueError if an address that will be recorded contains a password."""
     for name, uri in (
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
@@ -147,23 +147,23 @@ def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
 
 
 def _said_of_precision(directory: RunDirectory, execution: Execution) -> list[str]:
-    """A line where a run goes on at another precision than it began with."""
+    """A line if a run resumes at another precision than it started with."""
     first = journal.first_record(directory)
-    began = first.precision if isinstance(first, Session) else None
-    if began in (None, execution.precision):
+    started = first.precision if isinstance(first, Session) else None
+    if started in (None, execution.precision):
         return []
     return [
-        f"the run began with --execution.precision {began} and goes on with {execution.precision}, which changes its "
-        "numbers beyond rounding; to keep to them, stop it and give the former"
+        f"the run started with --execution.precision {started} and resumes with {execution.precision}, which changes "
+        f"its numbers by more than rounding; to avoid this, stop it and give --execution.precision {started}"
     ]
 
 
 def _match_classes(
     recipe: Recipe, execution: Execution, train: Split, validation: Split, known: dict[str, Any] | None
 ) -> tuple[tuple[str, ...] | None, Matched]:
-    """The names of the model's classes, and the validation images read as these.
+    """The names of the model's classes, and the validation images with labels of these classes.
 
-    A run that goes on keeps to what it began with. Raises ValueError where the classes of a new one do not fit.
+    A resumed run keeps the classes that it started with. Raises ValueError if the classes of a new run do not match.
     """
     outputs = recipe.model.num_classes
     if known is not None and "classes" in known:
@@ -177,24 +177,24 @@ def _match_classes(
         if known is None:
             raise
         validation.check_labels(outputs)
-        # It began when nobody compared: refusing it now would cost what it has computed.
-        note = f"the run goes on with the validation images' labels as it began with them, though {error}"
+        # It started with a version that did not compare classes: refusing it now would lose its work.
+        note = f"the run keeps the validation images' labels that it started with, although {error}"
         return names, Matched(split=validation, notes=(note,))
 
 
-def _digest(split: str, insisted: str | None, found: Split) -> str:
-    if insisted is not None and insisted != found.digest:
+def _digest(split: str, required: str | None, found: Split) -> str:
+    if required is not None and required != found.digest:
         raise ValueError(
-            f"data.{split}_digest {insisted[:12]}... was asked for, but the shards at {found.uri} have "
-            f"{found.digest[:12]}...; give the shards it was made of, or leave the digest out"
+            f"data.{split}_digest must match: {required[:12]}... was given, but the shards at {found.uri} have "
+            f"{found.digest[:12]}...; give the shards with that digest, or leave the digest out"
         )
     return found.digest
 
 
 def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution) -> dict[str, Any] | None:
-    """What the run's `recipe.json` holds, None if it is new.
+    """The content of the run's `recipe.json`; None if the run is new.
 
-    Raises ValueError where the run of another recipe, or no run, lives in the directory.
+    Raises ValueError if the directory holds a run with another recipe, or something other than a run.
     """
     try:
         known = directory.read_json(RECIPE_FILE)
@@ -219,12 +219,12 @@ def _check_unused(directory: RunDirectory, recipe: Recipe, execution: Execution)
 def _refuse_other_data(
     split: str, differences: dict[str, tuple[Any, Any]], recipe: Recipe, execution: Execution
 ) -> NoReturn:
-    """Raises the ValueError for a run whose shards are not those that it began with."""
+    """Raises the ValueError for a run whose shards are not those that it started with."""
     was, now = differences[f"data.{split}_digest"]
     others = [key for key in differences if not key.endswith("_digest")]
     raise ValueError(
         f"the {split} shards at {getattr(recipe.data, split)} are not those that the run {execution.name} under "
-        f"{execution.storage} began with: their digest was {str(was)[:12]}..., now it is {str(now)[:12]}..."
+        f"{execution.storage} started with: their digest was {str(was)[:12]}..., now it is {str(now)[:12]}..."
         + (f", and {', '.join(others)} changed too" if others else "")
         + "; restore the shards to continue that run, or use another --execution.name"
     )

@@ -1,6 +1,6 @@
 """Progress: a bar in a terminal or a notebook, plain lines elsewhere.
 
-That of a run is drawn from its journal, that of a preparation from the images that are done.
+A run's progress comes from its journal, a preparation's from the number of images done.
 """
 
 import sys
@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Console(Console):
-    """A terminal whose cursor stays, for a process may be killed at any time."""
+    """A terminal that keeps its cursor, because a process may be killed at any time."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
@@ -35,7 +35,7 @@ class _Bar:
         self._progress.start()
 
     def set(self, done: int, note: str = "") -> None:
-        """So much is done, with a few words on it."""
+        """Shows how much is done, and a note."""
         self._progress.update(self._task, completed=done, note=note)
 
     def say(self, line: str) -> None:
@@ -43,12 +43,12 @@ class _Bar:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         self._progress.stop()
 
 
 def _open_bar(stream: TextIO | None, what: str, total: int | None, unit: str) -> _Bar | NotebookBar | None:
-    """What shows progress on a stream, by default that of errors; None if only lines can."""
+    """A bar on a stream, by default standard error; None if the stream can show only lines."""
     notebook = stream is None and Console().is_jupyter
     stream = stream or sys.stderr
     if not notebook and not stream.isatty():
@@ -70,7 +70,7 @@ def _open_bar(stream: TextIO | None, what: str, total: int | None, unit: str) ->
 
 
 class TrainingProgress:
-    """Shows images done, loss, error, images/s and time left as records come in."""
+    """Shows images done, loss, error, images/s and time left as records arrive."""
 
     def __init__(self, name: str, total_steps: int, global_batch: int, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -80,7 +80,7 @@ class TrainingProgress:
         self._bar = _open_bar(stream, name, total_steps * global_batch, "images")
 
     def show(self, records: Sequence[Record]) -> None:
-        """Takes in journal records and redraws."""
+        """Takes journal records and redraws."""
         stepped = False
         for record in records:
             self._pace.add(record)
@@ -98,7 +98,7 @@ class TrainingProgress:
             self._draw()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 
@@ -123,7 +123,7 @@ class TrainingProgress:
 
 
 class ImageProgress:
-    """Shows the acts of a preparation one after the other: images done, images/s and time left."""
+    """Shows each act of a preparation: images done, images/s and time left."""
 
     def __init__(self, *, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -135,14 +135,14 @@ class ImageProgress:
         self._began = self._line_at = 0.0
 
     def begin(self, what: str, total: int | None) -> None:
-        """An act of so many images begins, or of a number that is not known."""
+        """Starts an act of `total` images, or of an unknown number."""
         self.close()
         self._act, self._total, self._done = what, total, 0
         self._began = self._line_at = time.monotonic()
         self._bar = _open_bar(self._given, what, total, "images")
 
     def advance(self, images: int) -> None:
-        """So many images more are done."""
+        """Adds to the number of images done."""
         self._done += images
         if self._bar is not None:
             self._bar.set(self._done, self._rate())
@@ -159,7 +159,7 @@ class ImageProgress:
             self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
         elif self._act is not None:
@@ -180,9 +180,9 @@ class ImageProgress:
 
 
 class DeliveryProgress:
-    """Shows how many of a run's points have been delivered: a bar on a terminal, else a line now and then.
+    """Shows how many of a run's points have been delivered: a bar on a terminal, else a line every ten seconds.
 
-    Called with the number of points that wait, it also shows that MLflow is waited for: the number stays as it is.
+    Called with the number of points still to deliver; while MLflow is down, the number does not change.
     """
 
     def __init__(self, name: str, *, stream: TextIO | None = None) -> None:
@@ -192,11 +192,11 @@ class DeliveryProgress:
         self._line_at = 0.0
 
     def __call__(self, waiting_points: int) -> None:
-        """So many points wait now."""
+        """Shows progress, given the number of points still to deliver."""
         if self._total is None:
             self._total = waiting_points
             self._bar = _open_bar(self._given, self._name, waiting_points, "points")
-        # A delivery that is begun anew finds how much an earlier one brought.
+        # A restarted delivery first finds how much an earlier one delivered.
         done = max(0, self._total - waiting_points)
         if self._bar is not None:
             self._bar.set(done)
@@ -206,14 +206,14 @@ class DeliveryProgress:
             self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _session_line(record: Session) -> str:
     size = record.world_size or 1
-    start = f"going on after step {record.start_step}" if record.start_step else "starting"
+    start = f"resuming after step {record.start_step}" if record.start_step else "starting"
     return f"{start} of {record.total_steps} steps on {size} worker{'s' * (size > 1)} ({record.device})"
 
 

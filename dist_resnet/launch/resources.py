@@ -1,4 +1,4 @@
-"""What there is to train on, machine by machine, and which device and how many cores a worker or a trial gets of it."""
+"""The machines' cores and GPUs, and the device and cores that a worker or a trial gets of them."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from dist_resnet.recipe import Execution
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a machine has."""
+    """A machine's cores and GPUs."""
 
     cores: int
     gpus: int = 0
@@ -18,11 +18,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a cluster has."""
+    """The machines of a cluster."""
 
     nodes: tuple[Node, ...]
     place: str = "the cluster"
-    """What it is called in a message."""
+    """Its name in messages."""
 
     @property
     def cores(self) -> int:
@@ -36,11 +36,11 @@ class Resources:
 
     @property
     def cores_per_gpu(self) -> int:
-        """Those that every GPU can have on its own machine. There has to be a GPU."""
+        """CPU cores that every GPU can have on its own machine. There must be a GPU."""
         return min(node.cores // node.gpus for node in self.nodes if node.gpus)
 
     def room(self, cores: int, *, with_gpu: bool) -> int:
-        """How many workers of so many cores, each with a GPU if they need one, run at once: none spans two machines.
+        """The number of workers of `cores` cores, with or without a GPU each, that run at once, each on one machine.
 
         >>> two = Resources(nodes=(Node(cores=8, gpus=2), Node(cores=64)))
         >>> two.room(4, with_gpu=True), two.room(5, with_gpu=True), two.room(5, with_gpu=False)
@@ -57,13 +57,13 @@ class Resources:
 
 
 def cores_here(execution: Execution) -> int:
-    """This machine's cores, or as many as were asked for, which processes then share."""
+    """This machine's cores, or more if the execution asks for more; processes then share them."""
     return max(os.cpu_count() or 1, execution.most_workers * (execution.cpus_per_worker or 1))
 
 
 def of_this_machine(execution: Execution) -> Resources:
-    """What this machine has for the workers of an execution."""
-    # Late, for a driver of others imports this without torch.
+    """This machine's cores and GPUs for the workers of an execution."""
+    # Imported late: a driver of other machines' workers does not need torch here.
     import torch
 
     node = Node(cores=cores_here(execution), gpus=torch.cuda.device_count())
@@ -73,14 +73,13 @@ def of_this_machine(execution: Execution) -> Resources:
 def settle_workers(execution: Execution, resources: Resources, *, fewest: int | None = None) -> Execution:
     """The execution with `device` and `cpus_per_worker` settled for its workers.
 
-    On GPUs where there is one for each of the `fewest` workers, by default those with which a run goes on. By default
-    each has as many cores as leave room for all that may run here. Raises ValueError where more is asked for than
-    there is.
+    Workers use GPUs if each of the `fewest` workers, by default the MIN of MIN:MAX, can have one. By default each
+    worker has as many cores as leave room for all workers. Raises ValueError if the cores or GPUs do not suffice.
     """
     least = execution.worker_range[0] if fewest is None else fewest
     if execution.device == "gpu" and resources.gpus < least:
         raise ValueError(
-            f"execution.device gpu needs a GPU for each of the {least} workers, {resources.place} has "
+            f"--execution.device gpu needs a GPU for each of the {least} workers, but {resources.place} has "
             f"{resources.gpus}; use fewer workers, a larger cluster, or --execution.device cpu"
         )
     on_gpu = execution.device != "cpu" and resources.gpus >= least
@@ -89,31 +88,33 @@ def settle_workers(execution: Execution, resources: Resources, *, fewest: int | 
     room = resources.room(cores, with_gpu=on_gpu)
     if room < least:
         raise ValueError(
-            f"{least} workers of {cores} CPU cores need {least * cores}, {resources.place} has {resources.cores}, with "
-            f"room for {room} of them{' beside GPUs' if on_gpu else ''}; use fewer --execution.workers or "
-            "--execution.cpus-per-worker, or a larger cluster"
+            f"{least} workers of {cores} CPU cores need {least * cores}, but {resources.place} has {resources.cores}, "
+            f"with room for {room} of them{' on machines with GPUs' if on_gpu else ''}; use fewer --execution.workers "
+            "or --execution.cpus-per-worker, or a larger cluster"
         )
     return dataclasses.replace(execution, device="gpu" if on_gpu else "cpu", cpus_per_worker=cores)
 
 
 def settle_trial(execution: Execution, resources: Resources) -> Execution:
-    """The execution with `device` and `cpus_per_worker` settled for a trial, which has one core by default.
+    """The execution with `device` and `cpus_per_worker` settled for a trial, by default with one core.
 
-    Raises ValueError where more is asked for than there is.
+    Raises ValueError if the cores or GPUs do not suffice.
     """
     cores = execution.cpus_per_worker or 1
     if execution.device == "gpu" and not resources.gpus:
-        raise ValueError(f"execution.device gpu needs a GPU, {resources.place} has none; use --execution.device cpu")
+        raise ValueError(
+            f"--execution.device gpu needs a GPU, but {resources.place} has none; use --execution.device cpu"
+        )
     on_gpu = execution.device != "cpu" and resources.gpus > 0
     if not resources.room(cores, with_gpu=on_gpu):
         raise ValueError(
-            f"a trial of {cores} CPU cores cannot fit into {resources.place}'s {resources.cores}; lower "
-            "--execution.cpus-per-worker"
+            f"a trial of {cores} CPU cores does not fit on any machine of {resources.place}, which has "
+            f"{resources.cores} in all; lower --execution.cpus-per-worker"
         )
     return dataclasses.replace(execution, device="gpu" if on_gpu else "cpu", cpus_per_worker=cores)
 
 
 def _cores_for(workers: int, resources: Resources, *, with_gpu: bool) -> int:
-    """The most cores of which so many workers have room; 1 where they have none anyhow."""
+    """The most cores per worker for which all workers have room; 1 if they have no room at all."""
     largest = max((node.cores for node in resources.nodes), default=1)
     return next((c for c in range(largest, 0, -1) if resources.room(c, with_gpu=with_gpu) >= workers), 1)

@@ -1,4 +1,4 @@
-"""Where a run or a sweep stands, read from its directory alone, whoever trains it and wherever."""
+"""The status and progress of a run or a sweep, read from its directory only, from any machine."""
 
 import itertools
 import time
@@ -27,22 +27,22 @@ from dist_resnet.wording import clock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What the recipe and the journal of a run say; None for what they do not say yet."""
+class RunOverview:
+    """A run's status and progress, from its recipe and journal; None if they do not say yet."""
 
     name: str
     directory: str
     status: str
-    """How it ended: finished, diverged, too_damaged or stopped; else `open`: it trains, or whoever trained it died."""
-    told_at: float | None = None
-    """When the newest record was made, in seconds since 1970."""
+    """How it ended: finished, diverged, too_damaged or stopped; else `open`: it trains, or its driver died."""
+    last_record_at: float | None = None
+    """When the newest record was written, in seconds since 1970."""
     world_size: int | None = None
     device: str | None = None
     step: int = 0
     total_steps: int | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
-    """At the pace of the newest steps; None where nothing is left or nobody is at it."""
+    """At the speed of the newest steps; None if nothing is left or the run is not open."""
     loss: float | None = None
     top1_error: float | None = None
     validated_step: int | None = None
@@ -51,32 +51,33 @@ class Standing:
     checkpoint_at: float | None = None
     """When the newest checkpoint was committed, in seconds since 1970."""
     restarts: int = 0
-    """Starts of the workers that followed no stop: failures, and with MIN:MAX workers machines that came."""
+    """Restarts of the workers other than after a stop: after failures and, with MIN:MAX, after machines joined."""
     damaged_images: int = 0
     reason: str | None = None
-    """Why it ended, where that is no finish and no stop."""
+    """Why it ended, if it neither finished nor was stopped."""
     mlflow_runs: dict[str, str]
     """Tracking server -> the run's id there."""
 
     def line(self) -> str:
-        """The run in one line: name, how it stands, workers, steps, pace, time left, checkpoint, restarts."""
-        parts = [f"{self.name}: {self.status}", self._workers(), self._steps(), self._pace(), self._checkpoint()]
+        """The run in one line: name, status, workers, steps, speed, time left, checkpoint, restarts."""
+        parts = [f"{self.name}: {self.status}", self._workers(), self._steps(), self._speed(), self._checkpoint()]
         if self.restarts:
             parts.append(f"{self.restarts} restart{'s' * (self.restarts > 1)}")
         return ", ".join(part for part in parts if part)
 
-    def page(self) -> str:
-        """The same and the rest, a line for each."""
+    def details(self) -> str:
+        """All that is known of the run, a line each."""
         errors = "" if self.loss is None else f"loss {self.loss:.3f}, error {self.top1_error:.1%}"
         validated = ""
         if self.validation_top1_error is not None:
             validated = f"top-1 error {self.validation_top1_error:.2%} after step {self.validated_step}"
+        age = "" if self.last_record_at is None else f", last record {_ago(self.last_record_at)}"
         lines = {
             "run": f"{self.name}, {self.directory}",
-            "status": f"{self.status}{'' if self.told_at is None else f', last heard of {_ago(self.told_at)}'}",
+            "status": f"{self.status}{age}",
             "workers": self._workers() and f"{self._workers()} ({self.device})",
             "steps": self._steps(),
-            "pace": self._pace(),
+            "speed": self._speed(),
             "training": errors,
             "validation": validated,
             "checkpoint": self._checkpoint(),
@@ -92,7 +93,7 @@ class Standing:
     def _steps(self) -> str:
         return f"step {self.step}/{self.total_steps} ({self.step / self.total_steps:.0%})" if self.total_steps else ""
 
-    def _pace(self) -> str:
+    def _speed(self) -> str:
         rate = "" if self.images_per_second is None else f"{self.images_per_second:.1f} images/s"
         return rate if self.seconds_left is None else f"{rate}, {clock(self.seconds_left)} left"
 
@@ -103,29 +104,29 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepStanding:
-    """What the folders of a sweep's trials say."""
+class SweepOverview:
+    """A sweep's status and progress, from its trials' directories."""
 
     name: str
     directory: str
     status: str
-    """`finished`, `stopped`, or else `open`: it runs, or whoever ran it died."""
+    """`finished`, `stopped`, or else `open`: it runs, or its driver died."""
     trials: dict[str, str]
-    """Trial -> `waiting`, `begun`, or how its summary says that it ended."""
-    begun: dict[str, Standing]
-    """Of the trials that have begun and have no summary."""
+    """Trial -> `waiting`, `started`, or the status of its summary."""
+    started: dict[str, RunOverview]
+    """The trials that have started and have no summary."""
     mlflow_runs: dict[str, str]
     """Tracking server -> the run of the whole sweep there."""
 
     def line(self) -> str:
-        """The sweep in one line: name, how it stands, how many trials stand how."""
+        """The sweep in one line: name, status, number of trials of each status."""
         counts = ", ".join(f"{number} {status}" for status, number in Counter(self.trials.values()).items())
         return f"{self.name}: {self.status}, {len(self.trials)} trials: {counts}"
 
-    def page(self) -> str:
-        """The same, and a line for each trial that has begun and not ended."""
+    def details(self) -> str:
+        """The same, and a line for each trial that has started and not ended."""
         lines = [f"{'sweep':<11} {self.directory}", f"{'status':<11} {self.line().partition(': ')[2]}"]
-        lines += [f"{'trial':<11} {standing.line()}" for standing in self.begun.values()]
+        lines += [f"{'trial':<11} {trial.line()}" for trial in self.started.values()]
         if self.mlflow_runs:
             lines.append(
                 f"{'mlflow':<11} {', '.join(f'{run} at {server}' for server, run in self.mlflow_runs.items())}"
@@ -133,49 +134,49 @@ class SweepStanding:
         return "\n".join(lines)
 
 
-def read_standing(directory: RunDirectory) -> Standing | SweepStanding:
-    """Reads where a run or a sweep stands. Raises FileNotFoundError where the directory is that of neither."""
+def read_overview(directory: RunDirectory) -> RunOverview | SweepOverview:
+    """The status and progress of a run or a sweep. Raises FileNotFoundError if the directory is that of neither."""
     known = directory.read_json(RECIPE_FILE)
     if known is not None and "probe" not in known:
-        return _run_standing(directory, known)
+        return _run_overview(directory, known)
     content = directory.read_json(SWEEP_FILE)
     if content is not None:
-        return _sweep_standing(directory, content)
+        return _sweep_overview(directory, content)
     raise FileNotFoundError(
-        f"{directory.uri} is not a run: it has no {RECIPE_FILE} of a run and no {SWEEP_FILE}; give --storage and the "
-        "name of a run there"
+        f"{directory.uri} is not a run: it has neither a {RECIPE_FILE} of a run nor a {SWEEP_FILE}; give --storage and "
+        "the name of a run there"
     )
 
 
-def _sweep_standing(directory: RunDirectory, content: dict[str, Any]) -> SweepStanding:
-    trials, begun = {}, {}
+def _sweep_overview(directory: RunDirectory, content: dict[str, Any]) -> SweepOverview:
+    trials, started = {}, {}
     for name in dict.fromkeys(entry["trial"] for entry in content["cells"]):
         trial = RunDirectory(directory.child(name))
         summary = trial.read_json(SUMMARY_FILE)
         if summary is not None:
             trials[name] = summary["status"]
         elif trial.list(journal.FOLDER):
-            trials[name], begun[name] = "begun", _run_standing(trial, trial.read_json(RECIPE_FILE) or {})
+            trials[name], started[name] = "started", _run_overview(trial, trial.read_json(RECIPE_FILE) or {})
         else:
             trials[name] = "waiting"
-    return SweepStanding(
+    return SweepOverview(
         name=directory.name,
         directory=directory.uri,
         status=status_of_sweep(directory),
         trials=trials,
-        begun=begun,
+        started=started,
         mlflow_runs=runs_on_servers(directory),
     )
 
 
 def status_of_sweep(directory: RunDirectory) -> str:
-    """How a sweep stands, as in `SweepStanding`, without a look at its trials."""
+    """A sweep's status as in `SweepOverview`, without reading its trials."""
     if directory.exists(SUMMARY_FILE):
         return Finished.kind
     return Stopped.kind if stop.is_confirmed(directory) else "open"
 
 
-def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
+def _run_overview(directory: RunDirectory, known: dict[str, Any]) -> RunOverview:
     records = read_journal(directory)
     session = next((record for record in reversed(records) if isinstance(record, Session)), Session(start_step=0))
     checkpoint = next((record for record in reversed(records) if isinstance(record, Checkpoint)), None)
@@ -185,11 +186,11 @@ def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
         pace.add(record)
     status = last.kind if isinstance(last, ENDINGS) else "open"
     errors = history(records).get("val/top1_error", [(None, None, None)])
-    return Standing(
+    return RunOverview(
         name=directory.name,
         directory=directory.uri,
         status=status,
-        told_at=last.time if last else None,
+        last_record_at=last.time if last else None,
         world_size=session.world_size,
         device=session.device,
         step=pace.step,
@@ -210,7 +211,7 @@ def _run_standing(directory: RunDirectory, known: dict[str, Any]) -> Standing:
 
 
 def names_of_runs(storage: RunDirectory) -> list[str]:
-    """The names of the runs and sweeps under a storage, damaged ones too; a probe's results are neither."""
+    """The names of the runs and sweeps under a storage, including damaged ones but not a probe's results."""
     names = []
     for name in (name for name, size in storage.list("") if size < 0):
         try:
@@ -227,7 +228,7 @@ def _ago(moment: float) -> str:
 
 
 def _restarts(records: Sequence[Record]) -> int:
-    """Sessions but the first, and but those that went on after a stop."""
+    """The number of sessions except the first and those after a stop."""
     pairs = itertools.pairwise([None, *records])
     return sum(isinstance(record, Session) and not isinstance(before, Stopped | None) for before, record in pairs)
 

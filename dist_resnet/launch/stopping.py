@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on the driver: the first asks for an orderly stop, the second ends it at once."""
+"""Ctrl-C and SIGTERM on the driver: the first stops the run with a checkpoint, the second at once."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ _SECONDS_TO_ASK = 600.0
 
 @contextlib.contextmanager
 def stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
-    """Within the block a first SIGINT or SIGTERM asks the run or the sweep in a directory to stop, by `stop.request`.
+    """Within the block the first SIGINT or SIGTERM asks the run or the sweep in a directory to stop, by `stop.request`.
 
-    A second one is a KeyboardInterrupt. In another thread than the main one, which hears no signals, it does nothing.
+    The second raises KeyboardInterrupt. Outside the main thread, where Python handles no signals, it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,7 +33,7 @@ def stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
         asked = True
         name = signal.Signals(number).name
         logger.warning("%s: stopping with a checkpoint; send it again to stop at once", name)
-        # Elsewhere, for a signal comes in the middle of anything, and a storage may be slow.
+        # In a thread, because a signal interrupts anything, and the storage may be slow.
         threading.Thread(target=_ask, args=(directory,), name="stop", daemon=True).start()
 
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -47,6 +47,6 @@ def stopping_on_signals(directory: RunDirectory) -> Iterator[None]:
 def _ask(directory: RunDirectory) -> None:
     patiently(
         lambda: stop.request(directory),
-        what=f"the workers cannot be asked to stop through {directory.uri}",
+        what=f"cannot ask the workers to stop through {directory.uri}",
         seconds=_SECONDS_TO_ASK,
     )

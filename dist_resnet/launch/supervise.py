@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dist_resnet.launch.follow import Lookout, RunFollower, outcome, with_waiting_points
-from dist_resnet.launch.mlflow_page import images, run_card
+from dist_resnet.launch.mlflow_page import result_files, run_description
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.progress import TrainingProgress
 from dist_resnet.launch.stopping import stopping_on_signals
@@ -26,12 +26,13 @@ T = TypeVar("T")
 
 
 def supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer = nobody) -> dict[str, Any]:
-    """Runs the workers of a planned run, shows and delivers its journal meanwhile, and writes `summary.json`.
+    """The summary of a planned run, whose workers it runs while it shows and delivers the journal; a run that has ended
+    is not run again.
 
-    `run_workers` returns once all workers have. `observer` is told every second of the journal's new records
-    and how many of its points MLflow has yet to take. Returns the summary; a run that was finished before is
-    not run again. The first Ctrl-C or SIGTERM has the workers save a checkpoint and stop, which makes a summary of
-    status `stopped` that is not written down; the second one raises KeyboardInterrupt.
+    `run_workers` returns once all workers have ended. `observer` receives every second the journal's new records and
+    the number of points not yet delivered to MLflow. The summary is also written as `summary.json`. At the first Ctrl-C
+    or SIGTERM the workers save a checkpoint and stop; that summary has the status `stopped` and is not written. The
+    second raises KeyboardInterrupt.
     """
     finished = plan.summary()
     if finished is not None:
@@ -48,11 +49,11 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     stop.withdraw(plan.directory)
     uri = _tracking_uri(plan)
     follower = RunFollower(plan.directory)
-    # What earlier drivers saw is for MLflow alone, which may lack some of it.
-    sink = MlflowSink(uri, plan.directory, run_card(plan), records=_look(plan, follower))
+    # Records of earlier drivers go only to MLflow, which may not have all of them.
+    sink = MlflowSink(uri, plan.directory, run_description(plan), records=_look(plan, follower))
     for note in plan.notes:
         logger.info("%s", note)
-    logger.info("the run is kept at %s and tracked at %s", plan.directory.uri, without_credentials(uri))
+    logger.info("the run is stored at %s and tracked at %s", plan.directory.uri, without_credentials(uri))
     status, wait_seconds = "FAILED", 60.0
     progress = TrainingProgress(plan.name, plan.num_steps, plan.recipe.global_batch)
     follower.report(sink.take, progress.show, with_waiting_points(observer, lambda: sink.waiting_points))
@@ -69,9 +70,9 @@ def _supervise(plan: Plan, run_workers: Callable[[], None], observer: Observer) 
     finally:
         lookout.close(wait_seconds=wait_seconds)
         progress.close()
-        sink.close(status, images(plan), wait_seconds=wait_seconds)
+        sink.close(status, result_files(plan), wait_seconds=wait_seconds)
     if summary["status"] == Stopped.kind:
-        logger.info("stopped after step %d of %d; the same command goes on there", summary["steps"], plan.num_steps)
+        logger.info("stopped after step %d of %d; the same command resumes there", summary["steps"], plan.num_steps)
         return summary
     if summary["status"] == TooDamaged.kind:
         logger.error("%s", summary["reason"])
@@ -88,15 +89,15 @@ def _tracking_uri(plan: Plan) -> str:
 
 
 def _deliver_the_rest(plan: Plan) -> None:
-    """Brings MLflow what it did not take while the run went on; where it is still down, that is all."""
+    """Delivers what MLflow has not received yet; if it is still down, logs a warning."""
     try:
         deliver(plan.directory, _tracking_uri(plan), wait_seconds=60.0)
     except (OSError, ValueError) as error:
-        logger.warning("the run's tracking cannot be delivered: %s", error)
+        logger.warning("cannot deliver the rest of the run to MLflow: %s", error)
 
 
 def _look(plan: Plan, follower: RunFollower) -> list[Record]:
-    """What is new, for as long as the storage may be away. Raises RuntimeError where the journal is damaged."""
+    """The new records, read with retries while the storage fails. Raises RuntimeError if the journal is damaged."""
 
     def look() -> list[Record]:
         plan.directory.check_present()

@@ -1,4 +1,4 @@
-"""Trained weights with all that is known of them, from a run, one of its checkpoints or a registered model."""
+"""Trained weights with their recipe and classes, from a run, one of its checkpoints or a registered model."""
 
 import contextlib
 import functools
@@ -22,19 +22,19 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A recipe, where its trained weights are read, and the names of its classes; each worker reads the weights."""
+    """A recipe, its trained weights and its classes; each worker reads the weights itself."""
 
     recipe: Recipe
     read_weights: Callable[[], Weights]
     classes: tuple[str, ...] | None = None
-    """In the order of the outputs; None where nobody knows them."""
+    """Names in the order of the outputs; None if unknown."""
     may_be_numbers: bool = False
-    """Whether the names may stand for none, where they count from 0."""
+    """Whether names that count from 0 may be numbers in place of unknown names."""
     version: str | None = None
-    """models:/NAME/VERSION of a registered model, whose alias may move meanwhile."""
+    """models:/NAME/VERSION of a registered model; its alias may move meanwhile."""
 
     def classes_beside(self, others: Sequence[str] | None) -> tuple[str, ...] | None:
-        """The classes' names, to be compared with these others; None if they are numbers in the place of names."""
+        """The classes' names, for a comparison with `others`; None if they are numbers in place of names."""
         if self.classes is None or not self.may_be_numbers or set(self.classes) & set(others or ()):
             return self.classes
         return None if list(self.classes) == classes.numbers(len(self.classes)) else self.classes
@@ -42,11 +42,11 @@ class Trained:
 
 @contextlib.contextmanager
 def open_trained(source: str, *, tracking_uri: str | None = None) -> Iterator[Trained]:
-    """What `models:/NAME/VERSION`, `models:/NAME@ALIAS`, a run's directory or a folder of its `checkpoints/` holds.
+    """The trained weights of `models:/NAME/VERSION`, `models:/NAME@ALIAS`, a run's directory or one of its checkpoints.
 
-    A registered model is downloaded, verified and gone at the end of the block; `tracking_uri` as for `registry.pull`.
-    Raises FileNotFoundError where there is no run or no checkpoint, ValueError where it is damaged or the registry has
-    no such model, OSError where a storage or the registry fails.
+    A registered model is downloaded, verified and deleted at the end of the block; `tracking_uri` as for
+    `registry.pull`. Raises FileNotFoundError if there is no run or no checkpoint, ValueError if it is damaged or the
+    registry has no such model, OSError if a storage or the registry fails.
     """
     if not source.startswith("models:/"):
         yield of_run(source)
@@ -56,7 +56,7 @@ def open_trained(source: str, *, tracking_uri: str | None = None) -> Iterator[Tr
 
 
 def of_run(source: str) -> Trained:
-    """The newest checkpoint of a run, given its directory STORAGE/NAME, or the one whose folder is given.
+    """The trained weights of a run's newest checkpoint, given its directory STORAGE/NAME, or of a checkpoint's folder.
 
     Raises as `open_trained` does.
     """
@@ -78,7 +78,7 @@ def of_run(source: str) -> Trained:
 
 
 def _of_model(model: str, target: Path, tracking_uri: str | None) -> Trained:
-    # Late: workers that read a run's weights need no MLflow.
+    # Imported late: workers that read a run's weights do not need MLflow.
     from dist_resnet.registry import package, predictor
     from dist_resnet.registry.pull import download
 

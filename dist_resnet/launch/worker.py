@@ -1,4 +1,4 @@
-"""What every worker process does, however it was started."""
+"""The work of every worker process, with Ray or without."""
 
 import threading
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def run_worker(
     warned: Callable[[], bool] = lambda: False,
     observer: Observer = nobody,
 ) -> None:
-    """Trains this worker's share of a planned run to its end; what is called meanwhile is as `RunContext` says."""
+    """Trains this worker's share of a planned run to its end; `RunContext` describes the arguments."""
     torch.set_num_threads(plan.execution.cpus_per_worker or 1)
     with Watchdog(plan.execution.recovery.hang_seconds) as watchdog:
         context = RunContext(
@@ -43,8 +43,8 @@ def _train(context: RunContext, plan: Plan) -> None:
     closing = threading.Event()
 
     def alive() -> None:
-        if not closing.is_set():  # the end waits for no store longer than for anything else
-            # As while starting: a store that fails just then must not shorten the time for the first step.
+        if not closing.is_set():  # at the end a failing store must not extend the time limit
+            # As at the start: a store that fails then must not shorten the time for the first step.
             context.watchdog.alive(starting=True)
 
     options = InputOptions.of(plan.execution, alive)

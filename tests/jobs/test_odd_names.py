@@ -71,4 +71,4 @@ def test_a_folder_of_another_name_beside_the_runs_is_passed_over(tmp_path: Path)
     os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9")
     ended = run_inside("runs", "list", "--storage", str(tmp_path))
     assert ended.returncode == 0
-    assert "there is no run under" in ended.stderr
+    assert "no runs under" in ended.stderr

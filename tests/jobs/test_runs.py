@@ -1,4 +1,4 @@
-"""Operations from the terminal. Oracle: a real job on a real Ray, and what its own log and journal say."""
+"""Operations from the terminal. Oracle: a real job on a real Ray, and its own log and journal."""
 
 import json
 import os
@@ -25,19 +25,19 @@ def _runs(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedPr
 
 
 def _shown(name: str, storage: Sequence[str], server: str) -> dict:
-    """What `show --json` prints; what stands for it before there is such a run."""
+    """What `show --json` prints; an empty overview before the run exists."""
     done = _inside("show", name, "--json", *storage, server=server)
-    return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None, "begun": {}}
+    return json.loads(done.stdout) if done.returncode == 0 else {"step": 0, "job": None, "started": {}}
 
 
 def _inside(*arguments: str, server: str) -> subprocess.CompletedProcess:
-    """In this process: a new one imports for seconds, on the cores on which the job trains."""
+    """Runs the command in this process: a new one would import for seconds, on the cores on which the job trains."""
     with mock.patch.dict(os.environ, _environment(server)):
         return run_inside("runs", *arguments)
 
 
 def _log(name: str, storage: Sequence[str], server: str) -> str:
-    """What `logs` prints of a job that has ended; in a process of its own, for Ray's client leaves sockets open."""
+    """What `logs` prints of a job that has ended; in its own process, because Ray's client leaves sockets open."""
     command = _command("logs", name, *storage)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=_environment(server))
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,8 @@ def test_a_submitted_run_is_shown_followed_stopped_and_resumed(ray_cluster: str,
     assert (facts["job"]["submission_id"], facts["job"]["status"]) == (submitted, "RUNNING")
     assert f"{submitted} RUNNING" in _runs("list", *storage, server=ray_cluster).stdout
     assert (
-        f"first runs already, as {submitted}" in _runs("resume", "first", *storage, server=ray_cluster, code=2).stderr
+        f"first is running already, as {submitted}"
+        in _runs("resume", "first", *storage, server=ray_cluster, code=2).stderr
     )
 
     log = tmp_path / "followed.log"
@@ -90,14 +91,14 @@ def test_a_submitted_run_is_shown_followed_stopped_and_resumed(ray_cluster: str,
         follower = subprocess.Popen(
             _command("logs", "first", *storage), stdout=file, stderr=file, env=_environment(ray_cluster)
         )
-        told = _runs("stop", "first", *storage, server=ray_cluster).stdout
+        done = _runs("stop", "first", *storage, server=ray_cluster).stdout
         assert follower.wait(timeout=60) == 0
     stopped = shown()
     assert stopped["status"] == "stopped"
     assert stopped["checkpoint_step"] == stopped["step"] >= facts["step"]
-    assert f"first: stopped, 2 workers, step {stopped['step']}/30000" in told
+    assert f"first: stopped, 2 workers, step {stopped['step']}/30000" in done
     assert f"stopped after step {stopped['step']} of 30000" in log.read_text()
-    assert "does not run: it is stopped" in _runs("stop", "first", *storage, server=ray_cluster, code=2).stderr
+    assert "is not running: it is stopped" in _runs("stop", "first", *storage, server=ray_cluster, code=2).stderr
 
     again = _runs("resume", "first", *storage, server=ray_cluster).stdout.strip()
     assert again != submitted
@@ -125,26 +126,26 @@ def test_a_submitted_sweep_is_shown_measured_and_stopped_as_a_whole(ray_cluster:
     options += ["--execution.storage", str(tmp_path), "--execution.precision", "fp32"]
     job = shlex.join([sys.executable, str(JOBS / "cifar_ablation.py"), *options])
     submitted = JobSubmissionClient(ray_cluster).submit_job(entrypoint=job)
-    _wait_until(lambda: any(trial["step"] >= 20 for trial in shown()["begun"].values()))
+    _wait_until(lambda: any(trial["step"] >= 20 for trial in shown()["started"].values()))
     facts = shown()
-    assert (facts["status"], set(facts["trials"].values()) <= {"begun", "waiting"}) == ("open", True)
+    assert (facts["status"], set(facts["trials"].values()) <= {"started", "waiting"}) == ("open", True)
     assert facts["job"]["submission_id"] == submitted
     assert f"grid: open, {len(facts['trials'])} trials" in _runs("list", *storage, server=ray_cluster).stdout
 
-    begun = next(iter(facts["begun"]))
+    started = next(iter(facts["started"]))
     url = next(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes())
 
     def exported() -> bool:
         lines = urllib.request.urlopen(url).read().decode().splitlines()
         return all(
-            any(line.startswith(name) and f'run="grid/{begun}"' in line for line in lines)
+            any(line.startswith(name) and f'run="grid/{started}"' in line for line in lines)
             for name in ("ray_dist_resnet_step{", "ray_dist_resnet_running{", "ray_dist_resnet_checkpoint_step{")
         )
 
     _wait_until(exported)
-    told = _runs("stop", "grid", *storage, server=ray_cluster).stdout
-    assert told.startswith("grid: stopped, ")
-    trials = shown()["begun"].values()
+    done = _runs("stop", "grid", *storage, server=ray_cluster).stdout
+    assert done.startswith("grid: stopped, ")
+    trials = shown()["started"].values()
     assert {trial["status"] for trial in trials} == {"stopped"}
     assert all(trial["checkpoint_step"] == trial["step"] >= 1 for trial in trials)
     assert "interrupted; the same command continues" in _log("grid", storage, ray_cluster)
@@ -152,26 +153,26 @@ def test_a_submitted_sweep_is_shown_measured_and_stopped_as_a_whole(ray_cluster:
     again = _runs("resume", "grid", *storage, server=ray_cluster).stdout.strip()
     assert again != submitted
     before = {trial["name"]: trial["step"] for trial in trials}
-    _wait_until(lambda: any(trial["step"] > before.get(name, 0) > 0 for name, trial in shown()["begun"].items()))
+    _wait_until(lambda: any(trial["step"] > before.get(name, 0) > 0 for name, trial in shown()["started"].items()))
     _runs("stop", "grid", *storage, server=ray_cluster)
 
 
-def test_without_a_cluster_the_directory_is_all_there_is(tmp_path: Path):
+def test_without_a_cluster_only_the_directory_is_shown(tmp_path: Path):
     run = tmp_path / "first"
     run.mkdir()
     (run / "recipe.json").write_text('{"recipe": {"global_batch": 32}}')
-    told = _runs("list", "--storage", str(tmp_path), server="http://127.0.0.1:9")
-    assert told.stdout == "first: open\n"
-    assert "only what the directory says: Ray's job server cannot be asked" in told.stderr
-    told = _runs("resume", "first", "--storage", str(tmp_path), server="http://127.0.0.1:9", code=2)
-    assert "name the cluster by RAY_API_SERVER_ADDRESS" in told.stderr
+    done = _runs("list", "--storage", str(tmp_path), server="http://127.0.0.1:9")
+    assert done.stdout == "first: open\n"
+    assert "showing only what the directory says: Ray's job server is unreachable" in done.stderr
+    done = _runs("resume", "first", "--storage", str(tmp_path), server="http://127.0.0.1:9", code=2)
+    assert "name the cluster by RAY_API_SERVER_ADDRESS" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["show"], "list takes no name and the others take one, got show"),
-        (["list", "first"], "list takes no name and the others take one, got list first"),
+        (["show"], "list takes no name and the other commands need one, got show"),
+        (["list", "first"], "list takes no name and the other commands need one, got list first"),
         (["drain", "first"], "drain"),
         (["show", "none", "--storage", "/nowhere"], "/nowhere/none is not a run"),
     ],

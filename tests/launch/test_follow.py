@@ -119,7 +119,7 @@ def test_a_storage_that_stays_away_is_not_waited_for_longer_than_asked(directory
 
     monkeypatch.setattr(RunDirectory, "list", away)
     Lookout(RunFollower(directory).look).close(wait_seconds=0.1)
-    assert "the end of a journal was not seen (away)" in caplog.text
+    assert "cannot read the end of a journal (away)" in caplog.text
 
 
 def test_a_damaged_journal_is_said_in_one_line_and_raises_nothing_in_a_thread(directory: RunDirectory, caplog):

@@ -23,7 +23,7 @@ from oracle.images import jpeg, smooth
 from dist_resnet.data.prepare.demo import write_demo
 from dist_resnet.data.shards.write import encode_table, write_table
 from dist_resnet.launch import local
-from dist_resnet.launch.mlflow_page import run_card
+from dist_resnet.launch.mlflow_page import run_description
 from dist_resnet.launch.plan import Plan
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Cache, Checkpoints, Execution, Performance, Recipe, Tracking
@@ -189,7 +189,7 @@ def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe
 
 def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Execution, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(ValueError, match="needs a GPU for each of the 1 workers, this machine has 0"):
+    with pytest.raises(ValueError, match="needs a GPU for each of the 1 workers, but this machine has 0"):
         local.prepare_run(recipe, dataclasses.replace(execution, device="gpu"), job="test")
 
 
@@ -249,7 +249,7 @@ def test_printed_commands_quote_their_paths(recipe: Recipe, execution: Execution
         local.run(plan)
     (look,) = [message for message in caplog.messages if message.startswith("look at it: ")]
     assert shlex.split(look)[-3:] == ["ui", "--backend-store-uri", f"sqlite:///{storage}/mlflow.db"]
-    note = run_card(plan).tags["mlflow.note.content"]
+    note = run_description(plan).tags["mlflow.note.content"]
     commands = [shlex.split(words) for words in re.findall(r"`(.* --run .*)`", note)]
     assert [words[-2:] for words in commands] == [["--run", f"{storage}/run"]] * 2
 

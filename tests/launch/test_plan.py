@@ -53,7 +53,7 @@ def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, executi
     journal.commit()
     assert prepare(recipe, execution, job="test").notes == ()
     (note,) = prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes
-    assert note.startswith("the run began with --execution.precision fp32 and goes on with bf16, which changes its num")
+    assert note.startswith("the run started with --execution.precision fp32 and resumes with bf16, which changes its n")
     (Path(plan.directory.uri) / "journal" / "000001.jsonl").write_bytes(b"\xff damaged")
     assert prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes == ()
 
@@ -237,9 +237,9 @@ def test_a_recipe_file_that_cannot_be_read_is_named(recipe: Recipe, execution: E
     _refused(recipe, execution, "recipe.json cannot be read")
 
 
-def test_an_insisted_digest_must_match(recipe: Recipe, execution: Execution):
+def test_a_given_digest_must_match(recipe: Recipe, execution: Execution):
     data = dataclasses.replace(recipe.data, train_digest="0" * 64)
-    _refused(dataclasses.replace(recipe, data=data), execution, "data.train_digest 000000000000... was asked for")
+    _refused(dataclasses.replace(recipe, data=data), execution, "data.train_digest must match: 000000000000... was")
 
 
 def test_relative_paths_mean_the_same_to_every_worker(recipe: Recipe, execution: Execution, monkeypatch, tmp_path):
@@ -398,7 +398,7 @@ def test_a_run_begun_before_classes_were_compared_is_not_lost_to_names_or_output
     plan = prepare(old, execution, job="test")
     assert plan.validation.label_map is None
     (note,) = plan.notes
-    assert note.startswith("the run goes on with the validation images' labels as it began with them, though class '")
+    assert note.startswith("the run keeps the validation images' labels that it started with, although class '")
 
 
 def test_a_refused_validation_set_ends_a_job_with_one_line_before_ray_starts(recipe, execution, tmp_path):

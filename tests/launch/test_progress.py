@@ -32,7 +32,7 @@ def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
 def test_a_continued_run_says_where_it_goes_on():
     stream = io.StringIO()
     TrainingProgress("run", 20, 32, stream=stream).show([dataclasses.replace(SESSION, start_step=7)])
-    assert "going on after step 7 of 20 steps" in stream.getvalue()
+    assert "resuming after step 7 of 20 steps" in stream.getvalue()
 
 
 def test_evaluations_are_told():

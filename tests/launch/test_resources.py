@@ -45,13 +45,13 @@ def test_workers_share_the_cores_of_their_machines(execution: Execution, changes
 @pytest.mark.parametrize(
     ("changes", "nodes", "complaint"),
     [
-        ({"workers": 2, "device": "gpu"}, (CPUS,), "needs a GPU for each of the 2 workers, the cluster has 0"),
-        ({"workers": 9}, (CPUS,), "9 workers of 1 CPU cores need 9, the cluster has 8, with room for 8 of them;"),
-        ({"workers": 2, "cpus_per_worker": 5}, (CPUS, Node(cores=4)), "need 10, the cluster has 12, with room for 1"),
+        ({"workers": 2, "device": "gpu"}, (CPUS,), "needs a GPU for each of the 2 workers, but the cluster has 0"),
+        ({"workers": 9}, (CPUS,), "9 workers of 1 CPU cores need 9, but the cluster has 8, with room for 8 of them;"),
+        ({"workers": 2, "cpus_per_worker": 5}, (CPUS, Node(cores=4)), "but the cluster has 12, with room for 1"),
         (
             {"workers": 2, "cpus_per_worker": 5, "device": "gpu"},
             (GPUS, Node(cores=64)),
-            "the cluster has 72, with room for 1 of them beside GPUs",
+            "the cluster has 72, with room for 1 of them on machines with GPUs",
         ),
     ],
 )
@@ -78,8 +78,8 @@ def test_a_trial_trains_on_a_gpu_where_there_is_one(execution: Execution, change
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"device": "gpu"}, "execution.device gpu needs a GPU, the cluster has none"),
-        ({"cpus_per_worker": 9}, "a trial of 9 CPU cores cannot fit into the cluster's 8"),
+        ({"device": "gpu"}, "execution.device gpu needs a GPU, but the cluster has none"),
+        ({"cpus_per_worker": 9}, "a trial of 9 CPU cores does not fit on any machine of the cluster, which has 8 in"),
     ],
 )
 def test_a_trial_that_the_cluster_has_no_room_for_is_refused(execution: Execution, changes, complaint):

@@ -1,4 +1,4 @@
-"""Where a run stands. Oracle: journals written by hand, and the summary of a real run."""
+"""A run's status and progress. Oracle: journals written by hand, and the summary of a real run."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_resnet.launch import local
-from dist_resnet.launch.runs import names_of_runs, read_standing
+from dist_resnet.launch.runs import names_of_runs, read_overview
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import stop
 from dist_resnet.tracking.journal import Journal
@@ -31,28 +31,28 @@ def directory(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_a_run_that_trains_tells_its_pace_time_left_checkpoint_and_restarts(directory: RunDirectory):
+def test_a_run_that_trains_shows_its_speed_time_left_checkpoint_and_restarts(directory: RunDirectory):
     _session(Journal(directory), 0, 4, range(1, 31), end=Checkpoint(step=20, seconds=1.0))
     _session(Journal(directory), 20, 2, range(21, 41))
-    standing = read_standing(directory)
-    assert (standing.status, standing.step, standing.total_steps) == ("open", 40, 100)
-    assert (standing.world_size, standing.restarts, standing.checkpoint_step) == (2, 1, 20)
-    assert standing.images_per_second == pytest.approx(64)
-    assert standing.seconds_left == pytest.approx(30)
-    assert standing.line() == (
+    overview = read_overview(directory)
+    assert (overview.status, overview.step, overview.total_steps) == ("open", 40, 100)
+    assert (overview.world_size, overview.restarts, overview.checkpoint_step) == (2, 1, 20)
+    assert overview.images_per_second == pytest.approx(64)
+    assert overview.seconds_left == pytest.approx(30)
+    assert overview.line() == (
         "run: open, 2 workers, step 40/100 (40%), 64.0 images/s, 0:00:30 left, "
         "checkpoint of step 20 0:00:00 ago, 1 restart"
     )
-    assert "training    loss 0.025, error 25.0%" in standing.page()
+    assert "training    loss 0.025, error 25.0%" in overview.details()
 
 
-def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
+def test_resuming_after_a_stop_is_not_a_restart(directory: RunDirectory):
     _session(Journal(directory), 0, 2, range(1, 11), end=Stopped(step=10))
-    assert read_standing(directory).status == "stopped"
-    assert read_standing(directory).seconds_left is None
+    assert read_overview(directory).status == "stopped"
+    assert read_overview(directory).seconds_left is None
     _session(Journal(directory), 10, 2, range(11, 21))
-    standing = read_standing(directory)
-    assert (standing.status, standing.restarts) == ("open", 0)
+    overview = read_overview(directory)
+    assert (overview.status, overview.restarts) == ("open", 0)
 
 
 @pytest.mark.parametrize(
@@ -64,31 +64,31 @@ def test_going_on_after_a_stop_is_no_restart(directory: RunDirectory):
 )
 def test_a_run_that_failed_says_why(directory: RunDirectory, end, reason):
     _session(Journal(directory), 0, 1, range(1, 11), end=end)
-    standing = read_standing(directory)
-    assert standing.status == end.kind
-    assert reason in (standing.reason or "")
-    assert reason in standing.page()
+    overview = read_overview(directory)
+    assert overview.status == end.kind
+    assert reason in (overview.reason or "")
+    assert reason in overview.details()
 
 
-def test_a_run_that_has_not_begun_is_told_too(directory: RunDirectory):
-    assert read_standing(directory).line() == "run: open"
+def test_a_run_that_has_not_started_is_shown_too(directory: RunDirectory):
+    assert read_overview(directory).line() == "run: open"
 
 
-def test_what_is_no_run_is_refused_and_not_listed(directory: RunDirectory, tmp_path: Path):
+def test_a_folder_that_is_not_a_run_is_refused_and_not_listed(directory: RunDirectory, tmp_path: Path):
     (tmp_path / "other").mkdir()
     with pytest.raises(FileNotFoundError, match="other is not a run"):
-        read_standing(RunDirectory(str(tmp_path / "other")))
+        read_overview(RunDirectory(str(tmp_path / "other")))
     assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
 
 
-def test_a_probes_results_are_no_run(directory: RunDirectory, tmp_path: Path):
+def test_a_probes_results_are_not_a_run(directory: RunDirectory, tmp_path: Path):
     RunDirectory(str(tmp_path / "probe")).write_json("recipe.json", {"recipe": {"global_batch": 32}, "probe": {}})
     assert names_of_runs(RunDirectory(str(tmp_path))) == ["run"]
     with pytest.raises(FileNotFoundError, match="probe is not a run"):
-        read_standing(RunDirectory(str(tmp_path / "probe")))
+        read_overview(RunDirectory(str(tmp_path / "probe")))
 
 
-def test_a_sweep_stands_where_its_trials_do(tmp_path: Path):
+def test_a_sweep_shows_its_trials(tmp_path: Path):
     sweep = RunDirectory(str(tmp_path / "sweep"))
     sweep.write_json("sweep.json", {"cells": [{"trial": name} for name in ("first", "second", "second", "third")]})
     for name in ("first", "second"):
@@ -97,22 +97,22 @@ def test_a_sweep_stands_where_its_trials_do(tmp_path: Path):
         _session(Journal(trial), 0, 1, range(1, 11))
     RunDirectory(sweep.child("first")).write_json("summary.json", {"status": "finished"})
     assert names_of_runs(RunDirectory(str(tmp_path))) == ["sweep"]
-    assert read_standing(sweep).line() == "sweep: open, 3 trials: 1 finished, 1 begun, 1 waiting"
-    assert "trial       second: open, 1 worker, step 10/100 (10%)" in read_standing(sweep).page()
+    assert read_overview(sweep).line() == "sweep: open, 3 trials: 1 finished, 1 started, 1 waiting"
+    assert "trial       second: open, 1 worker, step 10/100 (10%)" in read_overview(sweep).details()
 
     stop.request(sweep)
-    assert read_standing(sweep).status == "open"
+    assert read_overview(sweep).status == "open"
     stop.confirm(sweep)
-    assert read_standing(sweep).status == "stopped"
+    assert read_overview(sweep).status == "stopped"
     sweep.write_json("summary.json", {"status": "finished"})
-    assert read_standing(sweep).status == "finished"
+    assert read_overview(sweep).status == "finished"
 
 
-def test_a_finished_run_stands_where_its_summary_says(recipe: Recipe, execution: Execution):
+def test_a_finished_run_shows_what_its_summary_says(recipe: Recipe, execution: Execution):
     plan = local.prepare_run(dataclasses.replace(recipe, epochs=2), execution, job="test")
     summary = local.run(plan)
-    standing = read_standing(plan.directory)
-    assert (standing.status, standing.step, standing.total_steps) == ("finished", summary["steps"], plan.num_steps)
-    assert standing.validation_top1_error == pytest.approx(summary["top1_error"])
-    assert (standing.world_size, standing.restarts, standing.checkpoint_step) == (1, 0, summary["steps"])
-    assert summary["mlflow_run_id"] in standing.mlflow_runs.values()
+    overview = read_overview(plan.directory)
+    assert (overview.status, overview.step, overview.total_steps) == ("finished", summary["steps"], plan.num_steps)
+    assert overview.validation_top1_error == pytest.approx(summary["top1_error"])
+    assert (overview.world_size, overview.restarts, overview.checkpoint_step) == (1, 0, summary["steps"])
+    assert summary["mlflow_run_id"] in overview.mlflow_runs.values()
