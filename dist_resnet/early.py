@@ -1,7 +1,7 @@
 """Ctrl-C before a command's main: importing this makes it end the process in one line, with 130, and no traceback.
 
-What a command imports takes seconds. This is imported before all of it, so that it needs nothing that is not loaded. A
-program or a notebook that imports the package to call it does not import this.
+A command's imports take seconds. This is imported before them, so it imports only what is loaded already. A program or
+a notebook that calls the package does not import it.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 
 from dist_resnet import interruption
 
-_INTERRUPTED = 130  # as a shell says it
+_INTERRUPTED = 130  # a shell's exit code for SIGINT
 
 
 def _hook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
-    # A prompt, where a job was imported for its recipe, goes on.
+    # A prompt at which a job was imported for its recipe must not end.
     if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, "ps1"):
         sys.__excepthook__(kind, error, traceback)  # pyrefly: ignore
         return

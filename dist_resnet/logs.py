@@ -1,4 +1,4 @@
-"""Log set-up of a process: rank, time and level in every line."""
+"""Logging of a process: time, level and rank in every line."""
 
 import logging
 
@@ -6,7 +6,7 @@ import logging
 def configure(rank: int | None = None) -> None:
     """Sends the package's log to standard error: INFO from the driver and rank 0, WARNING from other ranks.
 
-    Calling it again replaces the earlier set-up. `rank` is None on the driver.
+    `rank` is None on the driver. Another call replaces the earlier configuration.
     """
     who = "driver" if rank is None else f"rank {rank}"
     handler = logging.StreamHandler()

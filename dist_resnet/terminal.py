@@ -1,7 +1,7 @@
-"""A command and whoever started it: what is printed never decides how the command ends, and Ctrl-C ends it in a line.
+"""A command's output and signals: printing never changes its exit code, and Ctrl-C ends it with one line.
 
-Standard streams may be closed, broken, full or of an encoding that lacks most characters, and a file name may be of
-bytes that are no text; a signal may come at any moment, in the middle of an import too.
+Standard streams may be closed, broken, full or in an encoding that lacks most characters; a file name may be bytes that
+are not text; a signal may come at any moment, even during an import.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from dist_resnet import interruption
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ERRORS = "dist_resnet.escaped"
 _LONGEST_NAME = 4096
-# A signal waits so long, in tries of so many seconds, for what is being written.
+# A signal waits up to this long for a write to end, and checks this often.
 _SECONDS_TO_WRITE, _SECONDS_BETWEEN_TRIES = 1.0, 0.01
 
 
@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def escaped(text: str | bytes) -> str:
-    r"""A name as it can be printed: bytes that are no UTF-8 as backslash, x and two digits.
+    r"""A name that can be printed: bytes that are not UTF-8 become backslash, x and two digits.
 
     >>> print(escaped(b"caf\xe9"), escaped("caf\udce9"), escaped("café"))
     caf\xe9 caf\xe9 café
@@ -45,12 +45,12 @@ def escaped(text: str | bytes) -> str:
 
 
 def not_text(name: str | bytes) -> str:
-    """What to say of a file's name whose bytes are no UTF-8, as Arrow and Parquet need."""
-    return f"the name {escaped(name)} is no UTF-8; rename it, as convmv does for whole folders"
+    """The message about a file name whose bytes are not UTF-8, which Arrow and Parquet need."""
+    return f"the name {escaped(name)} is not UTF-8; rename it (convmv renames whole folders)"
 
 
 def said_of(error: UnicodeError) -> str:
-    """What to say of what is no text, which is a file's name unless it is too long for one."""
+    """The message about bytes that are not text: a file's name, unless they are too long for one."""
     if not isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) or len(error.object) > _LONGEST_NAME:
         return str(error)
     return not_text(error.object)
@@ -62,18 +62,18 @@ def program() -> str | None:
 
 
 def check_working_directory() -> None:
-    """Raises ValueError if the working directory was deleted or made anew: torch, for one, ends the process then."""
+    """Raises ValueError if the working directory was deleted or recreated, because then torch ends the process."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise ValueError('the working directory is gone; cd to one that is there, such as by `cd "$PWD"`') from error
+        raise ValueError('the working directory is gone; cd to an existing one, such as by `cd "$PWD"`') from error
 
 
 def open_streams() -> None:
-    """Makes standard output and standard error take any text and lose what nobody can read, without an error.
+    """Makes standard output and standard error accept any text, and discard without an error what cannot be written.
 
-    Characters that the stream's encoding lacks are escaped. A stream that was closed before is replaced by none, so
-    that no file comes to have its descriptor. Streams that are not the process's own, such as a test's, stay.
+    Characters that the stream's encoding lacks are escaped. A closed stream is replaced by /dev/null, so that no file
+    gets its descriptor. Streams that are not the process's own, such as a test's, stay.
     """
     codecs.register_error(_ERRORS, _escape)
     with open(os.devnull, "r+b", buffering=0) as nothing:
@@ -86,7 +86,7 @@ def open_streams() -> None:
 
 
 def output_loss() -> OSError | None:
-    """Why what was printed on standard output did not arrive; None if it did."""
+    """Why text printed on standard output was lost; None if none was."""
     buffer = getattr(sys.stdout, "buffer", None)
     raw = getattr(buffer, "raw", buffer)
     return raw.loss if isinstance(raw, _Tolerant) else None
@@ -94,25 +94,25 @@ def output_loss() -> OSError | None:
 
 @contextmanager
 def ending_in_a_line(advice: str = "") -> Iterator[None]:
-    """Within the block and after it, SIGINT and SIGTERM end the command in one line that ends in the advice.
+    """Within the block and after it, SIGINT and SIGTERM end the command with one line, which ends with the advice.
 
-    The first raises `Interrupted`, and at the block's end exits with 128 and the signal's number, 130 for SIGINT; one
-    that comes during an import, which may swallow it, and every further one ends the process at once. Elsewhere than
-    in the main thread, which alone hears signals, it only does so for a KeyboardInterrupt.
+    The first raises `Interrupted`; at the block's end the exit code is 128 plus the signal's number, 130 for SIGINT.
+    One that comes during an import, which may swallow it, and every further one ends the process at once. Outside the
+    main thread, where Python handles no signals, only a KeyboardInterrupt ends the command so.
     """
     signals = _Signals(interruption.line(advice))
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            # One that is ignored, as after `nohup` or in the background of a script, stays so.
+            # An ignored signal, as after `nohup` or in the background of a script, stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signals.receive)
     try:
         yield
     except BaseException as error:
-        # Ray exits with 15 on a SIGTERM that comes while it starts.
+        # Ray exits with 15 if a SIGTERM comes while it starts.
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
             signals.received = signal.SIGTERM
-        # Libraries turn the exception into others; that a signal came decides.
+        # Libraries turn the exception into others, so only the received signal counts.
         if signals.received is None and not isinstance(error, KeyboardInterrupt):
             raise
         number = signals.received or signal.SIGINT
@@ -123,9 +123,9 @@ def ending_in_a_line(advice: str = "") -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Undoes at the block's end what a library set as handlers of SIGINT and SIGTERM within it; also a decorator.
+    """Restores at the block's end the handlers of SIGINT and SIGTERM, which a library may change; also a decorator.
 
-    Raises `Interrupted` then if a signal came and the library swallowed it, as compiled code can.
+    Then raises `Interrupted` if a signal came and the library swallowed it, as compiled code can.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -144,7 +144,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 class _Signals:
-    """What has come, and what to do about it."""
+    """The handler of SIGINT and SIGTERM, and the first signal received."""
 
     def __init__(self, line: str) -> None:
         self.line = line
@@ -152,9 +152,9 @@ class _Signals:
         self._seconds_waited = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handles a signal."""
         if self.received is None and _is_writing(frame) and self._seconds_waited < _SECONDS_TO_WRITE:
-            # An exception there would have a line cut off, or written once more at the process's end.
+            # An exception during a write would cut a line off, or write it again at the process's end.
             self._seconds_waited += _SECONDS_BETWEEN_TRIES
             again = threading.Timer(_SECONDS_BETWEEN_TRIES, os.kill, (os.getpid(), number))
             again.daemon = True
@@ -177,24 +177,24 @@ def _is_writing(frame: FrameType | None) -> bool:
 
 
 def _codes(frame: FrameType | None) -> Iterator[CodeType]:
-    """What runs, from a frame outwards."""
+    """The running code, from a frame outwards."""
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back
 
 
 class _Tolerant(io.FileIO):
-    """A standard stream to which writing always succeeds."""
+    """A standard stream on which writing always succeeds."""
 
     loss: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Writes, or forgets where that fails."""
+        """Writes the data, or discards it if that fails."""
         rest = memoryview(data)
         try:
             while rest:
                 written = super().write(rest)
-                if written is None:  # a terminal that some program before has set not to wait
+                if written is None:  # an earlier program has made the terminal non-blocking
                     select.select((), (self,), ())
                 rest = rest[written or 0 :]
         except OSError as error:
@@ -220,7 +220,7 @@ def _tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def _descriptor(stream: io.TextIOWrapper) -> int | None:
-    """The stream's descriptor; None where it has none, as in memory, or is closed."""
+    """The stream's descriptor; None if it has none, as in memory, or is closed."""
     try:
         return stream.fileno()
     except (OSError, ValueError):
@@ -235,7 +235,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 
 def lost_output() -> str | None:
-    """In words, what became of standard output where it broke otherwise than by its reader's end; else None."""
+    """A message if standard output was lost for another reason than its reader's end; else None."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -243,4 +243,4 @@ def lost_output() -> str | None:
     loss = output_loss()
     if loss is None or loss.errno in (errno.EPIPE, errno.EIO):
         return None
-    return f"what it printed is lost ({loss.strerror})"
+    return f"its output is lost ({loss.strerror})"

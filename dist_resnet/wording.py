@@ -1,10 +1,10 @@
-"""What messages say of errors, long lists and durations, in a line."""
+"""Errors, long lists and durations as text for one-line messages."""
 
 from collections.abc import Sequence
 
 
 def one_line(error: BaseException, *, most: int = 300) -> str:
-    """What an error says in at most so many characters, its kind if it says nothing.
+    """An error's message in one line of at most `most` characters; its type if it has no message.
 
     >>> one_line(OSError("no such\\n  file")), one_line(ValueError())
     ('no such file', 'ValueError')
@@ -13,7 +13,7 @@ def one_line(error: BaseException, *, most: int = 300) -> str:
 
 
 def some(names: Sequence[str], *, most: int = 3) -> str:
-    """The first names, and how many more there are.
+    """The first `most` names, and the number of further ones.
 
     >>> some(["a", "b", "c"]), some(["a", "b", "c"], most=2), some([])
     ('a, b, c', 'a, b and 1 more', '')

@@ -1,6 +1,6 @@
-"""The workers of a run: who does which ghost batches, and the sums over all of them.
+"""A worker among the workers of a run: its rank, and sums, lists and broadcasts over all of them.
 
-Works alike under Ray Train, under processes of our own and, with one worker, without a process group.
+Works the same under Ray Train, in processes that `launch.local` starts and, with one worker, without a process group.
 """
 
 import itertools
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """This process's place among the workers."""
+    """This process's rank among the workers, and its device."""
 
     rank: int
     world_size: int
@@ -35,7 +35,7 @@ class Worker:
         return int(tensor)
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of every worker, by rank."""
+        """The items of all workers, in the order of ranks."""
         if self.world_size == 1:
             return items
         lists: list[Any] = [None] * self.world_size

@@ -97,7 +97,7 @@ def test_what_an_encoding_lacks_is_escaped(variables: dict[str, str]):
 
 
 def test_output_that_a_full_disk_loses_is_told():
-    assert b"what it printed is lost (No space left on device)" in _shell("> /dev/full").stderr
+    assert b"its output is lost (No space left on device)" in _shell("> /dev/full").stderr
 
 
 def test_a_descriptor_that_was_closed_is_never_a_files(tmp_path: Path):
@@ -203,5 +203,5 @@ def test_a_working_directory_that_is_gone_is_said_before_anything_else(tmp_path:
         [sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
-    assert done.stderr == '-c: the working directory is gone; cd to one that is there, such as by `cd "$PWD"`\n'
+    assert done.stderr == '-c: the working directory is gone; cd to an existing one, such as by `cd "$PWD"`\n'
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""Names that are no UTF-8, given to jobs. Oracle: their bytes, escaped, in the one line of exit code 2."""
+"""Names that are not UTF-8, given to jobs. Oracle: their bytes, escaped, in the one line of exit code 2."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_source_with_such_a_name_is_refused_with_its_folder(tmp_path: Path, od
     last = ended.stderr.splitlines()[-1]
     upto = odd[: len(odd) - len(odd.split(b"\xe9")[-1].split(b"\xfe")[-1])]
     assert f"the name {tmp_path}/source/{upto.decode('utf-8', 'backslashreplace')}" in last
-    assert "is no UTF-8; rename it" in last
+    assert "is not UTF-8; rename it" in last
     assert "Traceback" not in ended.stderr
     assert not list((tmp_path / "target").iterdir())
 

@@ -259,7 +259,7 @@ def test_a_name_that_is_not_utf8_is_refused_with_its_bytes(tmp_path: Path) -> No
     source = make(tmp_path / "source")
     with open(os.fsencode(source) + b"/train/cat/caf\xe9.jpg", "wb") as file:
         file.write(jpeg(smooth(20, 20, 1)))
-    with pytest.raises(ValueError, match=re.escape(r"train/cat/caf\xe9.jpg is no UTF-8; rename")):
+    with pytest.raises(ValueError, match=re.escape(r"train/cat/caf\xe9.jpg is not UTF-8; rename")):
         prepare_here(source, tmp_path / "target")
 
 

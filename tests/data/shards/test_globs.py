@@ -168,8 +168,8 @@ def test_a_shard_whose_name_is_no_utf_8_is_refused_by_its_escaped_bytes(tmp_path
         pass
     # A folder is refused before what is in it.
     refused = folder if folder != b"plain" else folder + b"/" + name
-    expected = f"the name {tmp_path}/{refused.decode('utf-8', 'backslashreplace')} is no UTF-8"
-    with pytest.raises(ValueError, match="is no UTF-8") as caught:
+    expected = f"the name {tmp_path}/{refused.decode('utf-8', 'backslashreplace')} is not UTF-8"
+    with pytest.raises(ValueError, match="is not UTF-8") as caught:
         _found(f"{tmp_path}/*/t*.parquet")
     assert expected in str(caught.value)
 
