@@ -28,7 +28,7 @@ def test_a_cifar_demo_keeps_the_cifar_images_size():
     assert (recipe.augment, recipe.evaluation) == (job.augment, job.evaluation)
 
 
-def test_the_images_are_written_beside_the_runs_once(tmp_path):
+def test_the_images_are_written_next_to_the_runs_once(tmp_path):
     execution = Execution(storage=str(tmp_path))
     recipe, _ = shrink(JOB, execution)
     first = write_images(recipe, execution)

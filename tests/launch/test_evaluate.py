@@ -1,4 +1,4 @@
-"""Evaluation on images whose classes are numbered otherwise or are few.
+"""Evaluation on images with other class numbers or fewer classes.
 
 Oracle: the evaluation of the same images as the model numbers them, and of each class alone.
 """
@@ -26,7 +26,7 @@ NAMES = ["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerb
 
 @pytest.fixture
 def run(recipe: Recipe, execution: Execution) -> str:
-    """A run's directory with weights that are drawn and so err in some classes more than in others."""
+    """A run's directory with random weights, whose error differs between classes."""
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     checkpoint.save(plan.directory, Snapshot.of(trained(recipe, execution)))
@@ -39,7 +39,7 @@ def _evaluate(run: str, execution: Execution, validation: str | None = None, **o
 
 
 @pytest.mark.parametrize("order", [[3, 1, 0, 2], [1, 2, 3, 0]])
-def test_the_same_images_numbered_otherwise_have_the_same_errors(run, recipe, execution, tmp_path, order, caplog):
+def test_the_same_images_with_other_class_numbers_have_the_same_errors(run, recipe, execution, tmp_path, order, caplog):
     caplog.set_level("INFO")
     own = _evaluate(run, execution)
     names = [NAMES[order.index(label)] for label in range(4)]
@@ -53,7 +53,7 @@ def test_the_same_images_numbered_otherwise_have_the_same_errors(run, recipe, ex
     assert by_number.metrics["val/loss"] != own.metrics["val/loss"]
 
 
-def test_a_subset_of_the_classes_is_evaluated_over_what_it_has(run, recipe, execution, tmp_path):
+def test_a_subset_of_the_classes_is_evaluated_on_its_own_classes(run, recipe, execution, tmp_path):
     own, errors, images = _evaluate(run, execution), 0.0, 0
     for pair in ([2, 0], [1, 3]):
         uri = rename_classes(
@@ -109,7 +109,7 @@ def test_images_of_unknown_classes_end_the_job_with_one_line(run, recipe, tmp_pa
     assert run_inside("evaluate", *options, "--match-classes", "numbers").returncode == 0
 
 
-def test_a_run_that_was_told_to_match_by_number_is_evaluated_so(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_a_run_that_matched_by_number_is_evaluated_by_number(recipe: Recipe, execution: Execution, tmp_path: Path):
     uri = rename_classes(recipe.data.validation, tmp_path / "other", ["a", "b", "c", "d"], [0, 1, 2, 3])
     data = dataclasses.replace(recipe.data, validation=uri, match_classes="numbers")
     plan = prepare(dataclasses.replace(recipe, data=data), execution, job="test")

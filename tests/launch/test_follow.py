@@ -1,4 +1,4 @@
-"""Following a run's journal. Oracle: the records that were written, and how often its files were read."""
+"""Following a run's journal. Oracle: the records written, and how often its files were read."""
 
 import dataclasses
 import threading
@@ -31,7 +31,7 @@ def _step(step: int) -> Metrics:
     return Metrics(step=step, values={"train/loss": 1.0})
 
 
-def test_every_observer_is_told_what_is_new_and_files_are_read_once(directory: RunDirectory, monkeypatch):
+def test_every_observer_gets_new_records_and_files_are_read_once(directory: RunDirectory, monkeypatch):
     spans, whole = [], RunDirectory.read
 
     def read(self: RunDirectory, name: str, start: int = 0, size: int | None = None) -> bytes:
@@ -59,7 +59,7 @@ def test_every_observer_is_told_what_is_new_and_files_are_read_once(directory: R
 
 
 @pytest.mark.parametrize("ending", [Finished(), Diverged(step=1), TooDamaged(step=1, reason="9"), Stopped(step=1)])
-def test_the_ending_is_the_newest_record_until_another_session_goes_on(directory: RunDirectory, ending: Record):
+def test_the_ending_is_the_newest_record_until_another_session_starts(directory: RunDirectory, ending: Record):
     follower = RunFollower(directory)
     for record, expected in (
         (Session(start_step=0), None),
@@ -74,7 +74,7 @@ def test_the_ending_is_the_newest_record_until_another_session_goes_on(directory
         assert follower.ending == expected
 
 
-def test_an_observer_that_fails_costs_one_warning_and_the_others_nothing(directory: RunDirectory, caplog):
+def test_an_observer_that_fails_logs_one_warning_and_does_not_affect_the_others(directory: RunDirectory, caplog):
     told: list[Record] = []
 
     def failing(records: Sequence[Record]) -> None:
@@ -89,7 +89,9 @@ def test_an_observer_that_fails_costs_one_warning_and_the_others_nothing(directo
     assert caplog.text.count("without being observed: BrokenPipeError: the terminal is gone") == 1
 
 
-def test_a_storage_that_is_away_while_and_at_the_end_loses_no_record(directory: RunDirectory, monkeypatch, caplog):
+def test_a_storage_that_fails_during_and_at_the_end_of_a_run_loses_no_record(
+    directory: RunDirectory, monkeypatch, caplog
+):
     told: list[Record] = []
     follower, journal = RunFollower(directory), Journal(directory)
     follower.report(told.extend)
@@ -113,7 +115,7 @@ def test_a_storage_that_is_away_while_and_at_the_end_loses_no_record(directory: 
     assert caplog.text.count("away") == 1
 
 
-def test_a_storage_that_stays_away_is_not_waited_for_longer_than_asked(directory: RunDirectory, monkeypatch, caplog):
+def test_a_storage_that_stays_down_is_retried_only_for_the_given_time(directory: RunDirectory, monkeypatch, caplog):
     def away(*_: object) -> list:
         raise OSError("away")
 
@@ -122,13 +124,13 @@ def test_a_storage_that_stays_away_is_not_waited_for_longer_than_asked(directory
     assert "cannot read the end of a journal (away)" in caplog.text
 
 
-def test_a_damaged_journal_is_said_in_one_line_and_raises_nothing_in_a_thread(directory: RunDirectory, caplog):
+def test_a_damaged_journal_logs_one_line_and_raises_nothing_in_a_thread(directory: RunDirectory, caplog):
     directory.write("journal/000001.jsonl", b"{broken}\n")
     Lookout(RunFollower(directory).look).close(wait_seconds=0.1)
     assert "000001.jsonl is damaged: the line at byte 0 is not a record" in caplog.text
 
 
-def test_an_observer_learns_what_waits_for_mlflow_at_each_look(directory: RunDirectory):
+def test_an_observer_gets_the_number_of_points_waiting_for_mlflow_at_each_look(directory: RunDirectory):
     told: list[Record] = []
     follower = RunFollower(directory)
     follower.report(with_waiting_points(told.extend, iter((5, 4)).__next__))

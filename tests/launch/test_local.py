@@ -57,7 +57,7 @@ def _start(recipe: Recipe, execution: Execution) -> subprocess.Popen:
 
 
 def _said(process: subprocess.Popen) -> str:
-    """What a driver wrote to standard error, once it has ended well."""
+    """A driver's standard error, after it has ended with exit code 0."""
     assert process.stderr is not None
     with process.stderr as stream:
         said = stream.read()
@@ -133,7 +133,7 @@ def test_a_diverged_run_says_so(recipe: Recipe, execution: Execution):
     assert summary["top1_error"] is None
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Recipe, execution: Execution):
+def test_a_killed_run_resumes_and_ends_bit_identical_to_an_undisturbed_one(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, epochs=40)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(execution, name="whole"), job="test"))
     broken = dataclasses.replace(execution, name="broken")
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_a_whole_one(recipe: Reci
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe, execution: Execution, number):
+def test_a_signalled_run_stops_with_a_checkpoint_and_resumes_from_it(recipe, execution: Execution, number):
     recipe = dataclasses.replace(recipe, epochs=200)
     execution = dataclasses.replace(
         execution,
@@ -187,7 +187,7 @@ def test_a_run_told_to_end_stops_with_a_checkpoint_and_goes_on_from_there(recipe
     assert [session["start_step"] for session in sessions] == [0, last["step"]]
 
 
-def test_gpus_that_are_not_there_are_refused(recipe: Recipe, execution: Execution, monkeypatch):
+def test_missing_gpus_are_refused(recipe: Recipe, execution: Execution, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ValueError, match="needs a GPU for each of the 1 workers, but this machine has 0"):
         local.prepare_run(recipe, dataclasses.replace(execution, device="gpu"), job="test")
@@ -200,9 +200,7 @@ def test_the_precisions_of_gpus_are_refused_on_the_cpu(recipe: Recipe, execution
 
 
 @pytest.mark.parametrize("store", ["s3", "az"])
-def test_images_and_runs_may_lie_on_an_object_store(
-    recipe: Recipe, execution: Execution, store: str, tmp_path, request
-):
+def test_images_and_runs_may_be_on_an_object_store(recipe: Recipe, execution: Execution, store: str, tmp_path, request):
     bucket = request.getfixturevalue(store)
     train, validation = write_demo(
         child_uri(bucket, "images"), size=32, num_classes=4, train_images=96, validation_images=40, seed=0
@@ -220,7 +218,7 @@ def test_images_and_runs_may_lie_on_an_object_store(
     assert summary["fingerprint"] == here["fingerprint"]
 
 
-def test_one_damaged_image_in_a_hundred_on_an_object_store_costs_no_run(shard_recipe, execution, s3, tmp_path):
+def test_one_damaged_image_in_a_hundred_on_an_object_store_does_not_stop_a_run(shard_recipe, execution, s3, tmp_path):
     images = [jpeg(smooth(40, 40, index)) for index in range(200)]
     images[13], images[170] = images[13][:400], b""
     for place in (str(tmp_path / "here"), f"{s3}/hurt"):
@@ -271,7 +269,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("children", [2, 3, pytest.param(None, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_processes_of_this_machine_in_one_line(tmp_path: Path, children: int | None):
-    """While the first worker starts (Python's tracker of resources is there before it), the second, or both work."""
+    """Interrupts while the first worker starts (after Python's resource tracker), the second starts, or both work."""
     script = tmp_path / "two.py"
     script.write_text(_TWO_WORKERS)
     command = [sys.executable, str(script)]

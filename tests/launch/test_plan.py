@@ -1,4 +1,4 @@
-"""What the driver checks before any worker starts. Oracle: bad input of each kind, and its one line."""
+"""The driver's checks before any worker starts. Oracle: bad input of each kind, and its one line."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def test_a_run_without_a_name_is_named_by_job_and_fingerprint(recipe: Recipe, ex
     assert plan.name == f"cifar-{plan.recipe.fingerprint()[:8]}"
 
 
-def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, execution: Execution):
+def test_a_run_that_resumes_at_another_precision_says_so(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     journal = Journal(plan.directory)
@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_at_another_precision_says_so(recipe: Recipe, executi
     assert prepare(recipe, dataclasses.replace(execution, precision="bf16"), job="test").notes == ()
 
 
-def test_the_name_of_a_sweep_or_a_probe_is_none_for_a_run(recipe: Recipe, execution: Execution):
+def test_a_run_cannot_have_the_name_of_a_sweep_or_a_probe(recipe: Recipe, execution: Execution):
     plan = prepare(recipe, execution, job="test")
     plan.directory.write_json("sweep.json", {})
     _refused(recipe, execution, "runs/run is the directory of a sweep; use another --execution.name for a run")
@@ -138,16 +138,14 @@ def test_images_of_another_size_than_pad_needs(
     )
 
 
-def test_one_image_of_another_size_at_the_beginning_is_no_reason_to_refuse(
-    recipe: Recipe, execution: Execution, tmp_path: Path
-):
+def test_a_first_image_of_another_size_is_not_refused(recipe: Recipe, execution: Execution, tmp_path: Path):
     uri = _of_sizes(tmp_path / "other", [(48, 64), (32, 31), *[(32, 32)] * 40])
     of_them = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=uri, match_classes="numbers"))
     assert prepare(of_them, dataclasses.replace(execution, spare_outputs=True), job="test").train.num_images == 42
 
 
 def _both_splits(recipe: Recipe, folder: Path) -> str:
-    """A folder as `datasets` keeps a set: the shards of all splits beside each other."""
+    """A folder in the layout of `datasets`: the shards of all splits next to each other."""
     folder.mkdir()
     shutil.copy(open_split(recipe.data.train).shards[0], folder / "train-00000-of-00001.parquet")
     shutil.copy(open_split(recipe.data.validation).shards[0], folder / "test-00000-of-00001.parquet")
@@ -166,7 +164,7 @@ def test_a_folder_that_has_the_shards_of_several_splits(
     )
 
 
-def test_a_run_that_began_with_the_shards_of_several_splits_goes_on(
+def test_a_run_that_started_with_the_shards_of_several_splits_resumes(
     recipe: Recipe, execution: Execution, tmp_path: Path
 ):
     folder = _both_splits(recipe, tmp_path / "data")
@@ -213,7 +211,7 @@ def test_the_same_recipe_may_continue_under_another_execution(recipe: Recipe, ex
     prepare(recipe, dataclasses.replace(execution, workers=2, precision="bf16"), job="test")
 
 
-def test_shards_that_changed_since_the_run_began_are_named(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_shards_that_changed_since_the_run_started_are_named(recipe: Recipe, execution: Execution, tmp_path: Path):
     shutil.copytree(recipe.data.train, tmp_path / "train")
     recipe = _with_train(recipe, str(tmp_path / "train"))
     plan = prepare(recipe, execution, job="test")
@@ -223,7 +221,7 @@ def test_shards_that_changed_since_the_run_began_are_named(recipe: Recipe, execu
     pq.write_table(table.slice(0, len(table) - 1), shard)
     now = open_split(recipe.data.train).digest[:12]
     complaint = (
-        f"^the train shards at {recipe.data.train} are not those that the run run under {execution.storage} began "
+        f"^the train shards at {recipe.data.train} are not those that the run run under {execution.storage} started "
         f"with: their digest was {plan.train.digest[:12]}..., now it is {now}...; restore the shards to continue that "
         "run, or use another --execution.name$"
     )
@@ -273,14 +271,14 @@ def test_an_address_of_the_environment_that_cannot_be_one(recipe, execution: Exe
     assert not Path(execution.storage, "run").exists()
 
 
-def test_a_store_beside_the_runs_that_is_no_database_is_refused(recipe: Recipe, execution: Execution):
+def test_a_store_next_to_the_runs_that_is_not_a_database_is_refused(recipe: Recipe, execution: Execution):
     store = Path(execution.storage, "mlflow.db")
     store.parent.mkdir()
     store.write_text("no database " * 100)
     _refused(recipe, execution, f"{store} is not a sqlite database .* --execution.tracking.uri")
 
 
-def test_a_run_goes_on_though_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
+def test_a_run_resumes_although_its_tracking_server_is_not_found(recipe: Recipe, execution: Execution):
     prepare(recipe, execution, job="test").claim()
     prepare(
         recipe,
@@ -312,12 +310,12 @@ TURNED = [3, 1, 0, 2]
 
 @pytest.fixture
 def turned(recipe: Recipe, tmp_path: Path) -> Recipe:
-    """The recipe with the same validation images, whose classes are numbered otherwise."""
+    """The recipe with the same validation images, whose classes have other numbers."""
     names = [NAMES[TURNED.index(label)] for label in range(4)]
     return _with_validation(recipe, rename_classes(recipe.data.validation, tmp_path / "turned", names, TURNED))
 
 
-def test_validation_images_numbered_otherwise_have_the_labels_of_the_training_images(recipe, turned, execution):
+def test_validation_images_with_other_class_numbers_get_the_labels_of_the_training_images(recipe, turned, execution):
     plan = prepare(turned, execution, job="test")
     expected = _labels(open_split(recipe.data.validation))
     assert _labels(plan.validation) == expected
@@ -327,13 +325,13 @@ def test_validation_images_numbered_otherwise_have_the_labels_of_the_training_im
     assert "have their classes in another order than the model; they are matched by name" in note
 
 
-def test_a_run_goes_on_with_the_labels_that_it_recorded(turned: Recipe, execution: Execution):
+def test_a_run_resumes_with_the_labels_that_it_recorded(turned: Recipe, execution: Execution):
     plan = prepare(turned, execution, job="test")
     plan.claim()
     again = prepare(turned, execution, job="test")
     assert again.validation.label_map.tolist() == plan.validation.label_map.tolist() == [2, 1, 3, 0]
     assert again.classes == plan.classes
-    # Whatever a later version would make of the names.
+    # Even if a later version treats the names differently.
     record = plan.directory.read_json("recipe.json")
     record["classes"] = {"names": None, "validation_labels": [0, 2, 1, 3]}
     plan.directory.write_json("recipe.json", record)
@@ -341,7 +339,7 @@ def test_a_run_goes_on_with_the_labels_that_it_recorded(turned: Recipe, executio
     assert (again.validation.label_map.tolist(), again.classes) == ([0, 2, 1, 3], None)
 
 
-def test_validation_images_of_fewer_classes_are_mapped_and_it_is_said(recipe, execution, tmp_path):
+def test_validation_images_of_fewer_classes_are_mapped_with_a_note(recipe, execution, tmp_path):
     uri = rename_classes(
         recipe.data.validation, tmp_path / "few", ["vertical stripes", "checkerboard"], [None, 0, None, 1]
     )
@@ -371,8 +369,8 @@ def test_more_outputs_than_classes_are_refused_unless_asked_for(recipe: Recipe, 
     assert plan.classes == tuple(NAMES)
 
 
-def _begun_before(recipe: Recipe, execution: Execution) -> None:
-    """Claims a run as it was done before classes were compared."""
+def _claim_as_before(recipe: Recipe, execution: Execution) -> None:
+    """Claims a run as versions did that did not compare classes."""
     plan = prepare(
         _with_validation(recipe, recipe.data.validation, match_classes="numbers"),
         dataclasses.replace(execution, spare_outputs=True),
@@ -384,17 +382,17 @@ def _begun_before(recipe: Recipe, execution: Execution) -> None:
     plan.directory.write_json("recipe.json", {"fingerprint": recipe.fingerprint(), "recipe": values})
 
 
-def test_a_run_begun_before_classes_were_compared_goes_on_with_images_matched_by_name(turned, execution):
-    _begun_before(turned, execution)
+def test_a_run_from_before_classes_were_compared_resumes_with_images_matched_by_name(turned, execution):
+    _claim_as_before(turned, execution)
     plan = prepare(turned, execution, job="test")
     assert plan.validation.label_map.tolist() == [2, 1, 3, 0]
     assert len(plan.notes) == 1
 
 
-def test_a_run_begun_before_classes_were_compared_is_not_lost_to_names_or_outputs(recipe, execution, tmp_path):
+def test_a_run_from_before_classes_were_compared_is_not_refused_for_names_or_outputs(recipe, execution, tmp_path):
     uri = rename_classes(recipe.data.validation, tmp_path / "other", ["e", "f", "g", "h"], [0, 1, 2, 3])
     old = dataclasses.replace(_with_validation(recipe, uri), model=Model(depth=8, num_classes=7))
-    _begun_before(old, execution)
+    _claim_as_before(old, execution)
     plan = prepare(old, execution, job="test")
     assert plan.validation.label_map is None
     (note,) = plan.notes
@@ -430,7 +428,7 @@ def test_an_old_runs_names_are_its_training_shards_while_these_are_the_same(reci
     assert classes.recorded(plan.directory.read_json("recipe.json"), plan.recipe) == tuple(NAMES)
 
 
-def test_images_and_labels_that_are_not_there_are_refused_before_anything_starts(
+def test_missing_images_and_labels_are_refused_before_anything_starts(
     recipe: Recipe, execution: Execution, tmp_path: Path
 ):
     table = pq.read_table(recipe.data.train)
@@ -457,7 +455,7 @@ def test_images_and_labels_that_are_not_there_are_refused_before_anything_starts
     assert not Path(execution.storage, "run").exists()
 
 
-def test_a_run_is_told_which_of_several_columns_has_the_labels(recipe: Recipe, execution: Execution, tmp_path: Path):
+def test_a_run_uses_the_given_column_of_labels(recipe: Recipe, execution: Execution, tmp_path: Path):
     table = pq.read_table(recipe.data.train)
     zeros = pa.array([0] * len(table), pa.uint8())
     for split in ("train", "validation"):

@@ -29,13 +29,13 @@ def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
     ]
 
 
-def test_a_continued_run_says_where_it_goes_on():
+def test_a_resumed_run_shows_its_first_step():
     stream = io.StringIO()
     TrainingProgress("run", 20, 32, stream=stream).show([dataclasses.replace(SESSION, start_step=7)])
     assert "resuming after step 7 of 20 steps" in stream.getvalue()
 
 
-def test_evaluations_are_told():
+def test_evaluations_are_shown():
     stream = io.StringIO()
     values = {"val/loss": 1.0, "val/top1_error": 0.055, "val/top1_error_320px": 0.05}
     TrainingProgress("run", 20, 32, stream=stream).show([Metrics(step=10, values=values)])

@@ -1,4 +1,4 @@
-"""Files of released formats. Oracle: what the release that wrote them recorded of itself.
+"""Files of released formats. Oracle: the values that the release recorded when it wrote them.
 
 `tests/released/first.frozen`, a zip archive, holds a finished run of ResNet-8, the 136 images that it was trained and
 evaluated on, and the data of its package, as commit 1a30ca7 wrote them.
@@ -51,7 +51,7 @@ def test_a_recipe_has_the_fingerprint_that_it_had(released: Path, summary: dict)
 
 def test_a_run_is_evaluated_to_its_error(released: Path, summary: dict, execution: Execution):
     found = evaluate_trained(of_run(str(released / "run")), local.settle(execution))
-    # One of the 40 images may fall on the other side of a border by another processor's rounding.
+    # Another processor's rounding may change the class of one of the 40 images.
     assert found.metrics["val/top1_error"] == pytest.approx(summary["top1_error"], abs=1 / 40)
 
 

@@ -1,4 +1,4 @@
-"""Which device and how many cores each worker gets. Oracle: arithmetic by hand, and what a real Ray says it has."""
+"""The device and cores of each worker. Oracle: arithmetic by hand, and the resources of a real Ray."""
 
 import dataclasses
 import os
@@ -25,12 +25,12 @@ def _of(*nodes: Node) -> Resources:
         ({"workers": 2}, (GPUS,), ("gpu", 4)),
         ({"workers": 4}, (GPUS,), ("cpu", 2)),
         ({"workers": 2, "cpus_per_worker": 3}, (CPUS,), ("cpu", 3)),
-        # A machine without GPUs gives its cores to no worker that needs one.
+        # A machine without GPUs cannot run workers that need one.
         ({"workers": 2}, (GPUS, Node(cores=64)), ("gpu", 4)),
         ({"workers": 4}, (GPUS, Node(cores=64), Node(cores=16, gpus=2)), ("gpu", 4)),
-        # A worker does not span two machines: of 12 cores three workers of 4 would leave the third none.
+        # A worker does not span two machines: with 4 cores each, the third worker would not fit in 12 cores.
         ({"workers": 3}, (Node(cores=6), Node(cores=6)), ("cpu", 3)),
-        # Those of MIN:MAX that have a GPU now share the cores: eight would leave each with one.
+        # Only the workers of MIN:MAX that have a GPU now share the cores; with all eight, each would have one core.
         ({"workers": "1:8"}, (GPUS,), ("gpu", 4)),
         ({"workers": "1:8"}, (CPUS,), ("cpu", 1)),
         ({"workers": "4:8"}, (GPUS,), ("cpu", 1)),
@@ -55,7 +55,7 @@ def test_workers_share_the_cores_of_their_machines(execution: Execution, changes
         ),
     ],
 )
-def test_workers_that_no_machine_has_room_for_are_refused(execution: Execution, changes, nodes, complaint):
+def test_workers_that_do_not_fit_are_refused(execution: Execution, changes, nodes, complaint):
     with pytest.raises(ValueError, match=complaint):
         settle_workers(dataclasses.replace(execution, **({"device": "auto"} | changes)), _of(*nodes))
 
@@ -69,7 +69,7 @@ def test_workers_that_no_machine_has_room_for_are_refused(execution: Execution, 
         ({"device": "gpu", "cpus_per_worker": 4}, GPUS, ("gpu", 4)),
     ],
 )
-def test_a_trial_trains_on_a_gpu_where_there_is_one(execution: Execution, changes, node, expected):
+def test_a_trial_trains_on_a_gpu_if_there_is_one(execution: Execution, changes, node, expected):
     asked = dataclasses.replace(execution, **({"cpus_per_worker": None, "device": "auto"} | changes))
     settled = settle_trial(asked, _of(node))
     assert (settled.device, settled.cpus_per_worker) == expected
@@ -82,7 +82,7 @@ def test_a_trial_trains_on_a_gpu_where_there_is_one(execution: Execution, change
         ({"cpus_per_worker": 9}, "a trial of 9 CPU cores does not fit on any machine of the cluster, which has 8 in"),
     ],
 )
-def test_a_trial_that_the_cluster_has_no_room_for_is_refused(execution: Execution, changes, complaint):
+def test_a_trial_that_does_not_fit_is_refused(execution: Execution, changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         settle_trial(dataclasses.replace(execution, **changes), _of(CPUS))
 
@@ -94,11 +94,11 @@ def test_processes_of_this_machine_may_share_its_cores(execution: Execution):
     assert local.settle(alone).cpus_per_worker == os.cpu_count()
 
 
-def test_hardware_is_told_in_words():
+def test_hardware_is_described_in_words():
     assert str(_of(GPUS, CPUS)) == "16 CPU cores, 2 x H200"
     assert str(_of(Node(cores=4, gpus=1))) == "4 CPU cores, 1 x GPU"
     assert str(_of(CPUS)) == "8 CPU cores"
 
 
-def test_a_cluster_tells_what_its_machines_have(ray_cluster):
+def test_a_clusters_resources_are_those_of_its_machines(ray_cluster):
     assert cluster.resources() == _of(Node(cores=4))

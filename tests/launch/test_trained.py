@@ -16,7 +16,7 @@ from dist_resnet.train.checkpoint import Snapshot
 
 @pytest.fixture
 def run(recipe: Recipe, execution: Execution) -> str:
-    """A run's directory with checkpoints after steps 1 and 2, of other weights."""
+    """A run's directory with checkpoints after steps 1 and 2, whose weights differ."""
     plan = prepare(recipe, execution, job="test")
     plan.claim()
     for step in (1, 2):
@@ -64,6 +64,6 @@ def test_a_registered_model_gives_the_weights_of_its_run_and_its_version(run, tm
         ("{run}/checkpoints/step_00000009", "has no checkpoint step_00000009"),
     ],
 )
-def test_what_holds_no_weights_is_refused(run, address: str, complaint: str):
+def test_an_address_without_weights_is_refused(run, address: str, complaint: str):
     with pytest.raises(FileNotFoundError, match=complaint), open_trained(address.format(run=run)):
         pass

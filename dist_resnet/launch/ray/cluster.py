@@ -66,9 +66,7 @@ def _node(found: Mapping[str, float]) -> Node:
 
 def _fail(what: str, error: Exception) -> NoReturn:
     logs = f"{internals.temporary_folder()}/session_latest/logs"
-    raise RayFailedError(
-        f"{what} ({first_line(error)}); {logs} may say why; give the same command again"
-    ) from error
+    raise RayFailedError(f"{what} ({first_line(error)}); {logs} may say why; give the same command again") from error
 
 
 def disconnect() -> None:

@@ -1,4 +1,4 @@
-"""Jobs beside other Rays on one machine, and as one ends. Oracle: `ray start`, `ray job submit`, and a SIGKILL."""
+"""Jobs on a machine with other Ray clusters, and when one ends. Oracle: `ray start`, `ray job submit`, a SIGKILL."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ _JOBS = Path(__file__).parents[3] / "jobs"
 _RAY = str(Path(sys.executable).parent / "ray")
 _RUN = ("cifar_preact164.py", "--demo", "--epochs", "2000")
 _SWEEP = ("cifar_ablation.py", "--demo", "--iterations", "20000")
-# Those of `ray start --head`, whoever else is on the machine.
+# The ports of `ray start --head`.
 _FIXED_PORTS = (6379, 8265, 10001, 52365)
 
-# On a busy machine a job takes minutes until its workers have begun.
+# On a busy machine a job's workers start only after minutes.
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -33,7 +33,7 @@ def place() -> Iterator[Path]:
 
 
 def _environment(place: Path, **variables: str) -> dict[str, str]:
-    """In which Ray's files, token and clusters are a folder's own."""
+    """An environment in which Ray's files, token and clusters are in `place`."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "RAY_TMP", "TMPDIR"))
     }
@@ -42,7 +42,7 @@ def _environment(place: Path, **variables: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """A process that writes to a file, ended with all that it started at the end of the block."""
+    """A process that writes to a file; at the block's end it is killed with all that it started."""
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
@@ -67,7 +67,7 @@ def _head(place: Path, **variables: str) -> contextlib.AbstractContextManager[su
 
 
 def _until(place: Path, text: str, log: str = "job.log", seconds: float = 100.0) -> str:
-    """A log, once a text stands in it."""
+    """The log, as soon as it contains the text."""
     deadline = time.monotonic() + seconds
     while text not in (found := (place / log).read_text() if (place / log).exists() else ""):
         assert time.monotonic() < deadline, found
@@ -76,7 +76,7 @@ def _until(place: Path, text: str, log: str = "job.log", seconds: float = 100.0)
 
 
 def _trains(place: Path) -> None:
-    """Waits until the workers of a run or a trial have begun."""
+    """Waits until the workers of a run or a trial have started."""
     deadline = time.monotonic() + 240
     while not any('"session"' in journal.read_text() for journal in place.glob("runs/**/journal/*.jsonl")):
         assert time.monotonic() < deadline, (place / "job.log").read_text()
@@ -84,7 +84,7 @@ def _trains(place: Path) -> None:
 
 
 def _kill(name: str, above: subprocess.Popen) -> None:
-    """Kills a process of a Ray by its name, below another process: others on the machine may run Ray, too."""
+    """Kills a process by its name among another's descendants, because others on the machine may run Ray too."""
     (found,) = [process for process in psutil.Process(above.pid).children(recursive=True) if process.name() == name]
     os.kill(found.pid, signal.SIGKILL)
 
@@ -131,7 +131,7 @@ cli.run(lambda: ray_shares.allot([], cluster.Execution()))
         *((part, "Ray started and then failed") for part in ("lifeline", "resources")),
     ],
 )
-def test_a_ray_that_fails_while_it_starts_costs_a_line(place: Path, part: str, said: str):
+def test_a_ray_that_fails_while_it_starts_prints_one_line(place: Path, part: str, said: str):
     command = [sys.executable, "-c", _FAILING, part]
     environment = _environment(place, RAY_ADDRESS="local")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
@@ -144,17 +144,17 @@ def test_a_ray_that_fails_while_it_starts_costs_a_line(place: Path, part: str, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "job"), [("raylet", _RUN), ("gcs_server", _SWEEP), ("raylet", _SWEEP)])
-def test_a_job_whose_own_ray_dies_ends_with_a_line(place: Path, victim: str, job: tuple[str, ...]):
+def test_a_job_whose_own_ray_dies_ends_with_one_line(place: Path, victim: str, job: tuple[str, ...]):
     with _job(place, job) as driver:
         _trains(place)
         _kill(victim, driver)
         assert driver.wait(timeout=60) == 1
-    _told_once(place, victim, job[0])
+    _assert_one_line(place, victim, job[0])
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
+def test_a_job_with_its_own_ray_and_a_cluster_share_a_machine(place: Path):
     if taken := _taken():
         pytest.skip(f"another cluster has ports {taken} of this machine")
     alone, shared = place / "a", place / "b"
@@ -167,9 +167,9 @@ def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
             _until(shared, "Ray runtime started", "head.log")
             with_token = _environment(shared, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef0123456789abcdef")
             submit = [_RAY, "job", "submit", "--address", "http://127.0.0.1:8265", "--", "python", "-c", "print(6 * 7)"]
-            told = subprocess.run(submit, env=with_token, capture_output=True, text=True, timeout=100)
-            assert told.returncode == 0, told.stdout + told.stderr
-            assert "\n42\n" in told.stdout
+            done = subprocess.run(submit, env=with_token, capture_output=True, text=True, timeout=100)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "\n42\n" in done.stdout
             _a_stranger_is_refused(shared)
             (shared / "job.log").unlink(missing_ok=True)
             with _job(shared, _RUN, RAY_AUTH_TOKEN="0123456789abcdef0123456789abcdef") as guest:
@@ -177,7 +177,7 @@ def test_what_is_by_itself_and_a_cluster_live_side_by_side(place: Path):
                 _trains(shared)
                 _kill("gcs_server", head)
                 assert guest.wait(timeout=60) == 1
-        _told_once(shared, "gcs_server", _RUN[0])
+        _assert_one_line(shared, "gcs_server", _RUN[0])
         assert driver.poll() is None
 
 
@@ -192,7 +192,7 @@ def _a_stranger_is_refused(place: Path) -> None:
         assert not list(place.glob("runs/*/recipe.json"))
 
 
-def _told_once(place: Path, victim: str, name: str) -> None:
+def _assert_one_line(place: Path, victim: str, name: str) -> None:
     log = (place / "job.log").read_text()
     lines = [line for line in log.splitlines() if "the same command continues" in line]
     assert len(lines) == 1, log

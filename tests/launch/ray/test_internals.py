@@ -1,4 +1,4 @@
-"""What is used of Ray that it does not publish. Oracle: Ray's own parameters and constants, and processes here.
+"""The use of Ray's private interface. Oracle: Ray's own parameters and constants, and processes here.
 
 `test_cluster` has it with Rays that run side by side.
 """
@@ -24,7 +24,7 @@ def test_this_ray_is_one_that_the_internals_were_checked_with():
     )
 
 
-def test_a_ray_of_ones_own_is_given_no_fixed_port(monkeypatch: pytest.MonkeyPatch):
+def test_a_jobs_own_ray_gets_no_fixed_port(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_GCS_SERVER_PORT", "6379")
     monkeypatch.setenv("DASHBOARD_METRIC_PORT", "44227")
     monkeypatch.delenv("AUTOSCALER_METRIC_PORT", raising=False)
@@ -34,7 +34,7 @@ def test_a_ray_of_ones_own_is_given_no_fixed_port(monkeypatch: pytest.MonkeyPatc
         inside = parameter.RayParams(num_cpus=1, dashboard_port=None)
         assert isinstance(inside, outside)
         assert inside.dashboard_agent_listen_port == 0
-        # The head's, the object manager's, the workers' and the others: none, or one that is free.
+        # The ports of the head, the object manager, the workers and others: unset, or free.
         assert not {value for name, value in vars(inside).items() if "port" in name and value}
         assert "RAY_GCS_SERVER_PORT" not in os.environ
         assert os.environ["AUTOSCALER_METRIC_PORT"] == os.environ["DASHBOARD_METRIC_PORT"] == "0"
@@ -44,7 +44,7 @@ def test_a_ray_of_ones_own_is_given_no_fixed_port(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("python", ["/usr/bin/python", "/a b/bin/python", "/it's/python"])
 def test_nodes_are_found_with_the_python_that_they_start(tmp_path: Path, python: str):
-    # As Ray writes a raylet's command down.
+    # A raylet's command line in Ray's form.
     workers = subprocess.list2cmdline([python, "/ray/setup_worker.py", "--node-ip-address=10.0.0.1"])
     command = [str(tmp_path / "raylet"), "-c", "input()", "--node_id=f00d", f"--python_worker_command={workers}"]
     with subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE) as process:
@@ -69,7 +69,7 @@ def _names(trainer: TorchTrainer) -> list[str]:
     ("own_cluster", "left_out"),
     [(False, {"DatasetsCallback"}), (True, {"DatasetsCallback", "PlacementGroupCleanerCallback"})],
 )
-def test_only_what_is_not_needed_is_left_out(own_cluster: bool, left_out: set[str]) -> None:
+def test_only_unneeded_callbacks_are_left_out(own_cluster: bool, left_out: set[str]) -> None:
     scaling = ScalingConfig(num_workers=2)
     theirs = _names(TorchTrainer(print, scaling_config=scaling))
     trainer = TorchTrainer(print, scaling_config=scaling)
@@ -79,7 +79,7 @@ def test_only_what_is_not_needed_is_left_out(own_cluster: bool, left_out: set[st
 
 
 @pytest.mark.ray
-def test_what_a_run_that_is_gone_has_reserved_is_free_for_the_next(ray_cluster: str) -> None:
+def test_resources_reserved_by_a_dead_run_are_free_for_the_next(ray_cluster: str) -> None:
     coordinator = get_or_create_autoscaling_coordinator()
     every_core = {"resources": [{"CPU": ray.cluster_resources()["CPU"]}], "expire_after_s": 180}
 

@@ -25,7 +25,7 @@ def test_tasks_make_the_same_set_as_one_process(tmp_path: Path, write, workers: 
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_error_of_a_task_comes_out_as_it_was_raised(tmp_path: Path) -> None:
+def test_an_error_of_a_task_is_raised_unchanged(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", damaged_images())
     options = Options(source=str(source), target=str(tmp_path / "target"), shard_megabytes=0.01, on_damaged="error")
     with pytest.raises(ValueError, match=r"^(train/.*cut|val/.*page).JPEG of class n\d+ is damaged") as caught:

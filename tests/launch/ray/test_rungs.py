@@ -1,4 +1,4 @@
-"""Which trials a sweep stops early. Oracle: Ray's ASHAScheduler, given whole trials one after the other."""
+"""Which trials a sweep stops early. Oracle: Ray's ASHAScheduler, given complete trials one after the other."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ def _drawn(seed: int, trials: int = 9) -> Errors:
 
 
 def _by_ray(errors: Errors) -> set[str]:
-    """What Ray's own ASHA stops where each trial runs before the next begins."""
+    """The trials that Ray's own ASHA stops if each ends before the next starts."""
     scheduler = ASHAScheduler("step", metric="error", mode="min", max_t=STEPS + 1, grace_period=STEPS // 8)
     stopped = set()
     for name, curve in errors.items():
@@ -43,7 +43,7 @@ def _by_ray(errors: Errors) -> set[str]:
 
 
 class _Sweep:
-    """A sweep of several trials at once that is killed at random, with what its journals hold."""
+    """A sweep of several trials at once that is killed at random, and the content of its journals."""
 
     def __init__(self, errors: Errors, draw: random.Random) -> None:
         self._errors, self._draw = errors, draw
@@ -51,7 +51,7 @@ class _Sweep:
         self.over: dict[str, str] = {}
 
     def run(self, *, at_once: int, reports: int) -> None:
-        """Runs until all trials are over or so many evaluations were made, from what earlier runs left."""
+        """Continues until all trials have ended, or until a number of evaluations."""
         rungs = Rungs([list(self._errors)], STEPS)
         for name, journal in self.journals.items():
             for step, error in journal:
@@ -74,7 +74,7 @@ class _Sweep:
                 running[name] += 1
 
     def _report(self, scheduler: RungScheduler, name: str, step: int) -> bool:
-        """One step with its evaluation; whether the trial is over."""
+        """Takes one step with its evaluation; returns whether the trial has ended."""
         error = self._errors[name][step - 1]
         self.journals[name].append((step, error))
         trial = SimpleNamespace(config={"trial": name})
@@ -109,7 +109,7 @@ def test_a_sweep_killed_again_and_again_stops_the_same_trials(seed):
     assert sweep.stopped
 
 
-def test_a_trial_waits_for_those_before_it_and_is_judged_once_they_are_there():
+def test_a_trial_is_judged_once_those_before_it_have_reached_the_rung():
     rungs = Rungs([["a", "b", "c"]], 80)
     rungs.record("c", 10, 0.5)
     rungs.record("b", 10, 0.4)
@@ -128,7 +128,7 @@ def test_a_quarter_of_those_before_it_may_be_better():
     assert rungs.stopped() == {"behind"}
 
 
-def test_the_first_evaluation_at_or_past_a_rung_counts():
+def test_the_first_evaluation_at_or_after_a_rung_counts():
     rungs = Rungs([["a", "b"]], 80)
     rungs.record("a", 9, 0.9)
     rungs.record("a", 12, 0.5)
@@ -137,8 +137,8 @@ def test_the_first_evaluation_at_or_past_a_rung_counts():
     assert rungs.stopped() == set()
 
 
-def test_a_trial_that_was_stopped_at_a_rung_is_in_no_later_one():
-    # "b" passed 40 before it was known to trail at 10; its 0.01 there must not stop "c".
+def test_a_trial_stopped_at_a_rung_does_not_count_at_later_ones():
+    # "b" passed 40 before it was known to be behind at 10; its 0.01 there must not stop "c".
     rungs = Rungs([["a", "b", "c"]], 80)
     for name, first, second in (("a", 0.3, 0.2), ("b", 0.5, 0.01), ("c", 0.2, 0.1)):
         rungs.record(name, 10, first)
@@ -146,7 +146,7 @@ def test_a_trial_that_was_stopped_at_a_rung_is_in_no_later_one():
     assert rungs.stopped() == {"b"}
 
 
-def test_a_trial_that_died_is_not_waited_for_until_it_starts_again():
+def test_a_dead_trial_is_not_waited_for_until_it_restarts():
     rungs = Rungs([["a", "b", "c"]], 80)
     scheduler = RungScheduler(rungs)
     trial = SimpleNamespace(config={"trial": "a"})
@@ -175,7 +175,7 @@ def test_trials_of_other_depths_or_data_sets_are_not_compared(recipe: Recipe, ex
     assert rebuild(plans).stopped() == set()
 
 
-def test_a_trial_at_its_end_is_left_to_write_it_down():
+def test_a_trial_at_its_end_is_not_stopped():
     rungs = Rungs([["a", "b"]], 80)
     scheduler, trial = RungScheduler(rungs), SimpleNamespace(config={"trial": "b"})
     rungs.record("a", 10, 0.1)
@@ -183,7 +183,7 @@ def test_a_trial_at_its_end_is_left_to_write_it_down():
     assert scheduler.on_trial_result(None, trial, {"step": 79, "top1_error": 0.9}) == "STOP"  # pyrefly: ignore
 
 
-def test_a_trial_whose_process_died_starts_again_before_those_behind_it():
+def test_a_trial_whose_process_died_restarts_before_those_after_it():
     scheduler = RungScheduler(Rungs([["a", "b", "c"]], 80))
     trials = [SimpleNamespace(config={"trial": name}, status=Trial.PENDING) for name in ("b", "c", "a")]
     controller = SimpleNamespace(get_trials=lambda: trials)
@@ -225,10 +225,10 @@ def test_rungs_are_rebuilt_from_finished_stopped_diverged_and_unfinished_trials(
     assert rungs.stopped() == {"b", "d", "e"}  # the lower quartile of 0.5, 0.6 and 0.4 is 0.45; "d" stays stopped
 
 
-def test_evaluations_that_a_continued_trial_makes_again_are_waited_for(recipe: Recipe, execution: Execution):
+def test_a_resumed_trials_repeated_evaluations_are_waited_for(recipe: Recipe, execution: Execution):
     first, second = plans = _plans(recipe, execution, "ab")
     _record(first, 0, {3: 0.9, 6: 0.3})
-    _record(first, 4, {})  # went on before its evaluation at the rung
+    _record(first, 4, {})  # resumed before its evaluation at the rung
     _record(second, 0, {6: 0.4})
     rungs = rebuild(plans)
     assert rungs.stopped() == set()
@@ -237,7 +237,7 @@ def test_evaluations_that_a_continued_trial_makes_again_are_waited_for(recipe: R
 
 
 class _KilledError(Exception):
-    """Ends the sweep where an evaluation is in the journal and nothing is decided yet."""
+    """Ends the sweep after an evaluation is in the journal and before the decision."""
 
 
 class _StoppedEarlyError(Exception):
@@ -245,7 +245,7 @@ class _StoppedEarlyError(Exception):
 
 
 def _train(plans: list[Plan], killed_at: tuple[int, ...] = ()) -> dict[str, str]:
-    """Trains the trials of a sweep, one after the other, killed at the evaluations of those numbers; how each ended."""
+    """How each trial of a sweep ended; trains one after the other and is killed at the evaluations of these numbers."""
     worker, evaluations, ends = Worker(rank=0, world_size=1, device=torch.device("cpu")), iter(range(1000)), {}
     while len(ends) < len(plans):
         scheduler = RungScheduler(rebuild(plans))
@@ -277,7 +277,7 @@ def _train_one(plan: Plan, worker: Worker, scheduler: RungScheduler, evaluations
     return "finished"
 
 
-def test_a_sweep_that_was_really_trained_and_killed_stops_the_same_trials(recipe: Recipe, execution: Execution):
+def test_a_real_sweep_that_is_killed_stops_the_same_trials(recipe: Recipe, execution: Execution):
     def plans(sweep: str) -> list[Plan]:
         each = dataclasses.replace(execution, storage=f"{execution.storage}/{sweep}")
         recipes = [dataclasses.replace(recipe, epochs=4, seed=seed) for seed in (0, 1, 2, 3)]

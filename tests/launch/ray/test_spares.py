@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 
 class _Actor:
-    """Stands where a worker would, in an environment of its own."""
+    """An actor in place of a worker, in its own environment."""
 
     def pid(self) -> int:
         return os.getpid()
@@ -24,7 +24,7 @@ class _Actor:
         return module in sys.modules
 
     def start_spare(self) -> int:
-        """The id of a new idle process, once it has begun to import torch."""
+        """The id of a new idle process, once it has started to import torch."""
         before = set(spares.idle_processes())
         internals.prestart(1)
         _wait(lambda: set(spares.idle_processes()) - before)

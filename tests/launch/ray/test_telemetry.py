@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. Oracle: what Ray's own agent serves on its port, read as Prometheus does."""
+"""Metrics for Prometheus. Oracle: the samples that Ray's own agent serves, read as Prometheus reads them."""
 
 import dataclasses
 import re
@@ -59,7 +59,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> telemetry.RunTelemetry:
     return telemetry.RunTelemetry("run", 4)
 
 
-def test_a_restart_is_counted_and_steps_done_again_are_no_progress(driver, monkeypatch):
+def test_a_restart_is_counted_and_repeated_steps_are_not_progress(driver, monkeypatch):
     driver([Session(start_step=100, total_steps=500)])
     monkeypatch.setattr("time.time", lambda: 1010.0)
     driver([Metrics(step=120, values={})])
@@ -74,14 +74,14 @@ def test_a_restart_is_counted_and_steps_done_again_are_no_progress(driver, monke
     assert driver.values["progress_timestamp_seconds"] == 1020.0
 
 
-def test_a_run_that_diverged_is_not_said_to_have_ended_well(driver):
+def test_a_run_that_diverged_still_counts_as_running(driver):
     driver([Diverged(step=3)])
     assert driver.values["running"] == 1
     driver([Stopped(step=3)])
     assert driver.values["running"] == 0
 
 
-def test_a_checkpoint_and_what_waits_for_mlflow_are_told(driver, monkeypatch):
+def test_a_checkpoint_and_points_waiting_for_mlflow_are_exported(driver, monkeypatch):
     assert driver.values["checkpoint_timestamp_seconds"] == 1000.0
     monkeypatch.setattr("time.time", lambda: 1300.0)
     driver([Checkpoint(step=40, seconds=1.0), Tracking(waiting_points=12)])
@@ -97,5 +97,5 @@ def test_a_worker_keeps_its_newest_numbers_and_adds_up_its_seconds():
     for step in (11, 12):
         worker([Metrics(step=step, values={"train/loss": 1 / step, "time/data_seconds": 0.25})])
     worker([Metrics(step=12, values={"system/cpu_utilization_percentage": 50.0})])
-    told = {"step": 12, "world_size": 2, "damaged_images": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
-    assert worker.values == told
+    expected = {"step": 12, "world_size": 2, "damaged_images": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
+    assert worker.values == expected

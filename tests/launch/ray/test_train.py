@@ -25,14 +25,14 @@ def on_two(execution: Execution) -> Execution:
     return dataclasses.replace(execution, workers=2)
 
 
-def test_ray_workers_end_with_the_bits_of_local_ones(ray_cluster, recipe: Recipe, on_two: Execution):
+def test_ray_workers_end_bit_identical_to_local_ones(ray_cluster, recipe: Recipe, on_two: Execution):
     local_run = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="local"), job="test"))
     ray_run = ray_train.run(ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="ray"), job="test"))
     assert ray_run["status"] == "finished"
     assert ray_run["weights_sha256"] == local_run["weights_sha256"]
 
 
-def test_a_killed_worker_costs_a_restart_and_not_a_bit(ray_cluster, recipe: Recipe, on_two: Execution):
+def test_a_killed_worker_restarts_and_the_result_is_bit_identical(ray_cluster, recipe: Recipe, on_two: Execution):
     recipe = dataclasses.replace(recipe, epochs=20)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
     plan = ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="broken"), job="test")
@@ -79,7 +79,7 @@ def _kill_a_worker_after(run: Path, points: int, name: str = "RayTrainWorker") -
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < points):
         time.sleep(0.01)
-    # Below this process alone, for others on the machine may run Ray too.
+    # Only this process's descendants, because others on the machine may run Ray too.
     found = [process for process in psutil.Process().children(recursive=True) if name in " ".join(_command(process))]
     os.kill(found[0].pid, signal.SIGKILL)
 
@@ -92,7 +92,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 class _Failing:
-    """A trainer whose controller fails so many times, and may have a checkpoint committed before each failure."""
+    """A trainer whose controller fails `times` times, with or without a new checkpoint before each failure."""
 
     def __init__(self, plan: Plan, times: int, *, commits: bool) -> None:
         self.fits, self._plan, self._times, self._commits = 0, plan, times, commits
@@ -107,11 +107,11 @@ class _Failing:
 
 
 @pytest.mark.parametrize(("commits", "fits"), [(False, 4), (True, 8)])
-def test_failures_in_a_row_are_counted_till_a_new_checkpoint(recipe, execution: Execution, monkeypatch, commits, fits):
+def test_failures_in_a_row_count_until_a_new_checkpoint(recipe, execution: Execution, monkeypatch, commits, fits):
     plan = local.prepare_run(recipe, execution, job="test")
     trainer = _Failing(plan, 7, commits=commits)
     monkeypatch.setattr(ray_train, "_trainer", lambda _: trainer)
-    monkeypatch.setattr(ray_train, "own_cluster", lambda: True)  # no other cluster has anything to take over
+    monkeypatch.setattr(ray_train, "own_cluster", lambda: True)  # no cluster with reserved resources to free
     if commits:
         ray_train._fit(plan)
     else:
