@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of each command of a job in a page or a script, without what stands for more."""
+    """The words of each command of a job in a page or a script, without `...`."""
     joined = re.sub(r" *\\\n[ #]*", " ", text)
     for found in re.finditer(r"(?:python|uv run) ((?:/app/)?jobs/[^\n`#|]+)", joined):
         words = shlex.split(found[1].strip().rstrip(")"))
@@ -23,7 +23,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
 
 
 def execution_of(words: list[str]) -> Execution | None:
-    """The execution that a job's words ask for; None where the job has none. Fails as the job does on wrong ones."""
+    """The execution that a job's words give; None if the job has none. Fails as the job does on wrong ones."""
     name = words[0].removeprefix("/app/")
     job, arguments = _load(ROOT / name), words[1:]
     if hasattr(job, "RECIPE") and not hasattr(job, "Options"):
@@ -38,6 +38,6 @@ def _load(path: Path) -> ModuleType:
     if not path.exists() or spec is None or spec.loader is None:
         raise FileNotFoundError(f"there is no job {path}")
     job = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = job  # where dataclasses' types are looked up
+    sys.modules[path.stem] = job  # dataclasses look their types up there
     spec.loader.exec_module(job)
     return job

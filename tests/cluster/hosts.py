@@ -1,4 +1,4 @@
-"""Hosts of their own on one machine: network namespaces on a bridge, each with an address and a Ray node.
+"""Several hosts on one machine: network namespaces on a bridge, each with an address and a Ray node.
 
     with Hosts(3, folder) as hosts:
         hosts.start_head(cpus=1)
@@ -26,7 +26,7 @@ _SECONDS_TO_START = 90.0
 
 
 def reason_against() -> str | None:
-    """Why this machine cannot have network namespaces; None where it can."""
+    """Why this machine cannot have network namespaces; None if it can."""
     if shutil.which("ip") is None:
         return "iproute2 is not installed"
     name = f"dr-probe-{os.getpid()}"
@@ -87,11 +87,11 @@ class Hosts:
         return f"10.77.0.{host + 1}"
 
     def start_head(self, *, cpus: int) -> None:
-        """Starts a Ray head with token authentication on host 0 and waits till its job server answers."""
+        """Starts a Ray head with token authentication on host 0 and waits until its job server answers."""
         self._start(0, "--head", f"--port={_PORT}", f"--dashboard-host={self.address(0)}", f"--num-cpus={cpus}")
 
     def start_node(self, host: int, *, cpus: int) -> None:
-        """Starts a Ray node on a host and waits till the head counts it."""
+        """Starts a Ray node on a host and waits until the head counts it."""
         self._start(host, f"--address={self.address(0)}:{_PORT}", f"--num-cpus={cpus}")
 
     def processes(self, host: int) -> list[int]:
@@ -106,15 +106,15 @@ class Hosts:
         self._nodes.pop(host).wait()
 
     def drain_node(self, host: int) -> None:
-        """Sends a host's Ray node SIGTERM, as whoever takes the machine away does; the node ends some time later."""
+        """Sends a host's Ray node SIGTERM, as a preemption does; the node ends some time later."""
         os.kill(self._nodes[host].pid, signal.SIGTERM)
 
     def has_ended(self, host: int) -> bool:
-        """Whether a host's Ray node is no longer there."""
+        """Whether a host's Ray node has ended."""
         return self._nodes[host].poll() is not None
 
     def cut(self, host: int) -> None:
-        """Takes a host off the network; its processes go on."""
+        """Takes a host off the network; its processes continue."""
         _ip("-n", self._names[host], "link", "set", "eth0", "down")
 
     def restore(self, host: int) -> None:
@@ -147,7 +147,7 @@ class Hosts:
         return ["ip", "netns", "exec", self._names[host], *mount]
 
     def nodes(self) -> set[str]:
-        """The Ray nodes that the head takes for alive; none where it does not answer."""
+        """The Ray nodes that are alive according to the head; none if it does not answer."""
         code = (
             "import json, sys, urllib.request; request = urllib.request.Request(sys.argv[1], "
             "headers={'Authorization': 'Bearer ' + open(sys.argv[2]).read()}); "
@@ -171,7 +171,7 @@ class Hosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._folder / "token"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            # A host that vanishes is missed after some seconds, not after half a minute.
+            # The head notices within seconds, not half a minute, that a host has vanished.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "4",
@@ -181,7 +181,7 @@ class Hosts:
         }
 
     def _start(self, host: int, *options: str) -> None:
-        """Starts a Ray node and waits till the head knows it."""
+        """Starts a Ray node and waits until the head knows it."""
         known = self.nodes()
         command = ["ray", "start", "--block", f"--node-ip-address={self.address(host)}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats", *options]

@@ -53,7 +53,7 @@ def test_kuberay_and_kubernetes_know_every_field(path):
     _check_kuberay(_read(path))
 
 
-def test_a_field_that_nobody_knows_is_found():
+def test_an_unknown_field_is_found():
     manifest = _read(FOLDER / "kuberay" / "rayjob-imagenet.yaml")
     for wrong in ("shutdownAfterJobFinish", "rayClusterSpecs"):
         with pytest.raises(jsonschema.ValidationError):
@@ -78,7 +78,7 @@ def test_pods_are_on_the_machines_and_have_the_time_that_they_need(path):
     pod = workers["template"]["spec"]
     (container,) = pod["containers"]
     drain = {entry["name"]: entry.get("value") for entry in container["env"]}[_DRAIN]
-    # Ray looks for a notice every 5 s and its controller every half second; the rest is a step and a checkpoint.
+    # Ray checks for a notice every 5 s and its controller every half second; the rest is for a step and a checkpoint.
     assert 30 < float(drain) < pod["terminationGracePeriodSeconds"] - 10
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     for template in (head["template"]["spec"], pod):
@@ -97,7 +97,7 @@ def test_a_kuberay_job_asks_for_what_its_cluster_has(path):
     assert execution is not None
     (group,) = _cluster(manifest)["workerGroupSpecs"]
     least, most = execution.worker_range
-    # A job is refused where the cluster that it finds has not the least that it needs.
+    # A job is refused if its cluster has fewer nodes than the job's minimum.
     assert least <= group["minReplicas"]
     assert most <= group["maxReplicas"]
     cores = float(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
@@ -132,7 +132,7 @@ def test_ray_up_keeps_the_head_and_takes_spot_machines_for_workers(path):
 
 
 @pytest.mark.parametrize("path", KUBERAY + RAY_UP, ids=lambda path: path.stem)
-def test_a_head_misses_a_vanished_machine_as_soon_as_docs_operations_says(path):
+def test_a_head_has_the_health_checks_of_docs_operations(path):
     page = (ROOT / "docs" / "operations.md").read_text()
     said = dict(re.findall(r"`(RAY_health_check_\w+)=(\d+)`", page))
     assert len(said) == 3

@@ -1,4 +1,4 @@
-"""Runs on several hosts of their own that are killed, cut off, lost and gained. Oracle: the run that nothing disturbed.
+"""Runs on several hosts that are killed, cut off, lost and gained. Oracle: an undisturbed run.
 
 On real CIFAR-10 images. Each host is a network namespace with a Ray node; see `hosts.py`.
 """
@@ -110,7 +110,7 @@ class _Job:
         return read_journal(RunDirectory(str(self.folder))) if self.folder.exists() else []
 
     def step(self) -> int:
-        """The last step that the journal tells of."""
+        """The last step in the journal."""
         steps = [record.step for record in self.records() if isinstance(record, Metrics)]
         return steps[-1] if steps else 0
 
@@ -118,7 +118,7 @@ class _Job:
         return [record for record in self.records() if isinstance(record, Session)]
 
     def wait_until(self, what: Callable[[], bool], *, pause: float = 0.05) -> None:
-        """Returns once `what` holds. Fails where the driver ends before, or nothing happens for minutes."""
+        """Returns once `what` holds. Fails if the driver ends before, or after minutes."""
         deadline = time.monotonic() + _SECONDS_FOR_A_CHANGE
         while not what():
             assert self._driver is not None
@@ -153,7 +153,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 def _undisturbed(recipe: Recipe, folder: Path, workers: int) -> dict:
-    """The summary of the same run without Ray that nobody disturbs."""
+    """The summary of the same run without Ray, undisturbed."""
     execution = Execution(
         workers=workers,
         cpus_per_worker=1,
@@ -173,7 +173,7 @@ def _processes(name: str) -> list[psutil.Process]:
 
 
 def _assert_nothing_is_left() -> None:
-    """Of a run that is over only the cluster's own processes stay."""
+    """After a run only the cluster's own processes remain."""
     names, deadline = (
         ("ray::RayTrainWorker", "ray::TrainController", "import train as ray_train"),
         time.monotonic() + 30,
@@ -192,7 +192,7 @@ def _kill_process(name: str, number: int = 0) -> bool:
 
 
 @pytest.mark.chaos
-def test_twenty_kills_of_everything_cost_not_a_bit(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+def test_a_run_with_twenty_kills_is_bit_identical(hosts: Hosts, recipe: Recipe, tmp_path: Path):
     whole = _undisturbed(recipe, tmp_path, 2)
     hosts.start_head(cpus=0)
     for host in (1, 2):
@@ -249,13 +249,13 @@ def _kill(kind: str, job: _Job, hosts: Hosts, chance: random.Random) -> None:
 
 
 def _is_writing(folder: Path, known: set[Path]) -> bool:
-    """Whether there is a checkpoint that was not known, without a manifest yet."""
+    """Whether there is a new checkpoint without a manifest yet."""
     new = set((folder / "checkpoints").glob("step_*")) - known
     return any(not (path / "manifest.json").exists() for path in new)
 
 
 def _is_evaluating(job: _Job) -> bool:
-    """Whether the last step is followed by an evaluation that is not over."""
+    """Whether an evaluation after the last step is running."""
     records = [record for record in job.records() if isinstance(record, Metrics)]
     last = records[-1]
     return last.step % 20 == 0 and not last.is_evaluation
@@ -298,8 +298,8 @@ def test_a_lost_node_is_survived_on_fewer_workers_and_a_gained_one_is_used(
 
 
 @pytest.mark.chaos
-def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, recipe: Recipe, tmp_path: Path):
-    # Nothing but the notice makes a checkpoint before the end: an evaluation would, too.
+def test_a_drained_node_saves_a_checkpoint_before_it_ends(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+    # Without evaluations, which save checkpoints too, only the notice saves one before the end.
     recipe = dataclasses.replace(recipe, epochs=60, evaluation=dataclasses.replace(recipe.evaluation, every_epochs=60))
     hosts.start_head(cpus=0)
     for host in (1, 2):
@@ -326,7 +326,7 @@ def test_a_node_that_is_to_go_has_a_checkpoint_before_it_goes(hosts: Hosts, reci
 
 
 @pytest.mark.chaos
-def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, recipe: Recipe, tmp_path: Path):
+def test_a_host_cut_off_is_replaced_and_a_stopped_job_resumes(hosts: Hosts, recipe: Recipe, tmp_path: Path):
     hosts.start_head(cpus=0)
     for host in (1, 2):
         hosts.start_node(host, cpus=1)
@@ -337,7 +337,7 @@ def test_a_host_cut_off_is_replaced_and_a_stopped_job_goes_on(hosts: Hosts, reci
         hosts.cut(2)
         job.wait_until(lambda: len(hosts.nodes()) == 2, pause=1.0)
         hosts.restore(2)
-        # Ray ends a node that was declared dead; whoever runs the cluster starts it again.
+        # Ray ends a node that was declared dead; it must be started again.
         job.wait_until(lambda: hosts.has_ended(2), pause=1.0)
         hosts.start_node(2, cpus=1)
         cut_off = job.sessions()
@@ -381,7 +381,7 @@ class _Submitted(_Job):
         self.ray("submit", *options, "--", "python", "jobs/cifar_preact164.py", *self._arguments)
 
     def ray(self, *arguments: str) -> str:
-        """What `ray job` says."""
+        """The output of `ray job`."""
         process = self._hosts.popen(
             0, ["ray", "job", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=_ROOT, text=True
         )

@@ -61,7 +61,7 @@ else:
 
 
 class _Slurm:
-    """Two machines, n1 and n2, and what stands for Slurm on them."""
+    """Two machines, n1 and n2, with replacements of Slurm's commands."""
 
     def __init__(self, hosts: Hosts, folder: Path, job: int) -> None:
         self._hosts, self._folder, self._job = hosts, folder, job
@@ -109,7 +109,7 @@ def slurm() -> Iterator[_Slurm]:
     shutil.rmtree(made.ray_folder, ignore_errors=True)
 
 
-def test_a_job_told_to_go_saves_a_checkpoint_is_queued_again_and_goes_on(slurm: _Slurm, tmp_path: Path):
+def test_a_preempted_job_saves_a_checkpoint_is_queued_again_and_resumes(slurm: _Slurm, tmp_path: Path):
     run = tmp_path / "runs" / "run"
     job = ["python", "jobs/cifar_preact164.py", "--demo", "--model.depth", "8", "--execution.device", "cpu"]
     job += ["--execution.workers", "2", "--execution.cpus-per-worker", "1", "--execution.checkpoints.every", "10000"]

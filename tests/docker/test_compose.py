@@ -45,7 +45,7 @@ def test_a_worker_with_gpus_has_a_core_for_each_of_eight_and_shared_memory_withi
     assert re.sub(r"=\S*WORKER_CPUS\S*", "=", yaml.safe_load(text)["services"]["worker"]["command"]) == plain
 
 
-def test_a_field_that_nobody_knows_is_found():
+def test_an_unknown_field_is_found():
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(COMPOSE | {"services": {"s3": SERVICES["s3"] | {"helthcheck": {}}}}, _schema())
 
@@ -69,7 +69,7 @@ def test_a_service_has_an_image_limits_a_health_check_and_no_more_rights_than_it
     assert image == "dist-resnet" or re.fullmatch(r"v?\d+\.\d+(\.\d+)?", tag), service["image"]
     limits = service["deploy"]["resources"]["limits"]
     assert limits.keys() == {"cpus", "memory"}
-    # The images made here bring one of their own.
+    # The images built here have their own.
     assert "healthcheck" in service or image == "dist-resnet"
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service.get("cap_drop") == ["ALL"] or name in ("postgres", "s3")
@@ -85,7 +85,7 @@ def test_ray_nodes_ask_for_the_token_and_drain_before_they_are_killed():
         assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > drain + 10
         assert "--block" in SERVICES[name]["command"]
     assert "--num-cpus=0" in SERVICES["head"]["command"]
-    # Names and ports of its own would keep a second worker from starting.
+    # A fixed name or port would keep a second worker from starting.
     assert not {"container_name", "ports", "hostname"} & SERVICES["worker"].keys()
 
 
@@ -112,7 +112,7 @@ def test_the_command_that_makes_the_secrets_makes_one_for_each(page, tmp_path):
     assert made["WORKER_CPUS"] == "2"
 
 
-def test_what_is_mounted_is_there_and_what_lasts_is_a_volume():
+def test_mounted_files_exist_and_persistent_data_is_in_volumes():
     for service in SERVICES.values():
         for mount in service.get("volumes", ()):
             source = mount.split(":")[0]

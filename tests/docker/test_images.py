@@ -53,7 +53,7 @@ def test_bases_are_pinned_and_stages_are_each_other():
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_a_target_runs_as_nobody_special_with_a_health_check_and_labels(target):
+def test_a_target_runs_as_an_ordinary_user_with_a_health_check_and_labels(target):
     stage, base = _stages()[target], _stages()["base"]
     assert stage.rstrip().splitlines()[-1] == "USER 1000"
     assert "useradd --create-home --uid 1000" in base
@@ -61,7 +61,7 @@ def test_a_target_runs_as_nobody_special_with_a_health_check_and_labels(target):
     for label in ("title", "description", "licenses", "version"):
         assert f"org.opencontainers.image.{label}=" in base
     assert "org.opencontainers.image.revision=$COMMIT" in stage
-    # The compiler of hatchling and uv, and pip, stay behind.
+    # hatchling, uv and pip are not in the image.
     assert f"COPY --from={target}-packages /opt/venv /opt/venv" in stage
     assert "/build" not in stage
 
@@ -75,7 +75,7 @@ def test_no_secret_is_built_in():
         assert not re.search(r"(?i)password|secret|token=|_key", words.replace("RAY_AUTH_MODE=token", "")), words
 
 
-def test_packages_lists_are_removed_where_they_were_fetched():
+def test_package_lists_are_removed_in_the_layer_that_fetched_them():
     runs = [line for stage in _stages().values() for line in stage.splitlines() if "apt-get install" in line]
     assert len(runs) == 4
     for line in runs:
@@ -96,7 +96,7 @@ def test_every_package_of_a_lock_has_its_version_and_digest(name):
 
 
 @pytest.mark.parametrize(("name", "extras"), [("cpu", ("server",)), ("gpu", ())])
-def test_the_locks_hold_what_the_project_asks_for(name, extras):
+def test_the_locks_satisfy_the_projects_requirements(name, extras):
     pins = _pins(name)
     for requirement in _requirements(*extras):
         if requirement.name in ("torch", "torchvision"):
@@ -119,7 +119,7 @@ def test_both_images_hold_the_same_versions():
     assert gpu["nvidia-cuda-runtime"].major == 13
 
 
-def test_what_the_dockerfile_copies_is_there_and_not_ignored():
+def test_files_that_the_dockerfile_copies_exist_and_are_not_ignored():
     ignored = (ROOT / ".dockerignore").read_text().split()
     for words in re.findall(r"(?m)^COPY (?!--from)(.*)$", TEXT):
         for source in words.split()[:-1]:

@@ -1,4 +1,4 @@
-"""The services of docker/compose.yaml, run without Docker. Oracle: what they then do for a run.
+"""The services of docker/compose.yaml, run without Docker. Oracle: a run that they train, track and store.
 
 Each is in a network namespace of its own under the service's name, by the commands, environments and files of
 compose.yaml and the health check of the Dockerfile. PostgreSQL is Debian's; moto's server stands in for SeaweedFS.
@@ -32,7 +32,7 @@ _SECONDS_TO_START = 150.0
 
 
 class _Services:
-    """compose.yaml's services with their secrets filled in, and the processes that stand for containers."""
+    """compose.yaml's services with their secrets filled in, and a process in place of each container."""
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self._hosts, self._folder = hosts, folder
@@ -46,7 +46,7 @@ class _Services:
         self.running: dict[str, subprocess.Popen] = {}
 
     def environment(self, service: str) -> dict[str, str]:
-        """What a service's container has, with this machine's paths for the container's."""
+        """The environment of a service's container, with this machine's paths for the container's."""
         image = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self._folder)}
         image |= {"PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         given = self._services[service]["environment"]
@@ -72,12 +72,12 @@ class _Services:
             )
 
     def start_s3(self) -> None:
-        """Starts moto's server where SeaweedFS would be."""
+        """Starts moto's server in place of SeaweedFS."""
         command = [*self._entering("s3"), sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"]
         self.running["s3"] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def run(self, name: str, command: Sequence[str], env: Mapping[str, str], timeout: float = 60) -> str:
-        """What a command says that is run where a service is. Fails where it fails."""
+        """The output of a command that is run in a service's namespace. Fails if the command does."""
         done = subprocess.run(
             [*self._entering(name), *command],
             env=dict(env),
@@ -91,7 +91,7 @@ class _Services:
         return done.stdout
 
     def wait_until_healthy(self, service: str, name: str = "") -> None:
-        """Waits till the health check of a service, or of its image, succeeds."""
+        """Waits until the health check of a service, or of its image, succeeds."""
         name = name or service
         test = self._services[service].get("healthcheck", {}).get("test", ["CMD", *_image_health_check()])
         command = [*self._entering(name), *test[1:]]
@@ -161,13 +161,15 @@ def postgres(services: _Services, tmp_path_factory: pytest.TempPathFactory) -> I
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_submitted_job_trains_and_is_tracked_and_what_has_no_secret_is_refused(services: _Services, postgres: None):
+def test_a_submitted_job_trains_and_is_tracked_and_requests_without_secrets_are_refused(
+    services: _Services, postgres: None
+):
     services.start_s3()
     make_buckets, bucket_environment = services.command("buckets"), services.environment("buckets")
     listing = ["python", "-c", "import boto3; print(boto3.client('s3').list_buckets()['Buckets'])"]
     _wait_until(lambda: _succeeds(services, "head", listing, bucket_environment), lambda: "no S3")
     services.run("head", make_buckets, bucket_environment)
-    services.run("head", make_buckets, bucket_environment)  # again, as after `docker compose up` of a cluster there is
+    services.run("head", make_buckets, bucket_environment)  # again, as after `docker compose up` of an existing cluster
     services.start("mlflow")
     services.wait_until_healthy("mlflow")
     services.start("head")
@@ -187,10 +189,10 @@ def test_a_submitted_job_trains_and_is_tracked_and_what_has_no_secret_is_refused
     (words,) = commands_in((ROOT / "docker" / "compose.yaml").read_text())
     smaller = ["--model.depth", "8", "--epochs", "1", "--execution.cpus-per-worker", "1", "--execution.name", "first"]
     job = ["python", words[0].replace("/app", str(ROOT)), *words[1:], *smaller]
-    told = services.run("head", ["ray", "job", "submit", "--", *job], head, timeout=400)
-    assert "succeeded" in told, told[-3000:]
+    output = services.run("head", ["ray", "job", "submit", "--", *job], head, timeout=400)
+    assert "succeeded" in output, output[-3000:]
     for secret in ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD"):
-        assert services.variables[secret] not in told
+        assert services.variables[secret] not in output
     read = (
         "import boto3, json; from mlflow import MlflowClient; client = MlflowClient('http://mlflow:5000'); "
         "store = boto3.client('s3'); "

@@ -1,4 +1,4 @@
-"""What the dashboards ask Prometheus, and where the files are that it and Grafana read."""
+"""The dashboards' queries, and the paths of the files that Prometheus and Grafana read."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ BOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
 
 
 def exported(name: str) -> str:
-    """The name under which Prometheus knows a metric of `launch.ray.telemetry`."""
+    """The name in Prometheus of a metric of `launch.ray.telemetry`."""
     return f"ray_dist_resnet_{name}{'_total' if name in WORKER_COUNTERS else ''}"
 
 

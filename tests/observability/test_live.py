@@ -1,4 +1,4 @@
-"""A real run, watched by a real Prometheus, to which one thing after another happens. Oracle: what it is then told.
+"""A real run with one failure after another, watched by a real Prometheus. Oracle: the alerts that fire.
 
 Rules and configuration are docker/prometheus/'s, in which a minute is two seconds and a look is taken every second.
 Nodes are network namespaces; see `cluster/hosts.py`.
@@ -117,7 +117,7 @@ class _Watched:
         return self._started[-1]
 
     def close(self) -> None:
-        """Ends what was started."""
+        """Ends all started processes."""
         for process in self._started:
             process.kill()
             process.wait()
@@ -131,13 +131,13 @@ class _Watched:
         """Ray Train's workers on the second and third host."""
         found = []
         for pid in (pid for host in (1, 2) for pid in self._hosts.processes(host)):
-            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+            with contextlib.suppress(psutil.NoSuchProcess):  # other processes may end meanwhile
                 process = psutil.Process(pid)
                 found += [process] if "ray::RayTrainWorker" in " ".join(process.cmdline()) else []
         return found
 
     def ask(self, query: str) -> list[dict]:
-        """Prometheus' answer now; empty where it does not answer."""
+        """Prometheus' answer now; empty if it does not answer."""
         done = subprocess.run(
             [*self._hosts.entering(0, self._folder / "ray"), sys.executable, "-S", "-c", _ASK, query],
             capture_output=True,
@@ -146,7 +146,7 @@ class _Watched:
         return json.loads(done.stdout)["data"]["result"] if done.returncode == 0 else []
 
     def value(self, query: str) -> float:
-        """The one value of a query; not a number where there is none."""
+        """The one value of a query; NaN if there is none."""
         found = self.ask(query)
         return float(found[0]["value"][1]) if found else float("nan")
 
@@ -154,7 +154,7 @@ class _Watched:
         return bool(self.ask(f'ALERTS{{alertname="{alert}", alertstate="firing", run="run"}}'))
 
     def wait_until(self, what: str, holds: Callable[[], bool]) -> None:
-        """Returns once it holds, and says after how many seconds. Fails after minutes."""
+        """Returns once it holds, and prints after how many seconds. Fails after minutes."""
         began = time.monotonic()
         while not holds():
             if time.monotonic() - began > _SECONDS_FOR_A_CHANGE:
@@ -166,7 +166,7 @@ class _Watched:
 
 
 def _hurried(text: str, ray_folder: Path) -> str:
-    """A file of docker/prometheus with other times, and this cluster's folder for the container's."""
+    """A file of docker/prometheus with shorter times, and this cluster's folder for the container's."""
     text = re.sub(r"\b(\d+)m\b", lambda found: f"{int(found[1]) * _SECONDS_PER_MINUTE}s", text)
     text = re.sub(r"\b(\d+) \* 60\b", rf"\1 * {_SECONDS_PER_MINUTE}", text)
     return text.replace("interval: 15s", "interval: 1s").replace("/tmp/ray/", f"{ray_folder}/")
@@ -197,7 +197,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Watched]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_killed_worker_a_starved_loader_and_worse_are_told(watched: _Watched):
+def test_a_killed_worker_a_starved_loader_and_other_failures_fire_alerts(watched: _Watched):
     s3 = watched.start_s3()
     watched.start_prometheus()
     watched.start_driver()
@@ -211,46 +211,46 @@ def test_a_killed_worker_a_starved_loader_and_worse_are_told(watched: _Watched):
     assert not [alert for alert in ("WorkerLost", "InputBound", "TrainingStalled") if watched.fires(alert)]
 
     watched.workers()[0].kill()
-    watched.wait_until("a killed worker is told", lambda: watched.fires("WorkerLost"))
+    watched.wait_until("a killed worker fires an alert", lambda: watched.fires("WorkerLost"))
     for query in set(asked) - set(quiet):
         watched.wait_until(f"there are data for {query}", lambda query=query: bool(watched.ask(query)))
     watched.wait_until("both workers train again", lambda: watched.value("count(ray_dist_resnet_loss)") == 2)
 
     with _stuttering(s3):
-        watched.wait_until("a starved loader is told", lambda: watched.fires("InputBound"))
+        watched.wait_until("a starved loader fires an alert", lambda: watched.fires("InputBound"))
     watched.wait_until("a loader that is fed again is not", lambda: not watched.fires("InputBound"))
-    watched.wait_until("points that MLflow does not take are told", lambda: watched.fires("TrackingBacklog"))
+    watched.wait_until("undelivered points fire an alert", lambda: watched.fires("TrackingBacklog"))
 
-    asleep = watched.workers()
-    assert len(asleep) == 2
-    for process in asleep:
+    stopped = watched.workers()
+    assert len(stopped) == 2
+    for process in stopped:
         process.suspend()
-    watched.wait_until("workers that hang are told", lambda: watched.fires("TrainingStalled"))
-    watched.wait_until("a checkpoint that is too old is told", lambda: watched.fires("CheckpointTooOld"))
-    for process in asleep:
+    watched.wait_until("hung workers fire an alert", lambda: watched.fires("TrainingStalled"))
+    watched.wait_until("a checkpoint that is too old fires an alert", lambda: watched.fires("CheckpointTooOld"))
+    for process in stopped:
         with contextlib.suppress(psutil.NoSuchProcess):  # Ray may have been quicker.
             process.kill()
     watched.wait_until("workers that train again are not", lambda: not watched.fires("TrainingStalled"))
 
     watched._hosts.kill_node(2)
-    watched.wait_until("a run on fewer workers is told", lambda: watched.fires("FewerWorkers"))
+    watched.wait_until("a run on fewer workers fires an alert", lambda: watched.fires("FewerWorkers"))
 
     watched.driver.kill()
-    watched.wait_until("a driver that died is told", lambda: watched.fires("RunFailed"))
+    watched.wait_until("a dead driver fires an alert", lambda: watched.fires("RunFailed"))
 
     watched.start_driver()
     steps = watched.value("max_over_time(max(ray_dist_resnet_step)[10m:1s])")
-    watched.wait_until("the run goes on", lambda: watched.value("max(ray_dist_resnet_step)") > steps)
+    watched.wait_until("the run resumes", lambda: watched.value("max(ray_dist_resnet_step)") > steps)
     watched.driver.send_signal(signal.SIGINT)
     watched.wait_until("the driver stops", lambda: watched.driver.poll() is not None)
     assert watched.value("min(min_over_time(ray_dist_resnet_running[1m]))") == 0
     until = time.monotonic() + 5 * _SECONDS_PER_MINUTE
-    watched.wait_until("time goes by", lambda: time.monotonic() > until)
+    watched.wait_until("time passes", lambda: time.monotonic() > until)
     assert not watched.fires("RunFailed")
 
 
 class _stuttering:  # noqa: N801
-    """Within the block a process stands still for 2.5 s of every 2.6."""
+    """Within the block a process is stopped for 2.5 s of every 2.6."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         self._process, self._over = process, threading.Event()

@@ -29,7 +29,7 @@ def _promtool(*words: str) -> str:
     return done.stdout
 
 
-def test_every_query_and_alert_asks_for_metrics_that_are_exported():
+def test_every_query_and_alert_uses_exported_metrics():
     for query in [rule["expr"] for rule in RULES] + [query for board in BOARDS for query in queries_of(board)]:
         asked = set(re.findall(r"\bray_dist_resnet_\w+", query))
         assert asked <= OURS, query
@@ -53,7 +53,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.stem)
-def test_a_dashboard_asks_the_provisioned_source_and_no_panel_lies_on_another(board):
+def test_a_dashboard_asks_the_provisioned_source_and_no_panel_overlaps_another(board):
     (source,) = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yaml").read_text())[
         "datasources"
     ]
@@ -80,7 +80,7 @@ def test_promtool_parses_every_query_of_a_dashboard(board, tmp_path):
     assert f"{len(rules)} rules found" in _promtool("check", "rules", str(path))
 
 
-def test_promtool_takes_the_configuration_and_its_rules():
+def test_promtool_accepts_the_configuration_and_its_rules():
     assert f"{len(RULES)} rules found" in _promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
 
 
