@@ -1,4 +1,4 @@
-"""The line that a command ends in when it is interrupted. Importing this changes nothing and loads nothing."""
+"""The line that an interrupted command prints. Importing this changes nothing and loads nothing."""
 
 import os
 import sys

@@ -18,6 +18,6 @@ def configure(rank: int | None = None) -> None:
 
 
 def configure_unless_done() -> None:
-    """As `configure` on the driver, unless the program, or the one that imports it, has set up logging itself."""
+    """As `configure` on the driver, unless the program that runs has configured logging itself."""
     if not logging.getLogger("dist_resnet").hasHandlers():
         configure()

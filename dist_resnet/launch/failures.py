@@ -1,9 +1,9 @@
-"""What a Ray that fails raises: one line, whoever called. Imports nothing of Ray."""
+"""The errors raised if Ray fails, each with a one-line message. Imports nothing of Ray."""
 
 
 class RayFailedError(RuntimeError):
-    """Ray does not start or work, though nothing that was given is wrong."""
+    """Ray failed although all settings are right."""
 
 
 class RayEndedError(RayFailedError):
-    """Ray has ended under this process. The log has said so already."""
+    """Ray has ended under this process, which has logged it."""

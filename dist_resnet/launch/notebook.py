@@ -1,4 +1,4 @@
-"""The bar of a Jupyter notebook, which stays where it is below its cell and is drawn anew in place."""
+"""The progress bar of a Jupyter notebook, redrawn in place below its cell."""
 
 from collections import deque
 
@@ -11,18 +11,18 @@ _MOST_LINES = 12
 
 
 class NotebookBar:
-    """The bar, below its name and the newest lines; from any thread. Needs no widgets, for every front end shows it."""
+    """The bar, below its name and the newest lines. Works from any thread and in every front end, without widgets."""
 
     def __init__(self, progress: Progress, what: str, total: int | None) -> None:
         """`progress`: the bar's columns; it is never started."""
-        from IPython.display import display  # where there is a notebook, and nowhere else
+        from IPython.display import display  # installed wherever a notebook runs
 
         self._progress, self._name, self._lines = progress, what, deque[str](maxlen=_MOST_LINES)
         self._task = progress.add_task("", total=total, note="")
         self._shown = display(self._view(), display_id=True)
 
     def set(self, done: int, note: str = "") -> None:
-        """So much is done, with a few words on it."""
+        """Shows how much is done, and a note."""
         self._progress.update(self._task, completed=done, note=note)
         self._draw()
 
@@ -32,7 +32,7 @@ class NotebookBar:
         self._draw()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         self._draw()
 
     def _draw(self) -> None:

@@ -1,4 +1,4 @@
-"""A training run from start to registered model: what a notebook calls, and what every training job is made of."""
+"""A training run from start to registered model, for notebooks and for every training job."""
 
 import logging
 import shlex
@@ -41,14 +41,14 @@ def run_training(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     ValueError: no Parquet shards match .../no/such/train-*.parquet; run ...
     """
     logs.configure_unless_done()
-    # Late, for it takes MLflow.
+    # Imported late, because it imports MLflow.
     from dist_resnet.registry.publish import default_name
 
     return train(prepare(recipe, execution, job=default_name(recipe.model, recipe.data.dataset)))
 
 
 def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
-    """A run that has passed every check and is connected to Ray. `job` begins its name if it has none.
+    """A run that has passed all checks and is connected to Ray. If it has no name, its name starts with `job`.
 
     Raises ValueError, in one line, if the input is bad.
     """
@@ -68,7 +68,7 @@ def train(plan: Plan) -> dict[str, Any]:
     try:
         summary = ray_train.run(plan)
     except KeyboardInterrupt:
-        if cluster.own_cluster():  # else its workers would go on under a notebook, which lives
+        if cluster.own_cluster():  # otherwise its workers would keep running under a notebook
             cluster.disconnect()
         raise
     if summary["status"] == Finished.kind and plan.execution.tracking.register and (model := _register(plan)):

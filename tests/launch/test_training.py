@@ -134,7 +134,7 @@ def test_a_ray_of_its_own_is_as_large_as_each_call_needs_whoever_ends_it(recipe:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["finished 1 True", "finished 2 True", "finished 2 True", "finished 1 False"]
     assert done.stderr.count("which was started for a smaller run") == 1
-    assert done.stderr.count("starting a Ray of its own") == 3
+    assert done.stderr.count("starting its own Ray") == 3
 
 
 _CALLS = """
