@@ -86,7 +86,7 @@ def test_an_observer_that_fails_logs_one_warning_and_does_not_affect_the_others(
         _write(journal, _step(step))
         follower.look()
     assert told == read_journal(directory)
-    assert caplog.text.count("without being observed: BrokenPipeError: the terminal is gone") == 1
+    assert caplog.text.count("is no longer called: BrokenPipeError: the terminal is gone") == 1
 
 
 def test_a_storage_that_fails_during_and_at_the_end_of_a_run_loses_no_record(
