@@ -18,13 +18,8 @@ from dist_resnet.recipe import Execution
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 
 
-<<<<<<< HEAD
 def prepare(options: Options, *, workers: int | None) -> dict[str, Any]:
-    """Prepares a set, or goes on with it, and returns its manifest.
-=======
-def prepare(options: preparation.Options, *, workers: int | None) -> dict[str, Any]:
     """The manifest of a data set, prepared or continued.
->>>>>>> 1b585e8 (A trial's share of the cluster has its own file; plain English in launch/ray)
 
     `workers` tasks run at once, by default as many as the cluster has CPU cores. Raises as `data.prepare.prepare`
     does, and ValueError if no cluster answers or an address contains a password.
