@@ -181,6 +181,16 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, (path + unquote(rest[len(fixed) :])).rstrip("/") or "/"
 
 
+def opened_by_arrow(uri: str) -> bool:
+    """Whether Arrow itself opens an address: a local path, or a URI of a scheme that it parses.
+
+    >>> opened_by_arrow("/runs"), opened_by_arrow("s3://bucket/runs"), opened_by_arrow("az://container/runs")
+    (True, True, False)
+    """
+    scheme = _BY_NAME.get(uri.partition("://")[0].lower(), _LOCAL) if is_uri(uri) else _LOCAL
+    return scheme is _LOCAL or scheme.open is pafs.FileSystem.from_uri
+
+
 def child_uri(uri: str, name: str) -> str:
     """The address of `name`, which may have wildcards, in the folder at a local path or URI.
 

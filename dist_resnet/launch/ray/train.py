@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer
 
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.ray import internals
+from dist_resnet.launch.ray import storage as ray_storage
 from dist_resnet.launch.ray import worker as ray_worker
 from dist_resnet.launch.ray.cluster import (
     connect,
@@ -169,7 +170,7 @@ def _trainer(plan: Plan) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=plan.directory.uri,
+            **ray_storage.of(plan.directory.uri),
             failure_config=FailureConfig(max_failures=execution.recovery.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

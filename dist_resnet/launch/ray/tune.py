@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from dist_resnet.launch.plan import Plan
+from dist_resnet.launch.ray import storage as ray_storage
 from dist_resnet.launch.ray.cluster import disconnect, hold
 from dist_resnet.launch.ray.rung_scheduler import RungScheduler
 from dist_resnet.launch.ray.rungs import Rungs
@@ -70,7 +71,7 @@ def fit(
         ),
         run_config=tune.RunConfig(
             name=_FOLDER,
-            storage_path=directory.uri,
+            **ray_storage.of(directory.uri),
             failure_config=tune.FailureConfig(max_failures=plans[0].execution.recovery.max_failures),
             callbacks=[_TrialReporter(report), _Stopper(by_name, watch)],
             verbose=0,
