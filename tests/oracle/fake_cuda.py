@@ -141,6 +141,11 @@ class Waits:
         self._pinned.add(tensor.untyped_storage()._cdata)
         return tensor
 
+    @property
+    def pin_memory(self) -> Callable[[Any], Any]:
+        """What stands in for the method of tensors."""
+        return lambda tensor: self.pin(tensor)
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """The block that is watched."""
@@ -288,9 +293,39 @@ def _evaluation() -> list[str]:
     return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
 
 
+def _loader() -> list[str]:
+    """The second ghost batch with every change of colors, from pixels in pinned memory to the network's input."""
+    import numpy as np
+    import torch
+
+    from dist_resnet.data.input.augment import Augmentation
+    from dist_resnet.data.input.batch import BatchMaker
+    from dist_resnet.data.input.resident import crop_images
+    from dist_resnet.recipe import Augment
+
+    recipe, _ = _settings("bf16")
+    waits, indices = Waits(), np.arange(8)
+    torch.Tensor.pin_memory = waits.pin_memory
+    augment = Augment(kind="inception", size=32, color="full")
+    with fake_cuda() as device:
+        maker = BatchMaker(recipe, None, device, channels_last=True)  # type: ignore
+        for _ in range(2):
+            waits.found.clear()
+            with waits.watching():
+                pixels = waits.pin(torch.zeros(8, 32, 32, 3, dtype=torch.uint8, device="cpu"))
+                images = maker.normalized(pixels.to(device, non_blocking=True), indices, Augmentation(augment, 0, 0))
+                batch = maker.batch(images, np.zeros(8, np.int64), indices, 0, {})
+                resident = torch.zeros(50, 32, 32, 3, dtype=torch.uint8)
+                windows = np.tile(np.array([0, 0, 32, 32]), (8, 1))
+                crop_images(resident, indices, windows, np.zeros(8, bool), 4)
+        assert {each.device.type for each in (batch.images, batch.labels, batch.weights)} == {"cuda"}
+    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+
+
 _TRACES: dict[str, Callable[[], list[str]]] = {
     **{f"step {precision}": (lambda precision=precision: _step(precision)) for precision in ("fp32", "bf16", "fp16")},
     "evaluation": _evaluation,
+    "loader": _loader,
 }
 
 if __name__ == "__main__":

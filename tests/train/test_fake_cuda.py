@@ -15,3 +15,7 @@ def test_a_step_never_waits_for_the_gpu(precision: str, tmp_path: Path):
 
 def test_an_evaluation_waits_for_the_gpu_at_its_end_alone(tmp_path: Path):
     assert fake_cuda.trace("evaluation", tmp_path) == []
+
+
+def test_the_loader_never_waits_for_the_gpu(tmp_path: Path):
+    assert fake_cuda.trace("loader", tmp_path) == []

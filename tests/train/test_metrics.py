@@ -9,6 +9,7 @@ import torch
 
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.tracking.recorder import Recorder
+from dist_resnet.tracking.records import Metrics
 from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train.metrics import DivergedError, StepMeter
 from dist_resnet.worker import Worker
@@ -81,3 +82,23 @@ def test_input_bound_training_is_logged_once(tmp_path, caplog, data_seconds, hin
         meter.add(step, totals, images=8, learning_rate=0.1, data_seconds=data_seconds)
     recorder.close()
     assert caplog.text.count("training is input-bound: 67 %") == hints
+
+
+def test_on_a_gpu_the_wait_at_the_end_of_a_block_is_shared_by_its_steps(tmp_path):
+    """The host launches steps ahead of the device, so the time of a launch is not that of a step."""
+    clock = iter([0.0, 0.001, 0.002, 0.9]).__next__
+    directory = RunDirectory(str(tmp_path))
+    directory.write("recipe.json", b"{}")
+    recorder = Recorder.of_rank(0, directory)
+    worker = Worker(rank=0, world_size=1, device=torch.device("cuda", 0))
+    meter = StepMeter(worker, recorder, clock=clock)
+    for step in (1, 2):
+        meter.add(step, torch.zeros(3), images=32, learning_rate=0.1, data_seconds=0.0)
+    meter.flush()
+    recorder.commit()
+    recorder.close()
+    for record in read_journal(directory):
+        assert isinstance(record, Metrics)
+        assert record.values["time/step_seconds"] == pytest.approx(0.45)
+        assert record.values["throughput/images_per_second"] == pytest.approx(32 / 0.45)
+    assert meter.images_per_second == pytest.approx(64 / 0.9)

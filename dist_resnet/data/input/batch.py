@@ -11,7 +11,7 @@ from PIL import Image
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.augment import Augmentation
-from dist_resnet.data.input.normalize import Normalizer
+from dist_resnet.data.input.normalize import Normalizer, on_device
 from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 
@@ -149,4 +149,4 @@ class BatchMaker:
             images[position], weights[position] = 0, 0
             index = int(indices[position])
             reported.append(Damaged(index, *self._split.locate(index), reason))
-        return Batch(images, torch.from_numpy(labels).to(self._device), indices, ghost, weights, tuple(reported))
+        return Batch(images, on_device(labels, self._device), indices, ghost, weights, tuple(reported))

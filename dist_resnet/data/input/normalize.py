@@ -1,5 +1,7 @@
 """The network's input from uint8 pixels: color jitter, lighting, mean and deviation, in batches on the device."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -10,6 +12,12 @@ from dist_resnet.data.input.augment import ColorFactors
 _GRAY = (0.299, 0.587, 0.114)
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on a device; the host does not wait for a GPU, because the copy is from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Normalizer:
@@ -64,16 +72,23 @@ def jitter(values: torch.Tensor, factors: ColorFactors) -> torch.Tensor:
     """
     if factors.order is not None and factors.strengths is not None:
         values = _blend(values, factors.order, factors.strengths)
-    components = torch.from_numpy(factors.lighting).to(values.device) * torch.tensor(_EIGENVALUES, device=values.device)
-    return values + (components @ torch.tensor(_EIGENVECTORS, device=values.device).T)[:, None, None, :]
+    _, eigenvalues, eigenvectors = _constants(values.device)
+    components = on_device(factors.lighting, values.device) * eigenvalues
+    return values + (components @ eigenvectors.T)[:, None, None, :]
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of luminance [3], eigenvalues [3] and eigenvectors [3, 3], copied to a device once."""
+    gray, values, vectors = (torch.tensor(each, device=device) for each in (_GRAY, _EIGENVALUES, _EIGENVECTORS))
+    return gray, values, vectors
 
 
 def _blend(values: torch.Tensor, orders: np.ndarray, factors: np.ndarray) -> torch.Tensor:
     """Applies brightness, contrast and saturation by `factors`, float32 [N, 3], in `orders`, int64 [N, 3]."""
-    device = values.device
-    order = torch.from_numpy(orders).to(device)
-    strengths = torch.from_numpy(factors).to(device).gather(1, order)
-    weights = torch.tensor(_GRAY, device=device)
+    order = on_device(orders, values.device)
+    strengths = on_device(factors, values.device).gather(1, order)
+    weights, *_ = _constants(values.device)
     for turn in range(3):
         kind, strength = (column[:, turn, None, None, None] for column in (order, strengths))
         gray = (values * weights).sum(dim=3, keepdim=True)

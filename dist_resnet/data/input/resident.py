@@ -8,6 +8,7 @@ import torch
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
 from dist_resnet.data.input.batch import Batch, BatchMaker
 from dist_resnet.data.input.decoders import InputOptions, open_decoder
+from dist_resnet.data.input.normalize import on_device
 from dist_resnet.data.input.order import FullOrder
 from dist_resnet.data.input.streams import whole_requests
 from dist_resnet.data.shards.reader import ShardReader
@@ -110,8 +111,7 @@ def crop_images(
     reach = np.arange(size)
     rows = windows[:, :1] + reach - padding
     columns = windows[:, 1:2] + np.where(flips[:, None], reach[::-1], reach) - padding
-    index = torch.from_numpy(np.ascontiguousarray(indices)).to(device)
-    rows, columns = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
+    index, rows, columns = (on_device(each, device) for each in (np.ascontiguousarray(indices), rows, columns))
     height, width = images.shape[1:3]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
