@@ -14,9 +14,9 @@ nbformat = pytest.importorskip("nbformat", reason="no client of Jupyter kernels 
 
 RUN = """
 import threading
-from dist_resnet.launch.progress import Progress
+from dist_resnet.launch.progress import TrainingProgress
 from dist_resnet.tracking.records import Metrics, Session
-progress = Progress("run [1]", 20, 32)
+progress = TrainingProgress("run [1]", 20, 32)
 values = {"train/loss": 1.5, "train/top1_error": 0.25, "time/step_seconds": 0.5}
 session = Session(start_step=0, total_steps=20, world_size=2, device="CPU")
 def show(steps):
@@ -28,8 +28,8 @@ thread.join()
 progress.close()
 """
 PREPARATION = """
-from dist_resnet.launch.progress import PictureProgress
-progress = PictureProgress()
+from dist_resnet.launch.progress import ImageProgress
+progress = ImageProgress()
 progress.begin("train", 10)
 progress.advance(10)
 progress.close()
@@ -70,7 +70,7 @@ def test_a_run_has_one_bar_that_is_drawn_anew_in_place(cells):
 def test_a_preparation_has_one_too(cells):
     (shown,) = cells[1]
     assert "100%" in shown["data"]["text/plain"]
-    assert "10/10 pictures" in shown["data"]["text/plain"]
+    assert "10/10 images" in shown["data"]["text/plain"]
 
 
 def test_a_kernel_is_no_program(cells):
