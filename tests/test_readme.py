@@ -148,8 +148,6 @@ def test_the_lines_of_python_train_register_and_classify(tmp_path: Path):
         timeout=880,
     )
     assert done.returncode == 0, done.stderr
-    error, answers = done.stdout.strip().split(maxsplit=1)
-    assert float(error) < 0.9
-    (answer,) = ast.literal_eval(answers)
+    (answer,) = ast.literal_eval(done.stdout)
     assert len(answer["names"]) == 3
     assert answer["error"] is None
