@@ -14,6 +14,7 @@ import datetime
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -103,7 +104,7 @@ def header(doc: str | None, options: Options) -> Iterator[str]:
     yield f"# {(doc or '').partition(chr(10))[0].rstrip('.')}, {_today().isoformat()}\n"
     if options.quick:
         yield f"{_QUICK}\n"
-    yield f"    python benchmarks/{found['command']}\n"
+    yield f"    python benchmarks/{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\n"
     yield f"{machine()}; {', '.join(versions)}; commit {found['commit']}; load average {_load()} at the start."
     yield f"Options: {', '.join(settings)}.\n"
 

@@ -261,7 +261,7 @@ def test_every_trial_has_validation_images_matched_by_name_and_it_is_said_once(
         assert set(read_row_group(plan.validation, 0).labels.tolist()) == {2, 7}
         plan.claim()
         assert plan.directory.read_json("recipe.json")["classes"]["validation_labels"] == [7, 2]
-    assert sum("number their classes otherwise" in line for line in caplog.messages) == 1
+    assert sum("have their classes in another order" in line for line in caplog.messages) == 1
     assert sum("have 2 of the model's 10 classes" in line for line in caplog.messages) == 1
 
 

@@ -212,7 +212,7 @@ def test_bad_input_is_refused_before_anything_is_measured(
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
-    [({"depth": 21}, "no network has 21 layers"), ({"num_classes": 3}, "is outside of 0 .. 2")],
+    [({"depth": 21}, "no network has 21 layers"), ({"num_classes": 3}, "is not in 0 .. 2")],
 )
 def test_networks_that_cannot_be_are_refused(recipe: Recipe, execution: Execution, fields: dict, complaint: str):
     with pytest.raises(ValueError, match=complaint):

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import dist_resnet
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 TEXT = DOCKERFILE.read_text()
@@ -67,7 +69,7 @@ def test_a_target_runs_as_an_ordinary_user_with_a_health_check_and_labels(target
 
 
 def test_the_version_is_the_projects():
-    assert f'image.version="{PROJECT["project"]["version"]}"' in TEXT
+    assert f'image.version="{dist_resnet.__version__}"' in TEXT
 
 
 def test_no_secret_is_built_in():

@@ -119,8 +119,8 @@ def test_a_name_with_line_feeds_makes_one_line(tmp_path: Path) -> None:
     images["validation"][SYNSETS[0]][0] = ("leak.jpg", images["train"][SYNSETS[0]][0][1])
     source = write_folders(tmp_path / "source", images)
     lines = runpy.run_path(str(JOB))["describe"](prepare_here(source, tmp_path / "target"))
-    assert any(rf"left out: train/{SYNSETS[1]}/a\nb\t\x1b[2J.jpg (no image" in line for line in lines)
-    assert any(line.startswith("twice: 1 of 10 validation images are in train too") for line in lines)
+    assert any(rf"left out: train/{SYNSETS[1]}/a\nb\t\x1b[2J.jpg (not an image" in line for line in lines)
+    assert any(line.startswith("duplicates: 1 of 10 validation images are in train too") for line in lines)
     assert all(line.isprintable() for line in lines)
 
 

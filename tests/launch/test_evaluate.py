@@ -48,7 +48,7 @@ def test_the_same_images_with_other_class_numbers_have_the_same_errors(run, reci
     assert found.metrics == own.metrics
     assert 0 < own.metrics["val/top1_error"] < 1
     assert found.lacking == ()
-    assert sum("number their classes otherwise" in line for line in caplog.messages) == 1
+    assert sum("have their classes in another order" in line for line in caplog.messages) == 1
     by_number = _evaluate(run, execution, other, match_classes="numbers")
     assert by_number.metrics["val/loss"] != own.metrics["val/loss"]
 
@@ -94,7 +94,7 @@ def test_images_of_another_size_than_pad_needs_end_the_job_with_one_line(run, tm
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert f"a.parquet row 0 of {size[1]} x {size[0]}; give images of that size" in done.stderr.splitlines()[-1]
+    assert f"a.parquet row 0 has {size[1]} x {size[0]}; give images of that size" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

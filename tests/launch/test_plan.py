@@ -111,7 +111,7 @@ def _of_sizes(folder: Path, sizes: list[tuple[int, int]]) -> str:
     [
         (
             [(64, 64)] * 40,
-            r"none of the first 40 .*/a.parquet row 0 of 64 x 64; give images of that size, or train with "
+            r"none of the first 40 .*/a.parquet row 0 has 64 x 64; give images of that size, or train with "
             r"--augment.size 64 or --augment.kind scale",
         ),
         ([(28, 28)] * 40, "of 28 x 28; .* train with --augment.size 28 or"),

@@ -98,7 +98,7 @@ def test_a_source_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Pat
     with pytest.raises(ValueError, match=r"odd is not a known kind of source; give folders train and val"):
         prepare_here(tmp_path / "odd", tmp_path / "target")
     write_folders(tmp_path / "source", small_images())
-    with pytest.raises(ValueError, match=r"of no known kind; .* \(or class folders and --split\)"):
+    with pytest.raises(ValueError, match=r"is not a known kind of source; .* \(or class folders and --split\)"):
         prepare_here(tmp_path / "source" / "train", tmp_path / "target")
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "flat" / "train" / "a.JPEG").write_bytes(b"x")

@@ -93,8 +93,8 @@ def test_an_unknown_class_is_refused_by_the_first_image_that_has_one(tmp_path: P
     split = shards(tmp_path, [0, 2, 1], ["cat", "wolf", "newt"])
     said = refused("is not one of the model's 4 classes", split, ["ant", "bee", "cat", "dog"], 4)
     assert said == (
-        f"class 'newt' of the validation images at {tmp_path} (label 2, first in {tmp_path}/x.parquet row 1) is none "
-        "of the model's 4 classes, 'ant', 'bee', 'cat', 'dog'; give images of the model's classes, or "
+        f"class 'newt' of the validation images at {tmp_path} (label 2, first in {tmp_path}/x.parquet row 1) is not "
+        "one of the model's 4 classes, 'ant', 'bee', 'cat', 'dog'; give images of the model's classes, or "
         "--data.match-classes numbers if equal labels are equal classes"
     )
 
@@ -199,9 +199,11 @@ def test_numbers_have_to_fit_where_names_cannot_be_compared(tmp_path: Path) -> N
         ["a", "b", "c"],
         3,
     )
-    refused("label -1 in .*row 0 is none of .* 3 classes, 0 .. 2", shards(tmp_path / "b", [-1, 0], None), None, 3)
+    refused(
+        "label -1 in .*row 0 is not one of the model's classes, 0 .. 2", shards(tmp_path / "b", [-1, 0], None), None, 3
+    )
     # Outputs that the training images have no class for are no classes.
-    refused("label 3 in .* is none of .* 3 classes", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
+    refused("label 3 in .* is not one of the model's classes", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
     refused(
         "name 2 classes, the model has 3 without names, so they cannot be matched; .*match-classes numbers",
         shards(tmp_path / "c", [0, 1], ["b", "c"]),
@@ -217,7 +219,7 @@ def test_a_label_that_its_own_shards_have_no_name_for_is_refused(tmp_path: Path)
         ["b", "a", "c"],
         3,
     )
-    with pytest.raises(ValueError, match="label 2 in .*row 1 has no name"):
+    with pytest.raises(ValueError, match="label 2 in .*row 1 has no class name"):
         classes.of_training(open_split(str(tmp_path)), 3, spare_outputs=False)
 
 

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tracking.frozen import immutable
+from oracle.immutable import immutable
 
 from dist_resnet.tracking import commands
 from dist_resnet.tracking.mlflow import address, database

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracking.frozen import immutable
+from oracle.immutable import immutable
 
 from dist_resnet.launch.follow import Lookout, RunFollower
 from dist_resnet.tracking.journal import Journal
