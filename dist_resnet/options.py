@@ -201,7 +201,7 @@ def _laid_out(doc: str, columns: int) -> str:
 
 def _prose(block: str, columns: int) -> str:
     """A paragraph, or a list of items that begin with a dash."""
-    items = re.split(r"\n(?=- )", block.replace(" %", "\xa0%"))
+    items = re.split(r"\n(?=- )", re.sub(r"\n +", "\n", block).replace(" %", "\xa0%"))
     return "\n".join(_filled(item, columns, indent="  " * item.startswith("- ")) for item in items)
 
 

@@ -9,6 +9,7 @@ from cluster.commands import commands_in, execution_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "cluster/README.md")]
 
 
 @pytest.mark.parametrize("page", ["operations.md", "reproduce.md", "signal-propagation.md"])
@@ -28,6 +29,30 @@ def test_every_file_that_a_page_names_or_links_to_exists(page):
         assert list(ROOT.glob(name.rstrip("/"))), name
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert "://" in link or (page.parent / link).exists(), link
+
+
+def _links(page: Path) -> list[tuple[Path, str]]:
+    """The files that a page links to, each with the section; the page's own sections too."""
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text())
+    return [((page.parent / file).resolve() if file else page, section) for file, section in found if "://" not in file]
+
+
+def _sections(page: Path) -> set[str]:
+    """The names by which GitHub links to a page's headings."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*OTHERS, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_section_that_a_page_links_to_exists(page: Path):
+    for file, section in _links(page):
+        assert not section or section in _sections(file), (file.name, section)
+
+
+def test_every_page_is_two_clicks_from_the_readme_or_nearer():
+    near = {file for file, _ in _links(ROOT / "README.md")}
+    reached = near | {file for page in near if page.suffix == ".md" for file, _ in _links(page)}
+    assert {*OTHERS[1:], *PAGES} <= reached
 
 
 def test_imagenet_is_given_by_quoted_globs_of_the_shards_that_its_preparation_writes():

@@ -19,7 +19,8 @@ DOC = r"""Trains a network, which takes a title of more than sixty columns in th
 The error is 20.7 %
 after 90 epochs.
 
-- one item of a list, with so many words in it that it continues on a second line
+- one item of a list, with so many words
+  in it that it continues on a second line
 - another
 """
 

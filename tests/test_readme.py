@@ -55,7 +55,7 @@ def test_every_link_and_every_room_of_the_tree_exists():
     tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL)
     assert tree is not None
     rooms = [line.split()[0] for line in tree.group(1).splitlines()]
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     for name in rooms + links:
         assert (REPOSITORY / name).exists(), name
 

@@ -213,8 +213,9 @@ class DeliveryProgress:
 
 def _session_line(record: Session) -> str:
     size = record.world_size or 1
-    start = f"resuming after step {record.start_step}" if record.start_step else "starting"
-    return f"{start} of {record.total_steps} steps on {size} worker{'s' * (size > 1)} ({record.device})"
+    steps = f"{record.total_steps} steps"
+    start = f"resuming after step {record.start_step} of {steps}" if record.start_step else f"starting {steps}"
+    return f"{start} on {size} worker{'s' * (size > 1)} ({record.device})"
 
 
 def _evaluation_line(record: Metrics) -> str:

@@ -99,7 +99,9 @@ def test_secrets_come_from_a_file_that_is_not_committed():
         assert ignored.stdout.strip() == "docker/.env"
 
 
-@pytest.mark.parametrize("page", ["docker/env.example", "docker/compose.yaml", "docs/containers.md"])
+@pytest.mark.parametrize(
+    "page", ["docker/env.example", "docker/compose.yaml", "docs/containers.md", "docs/observability.md"]
+)
 def test_the_command_that_makes_the_secrets_makes_one_for_each(page, tmp_path):
     (command,) = re.findall(r"\(umask 077; .*> \.env\)", (ROOT / page).read_text())
     (tmp_path / "env.example").write_text(EXAMPLE)

@@ -62,7 +62,7 @@ def test_a_run_has_one_bar_that_is_drawn_anew_in_place(cells):
     assert "<pre" in shown["data"]["text/html"]
     text = shown["data"]["text/plain"]
     assert "run [1]" in text
-    assert "starting of 20 steps on 2 workers (CPU)" in text
+    assert "starting 20 steps on 2 workers (CPU)" in text
     assert " 50%" in text
     assert "320/640 images loss 1.500, error 25.0%" in text
 

@@ -24,7 +24,7 @@ def test_a_file_gets_plain_lines_with_images_loss_error_rate_and_time_left():
     stream = io.StringIO()
     TrainingProgress("run", 20, 32, stream=stream).show(_records(range(1, 11)))
     assert stream.getvalue().splitlines() == [
-        "run: starting of 20 steps on 2 workers (CPU)",
+        "run: starting 20 steps on 2 workers (CPU)",
         "run: step 10/20, 320 images, loss 1.500, error 25.0%, 64.0 images/s, 0:00:05 left",
     ]
 
