@@ -95,7 +95,7 @@ def test_a_registered_model_is_evaluated_by_name(order, recipe, make_run, store,
     other = run_inside("evaluate", "--model", model, "--validation", uri, *options)
     assert own.returncode == other.returncode == 0
     assert json.loads(own.stdout) == json.loads(other.stdout)
-    assert ("number their classes otherwise" in other.stderr) == (order != sorted(order))
+    assert ("have their classes in another order" in other.stderr) == (order != sorted(order))
     few = rename_classes(recipe.data.validation, tmp_path / "few", [names[2]], [None, None, 0, None])
     assert run_inside("evaluate", "--model", model, "--validation", few, *options).returncode == 0
     tags = MlflowClient(store).get_model_version(*model.removeprefix("models:/").split("/")).tags

@@ -155,7 +155,7 @@ def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
     (packed / "animals.zip").write_bytes(buffer.getvalue())
     assert "holds the archive animals.zip; only ILSVRC2012_img_train.tar" in refusal(packed, tmp_path / "target")
     line = refusal(packed / "animals.zip", tmp_path / "target")
-    assert line.endswith("animals.zip is a file; unpack it and give the folder with what was in it")
+    assert line.endswith("animals.zip is a file; unpack it and give the folder with its content")
 
 
 def test_a_source_that_is_a_file_is_refused(tmp_path: Path) -> None:

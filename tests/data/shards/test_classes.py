@@ -205,7 +205,7 @@ def test_numbers_have_to_fit_where_names_cannot_be_compared(tmp_path: Path) -> N
     # Outputs that the training images have no class for are no classes.
     refused("label 3 in .* is not one of the model's classes", shards(tmp_path / "d", [3], None), ["a", "b", "c"], 5)
     refused(
-        "name 2 classes, the model has 3 without names, so they cannot be matched; .*match-classes numbers",
+        "name 2 classes, the model has 3 classes without names, so they cannot be matched; .*match-classes numbers",
         shards(tmp_path / "c", [0, 1], ["b", "c"]),
         None,
         3,
