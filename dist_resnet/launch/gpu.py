@@ -18,7 +18,7 @@ _GIB = 1 << 30
 def take(device: torch.device, *, share: float = 1.0) -> None:
     """Waits until about this share of the GPU's memory is free and bounds a process of several on a GPU to its share.
 
-    Does nothing on the CPU.
+    The device has to have a number. Does nothing on the CPU.
     """
     if device.type != "cuda":
         return

@@ -361,7 +361,7 @@ def _loader() -> list[str]:
                 windows = np.tile(np.array([0, 0, 32, 32]), (8, 1))
                 crop_images(resident, indices, windows, np.zeros(8, bool), 4)
         assert {each.device.type for each in (batch.images, batch.labels, batch.weights)} == {"cuda"}
-    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+    return waits.lines()
 
 
 _TRACES: dict[str, Callable[[], list[str]]] = {

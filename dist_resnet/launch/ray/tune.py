@@ -108,7 +108,8 @@ def _run_trial(
     # After withdrawing: the sweep's request comes before its trials', so none is missed in between.
     if sweep.exists(stop.FILE):
         return
-    device = torch.device("cuda" if plan.execution.device == "gpu" else "cpu")
+    # With its number: torch bounds no memory of a GPU without one.
+    device = torch.device("cuda", 0) if plan.execution.device == "gpu" else torch.device("cpu")
     gpu.take(device, share=shares[plan.name].gpus)
     worker = Worker(rank=0, world_size=1, device=device)
     with WorkerTelemetry(label(plan), worker.rank) as telemetry:

@@ -52,10 +52,10 @@ def test_a_trial_takes_its_share_of_a_gpu_before_it_trains(recipe: Recipe, execu
     plan = prepare(recipe, execution, job="test")
     on_gpu = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, device="gpu"))
     done = []
-    monkeypatch.setattr(tune.gpu, "take", lambda device, *, share: done.append((device.type, share)))
+    monkeypatch.setattr(tune.gpu, "take", lambda device, *, share: done.append((str(device), share)))
     monkeypatch.setattr(tune, "run_worker", lambda *_, **__: done.append("trained"))
     for each in (plan, on_gpu):
         shares = {each.name: Share(cpus=1, gpus=0.25)}
         sweep, plans = plan.directory.parent, {each.name: each}
         tune._run_trial({"trial": each.name}, sweep=sweep, plans=plans, shares=shares, early_stop=False)
-    assert done == [("cpu", 0.25), "trained", ("cuda", 0.25), "trained"]
+    assert done == [("cpu", 0.25), "trained", ("cuda:0", 0.25), "trained"]
