@@ -177,8 +177,10 @@ class _Casts(TorchDispatchMode):
         self._pointers, self._cached = pointers, cached
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self._pointers:
-            self.found[args[0].data_ptr()] += kwargs.get("dtype") == torch.bfloat16
-        if not self._cached:
+        if function is torch.ops.aten._to_copy.default:
+            if args[0].data_ptr() in self._pointers:
+                self.found[args[0].data_ptr()] += kwargs.get("dtype") == torch.bfloat16
+        # A cast holds the cache's lock.
+        elif not self._cached:
             torch.clear_autocast_cache()
         return function(*args, **(kwargs or {}))
