@@ -35,10 +35,13 @@ from dist_resnet.recipe import Augment, Checkpoints, Data, Evaluation, Execution
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives to one process the tests that share a Ray, started once, and those that take the whole machine."""
+    """Gives to one process the tests that share a Ray, started once, and those that take the whole machine. Skips those
+    of GPUs where there is none."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group("one at a time"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU here"))
 
 
 @pytest.fixture(scope="session", autouse=True)

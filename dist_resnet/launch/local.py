@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from dist_resnet import logs
+from dist_resnet.launch import gpu
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.resources import of_this_machine, settle_workers
 from dist_resnet.launch.supervise import supervise
@@ -51,7 +52,9 @@ def start_workers(plan: Plan) -> None:
 def in_processes(execution: Execution, act: Callable[[Worker], None]) -> None:
     """Calls `act`, which must be picklable, on every worker of a settled execution, and waits for all."""
     if execution.most_workers == 1:
-        act(Worker(rank=0, world_size=1, device=_torch_device(execution, 0)))
+        device = _torch_device(execution, 0)
+        gpu.take(device)
+        act(Worker(rank=0, world_size=1, device=device))
         return
     # Python's resource tracker unblocks SIGINT when it starts, so it must start before SIGINT is blocked.
     torch.multiprocessing.get_context("spawn").Lock()
@@ -88,14 +91,29 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
     logs.configure(rank)
     signal.signal(signal.SIGINT, _end_with(os.getppid()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    device = _torch_device(execution, rank)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=execution.recovery.hang_timeout_minutes)
-    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
+    worker = Worker(rank=rank, world_size=world_size, device=_torch_device(execution, rank))
+    gpu.take(worker.device)
+    join_group(worker, rendezvous, timeout=datetime.timedelta(minutes=execution.recovery.hang_timeout_minutes))
     try:
-        act(Worker(rank=rank, world_size=world_size, device=device))
+        act(worker)
     finally:
         dist.destroy_process_group()
+
+
+def join_group(worker: Worker, rendezvous: str, *, timeout: datetime.timedelta) -> None:
+    """Joins the process group of a worker of this machine: NCCL's, with the worker's GPU for all it does, or gloo's."""
+    on_gpu = worker.device.type == "cuda"
+    if on_gpu:
+        # Otherwise every rank's lists of objects, and whatever names no GPU, would go to the first one.
+        torch.cuda.set_device(worker.device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=rendezvous,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        timeout=timeout,
+        device_id=worker.device if on_gpu else None,
+    )
 
 
 @contextlib.contextmanager

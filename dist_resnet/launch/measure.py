@@ -1,5 +1,6 @@
 """The time and memory of a recipe's step on a device, measured on random images."""
 
+import gc
 import time
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class StepCost:
 def measure_step(recipe: Recipe, execution: Execution, device: torch.device, *, num_steps: int = 2) -> StepCost:
     """The cost of a step, measured over a few on random images; on a GPU also of one forward pass of an evaluation."""
     cuda = device.type == "cuda"
+    # Reference cycles may hold an earlier measurement's tensors.
+    gc.collect()
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

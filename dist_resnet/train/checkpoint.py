@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from dist_resnet.tracking.run_directory import RunDirectory
+from dist_resnet.train.host_copy import HostCopy
 from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -45,17 +46,29 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A copy of the training state after a step, on the CPU, to be written while training continues."""
+    """A copy of the training state after a step, on the CPU, to be written while training continues.
+
+    Its tensors have no meaning before `wait` has returned.
+    """
 
     step: int
     weights: dict[str, torch.Tensor]
     slots: dict[str, torch.Tensor]
     counters: dict[str, Any]
+    wait: Callable[[], None]
 
     @classmethod
     def of(cls, state: TrainState) -> "Snapshot":
-        """A copy of the state."""
-        return cls(step=state.step, weights=state.weights(), slots=state.slots(), counters=state.counters())
+        """A copy of the state as it is now."""
+        weights, slots = state.live_weights(), state.live_slots()
+        copy = HostCopy([*weights.values(), *slots.values()])
+        return cls(
+            step=state.step,
+            weights=dict(zip(weights, copy.tensors[: len(weights)], strict=True)),
+            slots=dict(zip(slots, copy.tensors[len(weights) :], strict=True)),
+            counters=state.counters(),
+            wait=copy.wait,
+        )
 
 
 def folder_of(step: int) -> str:
@@ -68,6 +81,7 @@ def save(directory: RunDirectory, snapshot: Snapshot) -> None:
 
     Raises OSError if the storage fails; the files written so far are then not a checkpoint.
     """
+    snapshot.wait()
     folder = folder_of(snapshot.step)
     # If a damaged checkpoint is rewritten, its old manifest must not cover a mixture of files.
     directory.delete(f"{folder}/{MANIFEST}")

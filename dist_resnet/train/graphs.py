@@ -24,7 +24,8 @@ class GraphedPass:
     def __init__(self, run: Pass, *inputs: torch.Tensor) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # By default a loader's thread that allocates memory meanwhile would break the recording.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._totals = run(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:

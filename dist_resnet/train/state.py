@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dist_resnet.train.host_copy import portable
 from dist_resnet.train.optimizer import check_slots
 
 # The name of SGD's slot in checkpoints of the first release.
@@ -25,18 +26,27 @@ class TrainState:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's parameters and BN statistics by name, on the CPU in the default memory format."""
-        return {name: _portable(tensor) for name, tensor in self.model.state_dict().items()}
+        return {name: portable(tensor) for name, tensor in self.live_weights().items()}
 
     def slots(self) -> dict[str, torch.Tensor]:
+        """A copy of `live_slots` on the CPU in the default memory format."""
+        return {name: portable(tensor) for name, tensor in self.live_slots().items()}
+
+    def live_weights(self) -> dict[str, torch.Tensor]:
+        """The model's parameters and BN statistics by name, which the next step changes."""
+        return self.model.state_dict()
+
+    def live_slots(self) -> dict[str, torch.Tensor]:
         """The optimizer's state by `<slot>.<parameter>`, such as `momentum_buffer.head.classifier.weight`.
 
-        Empty before the first step. Raises ValueError for a slot that `load` would not restore.
+        Empty before the first step; the next step changes it. Raises ValueError for a slot that `load` would not
+        restore.
         """
         tensors = {}
         for name, parameter in self.model.named_parameters():
             kept = {slot: value for slot, value in self.optimizer.state.get(parameter, {}).items() if value is not None}
             check_slots(self.optimizer, kept)
-            tensors |= {f"{slot}.{name}": _portable(value) for slot, value in kept.items()}
+            tensors |= {f"{slot}.{name}": value for slot, value in kept.items()}
         return tensors
 
     def counters(self) -> dict[str, Any]:
@@ -45,7 +55,7 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Any], slots: dict[str, Any], counters: dict[str, Any]) -> None:
-        """Restores what the three methods above returned, keeping device and memory format.
+        """Restores what `weights`, `slots` and `counters` returned, keeping device and memory format.
 
         Raises ValueError if the tensors do not match this model and this optimizer.
         """
@@ -70,7 +80,3 @@ class TrainState:
         if counters["scaler"]:
             self.scaler.load_state_dict(counters["scaler"])
         self.step = counters["step"]
-
-
-def _portable(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True).contiguous()

@@ -13,7 +13,7 @@ from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import data_parallel
 from dist_resnet.train.graphs import GraphedPass, warm_up
 from dist_resnet.train.optimizer import set_learning_rate
-from dist_resnet.train.precision import autocast
+from dist_resnet.train.precision import autocast, shared_casts
 from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.statistics import RunningStatistics
@@ -46,7 +46,9 @@ class TrainStep:
         state.model.train()
         set_learning_rate(state.optimizer, learning_rate)
         totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
-        with self.statistics.uncounted():
+        # A recording makes its own casts, as the weights are at every replay.
+        casts = contextlib.nullcontext() if self._is_graphed else shared_casts(self._worker.device)
+        with self.statistics.uncounted(), casts:
             if self._is_graphed and self._graph is None:
                 self._graph = self._record(batches[0])
             run = self._graph or self._forward_backward

@@ -1,9 +1,12 @@
 """The load of rank 0's machine, under the metric names that MLflow's system-metrics page shows."""
 
+import logging
 import time
 
 import psutil
 import torch
+
+logger = logging.getLogger(__name__)
 
 _MEGABYTE = 1 << 20
 
@@ -38,6 +41,7 @@ class System:
         values = {"system/gpu_0_memory_usage_megabytes": (total - free) / _MEGABYTE}
         try:
             values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
-        except (ModuleNotFoundError, RuntimeError):
-            return values  # nvidia-ml-py is not installed, or the driver does not report it.
+        except Exception as error:
+            # Of torch, or nvidia-ml-py's own: it is not installed, or the driver does not tell, as of a MIG slice.
+            logger.debug("the GPU's utilization is not known: %s", error)
         return values

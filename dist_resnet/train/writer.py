@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: the training loop stops only for a copy to the CPU's memory."""
+"""Checkpoints written in the background: the training loop stops only for a copy in memory, on a GPU for its launch."""
 
 import logging
 import threading
@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def save(self, state: TrainState) -> float:
-        """Copies the state; returns the seconds this took. Raises the error of an earlier checkpoint's writing."""
+        """Copies the state, as `Snapshot.of`; returns the seconds this took. Raises an earlier checkpoint's error."""
         start = time.perf_counter()
         snapshot = Snapshot.of(state)
         seconds = time.perf_counter() - start

@@ -43,6 +43,7 @@ Result cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0;
 Result cudaEventCreateWithFlags(void **event, unsigned flags) { *event = (void *)(handles++); return 0; }
 Result cudaEventDestroy(void *event) { return 0; }
 Result cudaEventRecord(void *event, void *stream) { return 0; }
+Result cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) { return 0; }
 Result cudaEventQuery(void *event) { return 0; }
 Result cudaEventSynchronize(void *event) { return 0; }
 Result cudaThreadExchangeStreamCaptureMode(int *mode) { return 0; }
@@ -114,17 +115,18 @@ def fake_cuda() -> Iterator[Any]:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.current_device = lambda: 0
-    with _fused_sgd(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda", 0):
+    torch.cuda._lazy_init = lambda: None
+    with _changing_nothing(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda", 0):
         yield torch.device("cuda", 0)
 
 
 @contextlib.contextmanager
-def _fused_sgd() -> Iterator[None]:
-    """torch has no fake kernel of the fused SGD: it changes numbers alone, so that nothing is one."""
+def _changing_nothing() -> Iterator[None]:
+    """torch has no fake kernels of the fused SGD, which changes numbers alone, and of a stream's note of a tensor."""
     import torch
 
     library = torch.library.Library("aten", "IMPL", "Meta")
-    for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+    for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "record_stream"):
         library.impl(name, lambda *_, **__: None)
     yield
 
@@ -135,6 +137,10 @@ class Waits:
     def __init__(self) -> None:
         self.found: collections.Counter[str] = collections.Counter()
         self._pinned: set[int] = set()
+
+    def lines(self) -> list[str]:
+        """A line for each kind of wait."""
+        return [f"{count} x {what}" for what, count in sorted(self.found.items())]
 
     def pin(self, tensor: Any) -> Any:
         """The same tensor, taken as one in pinned memory from here on."""
@@ -151,12 +157,13 @@ class Waits:
         """The block that is watched."""
         from torch.utils._python_dispatch import TorchDispatchMode
 
-        add = self._add
+        add, pin = self._add, self.pin
 
         class Watch(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 add(function, args, kwargs or {})
-                return function(*args, **(kwargs or {}))
+                result = function(*args, **(kwargs or {}))
+                return pin(result) if (kwargs or {}).get("pin_memory") else result
 
         with Watch():
             yield
@@ -171,15 +178,21 @@ class Waits:
         if name == "aten.index.Tensor" and any(index is not None and index.dtype == torch.bool for index in args[1]):
             self.found["aten.index.Tensor by a mask"] += 1
         if name == "aten._to_copy.default" and kwargs.get("device") is not None:
-            self._add_copy(tensors[0], torch.device(kwargs["device"]).type, kwargs.get("non_blocking", False))
+            device, pinned = torch.device(kwargs["device"]).type, bool(kwargs.get("pin_memory"))
+            self._add_copy(tensors[0], device, non_blocking=kwargs.get("non_blocking", False), pinned=pinned)
         if name == "aten.copy_.default":
-            self._add_copy(tensors[1], tensors[0].device.type, args[2] if len(args) > 2 else False)
+            target, source, *flags = (*args, kwargs.get("non_blocking", False))
+            self._add_copy(source, target.device.type, non_blocking=flags[0], pinned=self._is_pinned(target))
 
-    def _add_copy(self, source: Any, target: str, non_blocking: bool) -> None:
+    def _is_pinned(self, tensor: Any) -> bool:
+        return tensor.untyped_storage()._cdata in self._pinned
+
+    def _add_copy(self, source: Any, target: str, *, non_blocking: bool, pinned: bool) -> None:
+        """`pinned`: whether the copy is in pinned memory, if it is on the CPU."""
         if {source.device.type, target} != {"cpu", "cuda"}:
             return
-        pageable = source.device.type == "cpu" and source.untyped_storage()._cdata not in self._pinned
-        # A copy from pageable memory waits, whatever was asked for.
+        pageable = not (self._is_pinned(source) if target == "cuda" else pinned)
+        # A copy from or to pageable memory waits, whatever was asked for.
         if pageable or not non_blocking:
             what = "pageable" if pageable else "blocking"
             self.found[f"{what} copy of {list(source.shape)} from {source.device.type} to {target}"] += 1
@@ -246,8 +259,8 @@ def _batches(recipe: Any) -> list[Any]:
     ]
 
 
-def _step(precision: str) -> list[str]:
-    """The third step, which finds everything that earlier ones made."""
+def _steps(precision: str) -> list[str]:
+    """The third and the fourth step, which find everything that earlier ones made."""
     from dist_resnet.train.step import TrainStep
     from dist_resnet.worker import Worker
 
@@ -258,11 +271,40 @@ def _step(precision: str) -> list[str]:
         step = TrainStep(recipe, execution, worker, _state(recipe, execution, device))
         for _ in range(2):
             step(_batches(recipe), 0.1)
-        batches = _batches(recipe)
-        with waits.watching():
-            totals = step(batches, 0.1)
+        for batches in (_batches(recipe), _batches(recipe)):
+            with waits.watching():
+                totals = step(batches, 0.1)
         assert totals.device.type == "cuda"
-    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+    return waits.lines()
+
+
+def _checkpoint() -> list[str]:
+    """The copy of a network's weights, BN statistics and momentum."""
+    import torch
+
+    from dist_resnet.train.checkpoint import Snapshot
+    from dist_resnet.train.step import TrainStep
+    from dist_resnet.worker import Worker
+
+    recipe, execution = _settings("bf16")
+    waits = Waits()
+    with fake_cuda() as device:
+        worker = Worker(rank=0, world_size=1, device=device)
+        state = _state(recipe, execution, device)
+        TrainStep(recipe, execution, worker, state)(_batches(recipe), 0.1)
+        with waits.watching():
+            snapshot = Snapshot.of(state)
+        snapshot.wait()
+        live = state.live_weights() | state.live_slots()
+        assert len(live) == len(state.live_weights()) + len(list(state.model.parameters()))
+        for name, tensor in (snapshot.weights | snapshot.slots).items():
+            assert tensor.device.type == "cpu", name
+            assert tensor.shape == live[name].shape, name
+            assert tensor.dtype == live[name].dtype, name
+            assert tensor.is_contiguous(), name
+        assert any(not tensor.is_contiguous() for tensor in live.values())
+        assert isinstance(tensor, torch._subclasses.FakeTensor)
+    return waits.lines()
 
 
 def _evaluation() -> list[str]:
@@ -290,7 +332,7 @@ def _evaluation() -> list[str]:
         confusion = torch.zeros(10, 10, dtype=torch.int64)
         with contextlib.suppress(torch._subclasses.fake_tensor.DataDependentOutputException):
             evaluator.at_crop(32, 32, confusion)
-    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+    return waits.lines()
 
 
 def _loader() -> list[str]:
@@ -319,11 +361,12 @@ def _loader() -> list[str]:
                 windows = np.tile(np.array([0, 0, 32, 32]), (8, 1))
                 crop_images(resident, indices, windows, np.zeros(8, bool), 4)
         assert {each.device.type for each in (batch.images, batch.labels, batch.weights)} == {"cuda"}
-    return [f"{count} x {what}" for what, count in sorted(waits.found.items())]
+    return waits.lines()
 
 
 _TRACES: dict[str, Callable[[], list[str]]] = {
-    **{f"step {precision}": (lambda precision=precision: _step(precision)) for precision in ("fp32", "bf16", "fp16")},
+    **{f"steps {precision}": (lambda precision=precision: _steps(precision)) for precision in ("fp32", "bf16", "fp16")},
+    "checkpoint": _checkpoint,
     "evaluation": _evaluation,
     "loader": _loader,
 }

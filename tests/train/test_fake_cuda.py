@@ -9,8 +9,12 @@ pytestmark = pytest.mark.skipif(fake_cuda.reason_against() is not None, reason=s
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_never_waits_for_the_gpu(precision: str, tmp_path: Path):
-    assert fake_cuda.trace(f"step {precision}", tmp_path) == []
+def test_two_steps_never_wait_for_the_gpu(precision: str, tmp_path: Path):
+    assert fake_cuda.trace(f"steps {precision}", tmp_path) == []
+
+
+def test_a_checkpoints_copy_never_waits_for_the_gpu(tmp_path: Path):
+    assert fake_cuda.trace("checkpoint", tmp_path) == []
 
 
 def test_an_evaluation_waits_for_the_gpu_at_its_end_alone(tmp_path: Path):

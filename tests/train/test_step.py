@@ -3,11 +3,14 @@
 import copy
 import dataclasses
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn import Conv2d
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.recipe import Execution, Model, Performance, Recipe
@@ -141,3 +144,43 @@ def test_scaling_the_loss_does_not_change_a_step_and_an_overflow_skips_it(recipe
         assert torch.equal(parameter, weights[1][name]), name
     assert state.scaler.get_scale() == scale / 2
     assert state.counters()["scaler"]["scale"] == scale / 2
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_casts_each_weight_once(recipe: Recipe, execution: Execution, recompute: bool):
+    """To the same bits as casts for every ghost batch, and anew in the next step."""
+    performance = Performance(recompute=recompute)
+    execution = dataclasses.replace(execution, precision="bf16", performance=performance)
+    states = []
+    for cached in (True, False):
+        state = create_state(recipe, execution, WORKER)
+        step = TrainStep(recipe, execution, WORKER, state)
+        convolutions = {module.weight.data_ptr() for module in state.model.modules() if isinstance(module, Conv2d)}
+        casts = _Casts(convolutions, cached=cached)
+        with casts:
+            for _ in range(2):
+                step(_batches(recipe), 0.1)
+        if cached:
+            assert set(casts.found.values()) == {2}
+            assert casts.found.keys() == convolutions
+        states.append(state)
+    for name, tensor in states[0].weights().items():
+        assert torch.equal(tensor, states[1].weights()[name]), name
+
+
+class _Casts(TorchDispatchMode):
+    """Counts casts of some tensors to bf16; without `cached`, autocast forgets them before every operation."""
+
+    def __init__(self, pointers: set[int], *, cached: bool) -> None:
+        super().__init__()
+        self.found: Counter[int] = Counter()
+        self._pointers, self._cached = pointers, cached
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            if args[0].data_ptr() in self._pointers:
+                self.found[args[0].data_ptr()] += kwargs.get("dtype") == torch.bfloat16
+        # A cast holds the cache's lock.
+        elif not self._cached:
+            torch.clear_autocast_cache()
+        return function(*args, **(kwargs or {}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from dist_resnet.launch.gpu import CONTEXT_BYTES, USABLE
 from dist_resnet.launch.measure import measure_step
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.ray.cluster import connect, first_line, resources
@@ -18,10 +19,6 @@ from dist_resnet.train.precision import check_precision
 logger = logging.getLogger(__name__)
 
 _MOST_TRIALS_PER_GPU = 8
-# The usable part of a GPU's memory; the rest is for fragmentation and other programs.
-_USABLE = 0.92
-# What a process holds on a GPU before its first tensor: the CUDA context and cuDNN's and cuBLAS's workspaces.
-_CONTEXT_BYTES = 3 << 28
 _GIB = 1 << 30
 
 
@@ -93,11 +90,11 @@ def fitting(name: str, asked: int | None, need: int, gpu_bytes: int, most: int) 
     >>> fitting("trial", None, 10 << 30, 80 << 30, 8)
     7
     """
-    room = int(gpu_bytes * _USABLE // need)
+    room = int(gpu_bytes * USABLE // need)
     if (asked or 1) > room:
         raise ValueError(
             f"--trials-per-gpu {asked or 1} cannot fit: {name} needs {need / _GIB:.2f} GiB and a GPU has "
-            f"{gpu_bytes / _GIB:.1f} GiB, of which {_USABLE:.0%} are usable; at most {room} fit"
+            f"{gpu_bytes / _GIB:.1f} GiB, of which {USABLE:.0%} are usable; at most {room} fit"
         )
     return asked or max(1, min(room, most))
 
@@ -125,7 +122,7 @@ def _peak_memory(plans: Sequence[Plan], execution: Execution) -> tuple[list[int]
     for plan in plans:
         cost = measure_step(plan.recipe, execution, device, num_steps=1)
         images = (plan.train.num_images + plan.validation.num_images) * 3 * plan.recipe.augment.size**2
-        needs.append(cost.memory_bytes + images + _CONTEXT_BYTES)
+        needs.append(cost.memory_bytes + images + CONTEXT_BYTES)
     return needs, torch.cuda.get_device_properties(device).total_memory
 
 

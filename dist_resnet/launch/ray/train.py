@@ -36,7 +36,7 @@ from dist_resnet.launch.ray.cluster import (
     resources,
 )
 from dist_resnet.launch.ray.jobs import take_over
-from dist_resnet.launch.ray.network import NodeTorchConfig
+from dist_resnet.launch.ray.network import NodeTorchConfig, SlicesError
 from dist_resnet.launch.ray.telemetry import RunTelemetry
 from dist_resnet.launch.resources import settle_workers
 from dist_resnet.launch.supervise import supervise
@@ -100,6 +100,8 @@ def _fit(plan: Plan) -> None:
             hold(trainer.fit)
             return
         except (TrainingFailedError, RayActorError) as error:
+            if isinstance(error, ControllerError) and isinstance(error.controller_failure, SlicesError):
+                raise RuntimeError(str(error.controller_failure)) from error
             reached = _committed(plan)
             # Ray Train reports its workers' failures only once all allowed ones are used.
             used = allowed + 1 if isinstance(error, WorkerGroupError) else 1

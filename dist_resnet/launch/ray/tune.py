@@ -15,6 +15,7 @@ import torch
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from dist_resnet.launch import gpu
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.ray import storage as ray_storage
 from dist_resnet.launch.ray.cluster import disconnect, hold
@@ -57,7 +58,9 @@ def fit(
         share = share_of[config["trial"]]
         return tune.PlacementGroupFactory([{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})])
 
-    trainable = tune.with_parameters(_run_trial, sweep=directory, plans=by_name, early_stop=rungs is not None)
+    trainable = tune.with_parameters(
+        _run_trial, sweep=directory, plans=by_name, shares=share_of, early_stop=rungs is not None
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"trial": tune.grid_search(list(by_name))},
@@ -90,7 +93,14 @@ def fit(
     return directory.exists(stop.FILE)
 
 
-def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, Plan], early_stop: bool) -> None:
+def _run_trial(
+    config: dict[str, Any],
+    *,
+    sweep: RunDirectory,
+    plans: dict[str, Plan],
+    shares: dict[str, Share],
+    early_stop: bool,
+) -> None:
     """Trains a trial from its start, or from its newest checkpoint, to its end."""
     plan = plans[config["trial"]]
     plan.claim()
@@ -98,7 +108,9 @@ def _run_trial(config: dict[str, Any], *, sweep: RunDirectory, plans: dict[str, 
     # After withdrawing: the sweep's request comes before its trials', so none is missed in between.
     if sweep.exists(stop.FILE):
         return
-    device = torch.device("cuda" if plan.execution.device == "gpu" else "cpu")
+    # With its number: torch bounds no memory of a GPU without one.
+    device = torch.device("cuda", 0) if plan.execution.device == "gpu" else torch.device("cpu")
+    gpu.take(device, share=shares[plan.name].gpus)
     worker = Worker(rank=0, world_size=1, device=device)
     with WorkerTelemetry(label(plan), worker.rank) as telemetry:
         run_worker(plan, worker, evaluated=_report if early_stop else None, observer=telemetry)

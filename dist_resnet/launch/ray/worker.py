@@ -10,6 +10,7 @@ import ray.train
 from ray.train.torch import get_device
 
 from dist_resnet import logs
+from dist_resnet.launch import gpu
 from dist_resnet.launch.ray.spares import keep_spares
 from dist_resnet.launch.ray.telemetry import WorkerTelemetry
 from dist_resnet.launch.worker import run_worker
@@ -21,6 +22,7 @@ def run(config: dict[str, Any]) -> None:
     plan, context = config["plan"], ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device())
     logs.configure(worker.rank)
+    gpu.take(worker.device)
     if plan.execution.recovery.spare_processes:
         keep_spares()
     with WorkerTelemetry(plan.name, worker.rank) as telemetry:

@@ -1,11 +1,13 @@
-"""A trial's share of a cluster. Oracle: arithmetic by hand."""
+"""A trial's share of a cluster. Oracle: arithmetic by hand, and the order of what a trial does."""
 
 import dataclasses
 
 import pytest
 
-from dist_resnet.launch.ray.shares import check_trials, fitting
-from dist_resnet.recipe import Execution
+from dist_resnet.launch.plan import prepare
+from dist_resnet.launch.ray import tune
+from dist_resnet.launch.ray.shares import Share, check_trials, fitting
+from dist_resnet.recipe import Execution, Recipe
 
 GIB = 1 << 30
 
@@ -44,3 +46,16 @@ def test_as_many_trials_share_a_gpu_as_their_memory_allows(asked, need_gib, most
 def test_a_fraction_that_cannot_fit_is_refused(asked, need_gib, room):
     with pytest.raises(ValueError, match=f"cannot fit: cell needs {need_gib:.2f} GiB .* at most {room} fit"):
         fitting("cell", asked, int(need_gib * GIB), 80 * GIB, 8)
+
+
+def test_a_trial_takes_its_share_of_a_gpu_before_it_trains(recipe: Recipe, execution: Execution, monkeypatch):
+    plan = prepare(recipe, execution, job="test")
+    on_gpu = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, device="gpu"))
+    done = []
+    monkeypatch.setattr(tune.gpu, "take", lambda device, *, share: done.append((str(device), share)))
+    monkeypatch.setattr(tune, "run_worker", lambda *_, **__: done.append("trained"))
+    for each in (plan, on_gpu):
+        shares = {each.name: Share(cpus=1, gpus=0.25)}
+        sweep, plans = plan.directory.parent, {each.name: each}
+        tune._run_trial({"trial": each.name}, sweep=sweep, plans=plans, shares=shares, early_stop=False)
+    assert done == [("cpu", 0.25), "trained", ("cuda:0", 0.25), "trained"]
