@@ -1,4 +1,4 @@
-"""Copies of tensors on the CPU. Those of a GPU are made while it and the host go on."""
+"""Copies of tensors on the CPU. Copies from a GPU are made while it and the host continue."""
 
 import functools
 import itertools
