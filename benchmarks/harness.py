@@ -90,7 +90,7 @@ def result_file(result: Path, benchmark: str) -> Path:
     Raises ValueError if there is no such folder.
     """
     if result.is_dir():
-        return result / f"{benchmark}_{_machine_name()}_{_today():%Y%m%d}.md"
+        return result / f"{benchmark}_{machine_name()}_{_today():%Y%m%d}.md"
     if not result.parent.is_dir():
         raise ValueError(f"--result {result} is in no folder that exists; make {result.parent} first")
     return result
@@ -132,7 +132,8 @@ def _gpu() -> str | None:
     return ", ".join(subprocess.check_output(asked, text=True).splitlines()) or None
 
 
-def _machine_name() -> str:
+def machine_name() -> str:
+    """The machine in file names: its GPU, or cpu and the number of its cores."""
     gpu = _gpu()
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") if gpu else f"cpu{os.cpu_count()}"
 

@@ -31,6 +31,7 @@ from dist_resnet.model import build_model
 from dist_resnet.model.complexity import measure as count
 from dist_resnet.recipe import Execution, Model, Performance, Recipe
 from dist_resnet.tracking.journal import history, read_journal
+from dist_resnet.train.graphs import GraphedPass, warm_up
 from dist_resnet.train.precision import autocast
 
 CLASSES = 1000
@@ -45,6 +46,7 @@ class Bare(harness.Options):
     batch: tuple[int, ...] = harness.sized((32,), quick=(2,))  # Images per step; one comparison each.
     peers: tuple[str, ...] = ()  # torchvision.NAME or timm.NAME, measured the same way.
     compile: bool = False  # torch.compile, on all alike.
+    cuda_graphs: bool = False  # Forward and backward pass as a CUDA graph, on all alike; the CPU has none.
     precision: Literal["bf16", "fp32"] = "bf16"
     rounds: int = harness.sized(5, quick=1)
     steps: int = harness.sized(5, quick=1)  # Steps in a round.
@@ -91,10 +93,10 @@ def steps_rate(step: Callable[[], object], batch: int, count: int) -> tuple[floa
     return (batch * count / timed(lambda: [step() for _ in range(count)], subject.wait),)
 
 
-def loop_step(options: Bare, batch: int) -> Callable[[], object]:
-    """The loop's step, with one ghost batch."""
-    recipe = subject.imagenet_recipe(depth=options.depth, size=options.size, batch=batch)
-    performance = Performance(compile=options.compile, deterministic=False)
+def loop_step(options: Bare, batch: int, ghost_batches: int = 1) -> Callable[[], object]:
+    """The loop's step."""
+    recipe = subject.imagenet_recipe(depth=options.depth, size=options.size, batch=batch, ghost_batches=ghost_batches)
+    performance = Performance(compile=options.compile, cuda_graphs=options.cuda_graphs, deterministic=False)
     execution = Execution(precision=options.precision, performance=performance)
     return subject.step_on_random_images(recipe, execution)[0]
 
@@ -108,15 +110,30 @@ def bare_step(model: torch.nn.Module, options: Bare, batch: int) -> Callable[[],
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     execution = Execution(precision=options.precision)
     images, labels = subject.random_images(batch, options.size, CLASSES)
+    is_graphed = options.cuda_graphs and device.type == "cuda"
 
-    def step() -> None:
+    def forward_backward(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with autocast(execution, device):
             loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
+        return loss.detach()
+
+    run = graphed(forward_backward, model, images, labels) if is_graphed else forward_backward
+
+    def step() -> None:
+        run(images, labels)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not is_graphed)
 
     return step
+
+
+def graphed(run: Callable[..., torch.Tensor], model: torch.nn.Module, *inputs: torch.Tensor) -> GraphedPass:
+    """A model's forward and backward pass as a CUDA graph, recorded as the loop records its own."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    warm_up(run, *inputs)
+    return GraphedPass(run, *inputs)
 
 
 def peer(name: str) -> torch.nn.Module:

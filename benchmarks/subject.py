@@ -92,11 +92,12 @@ def training_step(recipe: Recipe, execution: Execution, device: torch.device = D
 def step_on_random_images(
     recipe: Recipe, execution: Execution, device: torch.device = DEVICE
 ) -> tuple[Callable[[], object], TrainState]:
-    """The loop's step on a batch of random numbers, the same each time, and the state that it changes."""
+    """The loop's step on random numbers, the same in each ghost batch and each time, and the state that it changes."""
     step, state = training_step(recipe, execution, device)
     images, labels = random_images(recipe.ghost_batch, recipe.augment.size, recipe.model.num_classes, device)
-    weights = torch.ones(len(labels), device=labels.device)
-    return lambda: step([Batch(images, labels, np.arange(len(labels)), 0, weights)], LEARNING_RATE), state
+    weights, indices = torch.ones(len(labels), device=labels.device), np.arange(len(labels))
+    batches = [Batch(images, labels, indices, ghost, weights) for ghost in range(recipe.num_ghost_batches)]
+    return lambda: step(batches, LEARNING_RATE), state
 
 
 def random_images(
