@@ -59,6 +59,7 @@ def test_a_quick_run_gives_every_row(name: str, inputs: dict[str, str]) -> None:
 def test_every_benchmark_is_run() -> None:
     contestants = {path.name for path in BENCHMARKS.glob("*_contestants.py")}
     parts = {"harness.py", "clock.py", "subject.py", "loader.py"}  # loader.py has its own test
+    parts |= {path.name for path in BENCHMARKS.glob("gpu_*.py")}  # as has gpu_evidence.py
     assert {path.name for path in BENCHMARKS.glob("*.py")} - contestants - parts == {
         command.split()[0] for command, _ in RUNS.values()
     }
