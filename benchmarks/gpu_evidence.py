@@ -80,15 +80,15 @@ class RowProcess:
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, name: str, setting: Setting) -> dict[str, Any]:
-        """What `gpu_rows.measured` gives, or an `error` if the process dies or the call's time is over."""
+        """What `gpu_rows.measured` gives, or an `error` if the process dies or the row's time is over."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=os.setsid)
             self._group = self._pool.submit(os.getpid).result()
         future: Future[dict[str, Any]] = self._pool.submit(gpu_rows.measured, name, setting)
         try:
-            found = future.result(max(1.0, setting.seconds_left))
+            found = future.result(max(1.0, gpu_rows.limit(name, setting)))
         except TimeoutError:
-            found = {"error": "the time was over before it ended"}
+            found = {"error": "cut off, for its time was over"}
         except BrokenProcessPool:
             found = {"error": "its process died"}
         if "error" in found:

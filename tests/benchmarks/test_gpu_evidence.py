@@ -1,6 +1,7 @@
 """benchmarks/gpu_evidence.py on the CPU; oracle: its own table of rows, and clocks and rows that the tests choose."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ import gpu_evidence
 import gpu_rows
 import pytest
 import torch
+from gpu_accuracy import numbered_cells
 from gpu_setting import Setting
 from gpu_steps import Traffic
+
+from dist_resnet import paper
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_evidence.py"
 MISSING = ("ray", "mlflow", "nvidia.dali")
@@ -40,8 +44,6 @@ def rehearse(folder: Path, *options: str, environment: dict[str, str]) -> dict[s
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
     """The environment of processes that cannot import Ray, MLflow and DALI."""
-    import os
-
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/sitecustomize.py").write_text(BARE)
     return os.environ | {"PYTHONPATH": f"{tmp_path / 'bare'}:{SCRIPT.parents[1]}", "OMP_NUM_THREADS": "1"}
@@ -57,7 +59,7 @@ def test_every_row_works_without_a_gpu_ray_mlflow_and_dali(tmp_path: Path, bare:
         "ray": "ray",
     }
     assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
-    assert [line["state"] for line in rows["accuracy"]["lines"]] == ["finished"] * 5
+    assert [line["state"] for line in rows["accuracy"]["lines"]] == ["finished"] * 2
     again = time.monotonic()
     assert rehearse(tmp_path / "evidence", "--rows", "card", "accuracy", environment=bare) == rows
     assert time.monotonic() - again < 60
@@ -129,7 +131,7 @@ def test_a_row_past_the_end_is_cut_off_and_the_next_one_runs(tmp_path: Path) -> 
     process = gpu_evidence.RowProcess()
     try:
         late = process.run("card", setting(tmp_path, seconds=-1))
-        assert late == {"error": "the time was over before it ended"}
+        assert late == {"error": "cut off, for its time was over"}
         assert "lines" in process.run("card", setting(tmp_path))
         assert process.run("input-pillow", Setting(folder="", deadline=time.time() + 60)) == {
             "error": "ValueError: needs --imagenet GLOB"
@@ -145,3 +147,16 @@ def test_traffic_counts_each_tensor_of_an_operation_once_and_no_views() -> None:
         c.view(2, 5).add_(1)
     # Three tensors of 40 bytes; then one that is read and written.
     assert traffic.bytes == 3 * 40 + 2 * 40
+
+
+def test_the_accuracy_row_has_the_five_cells_with_published_errors(tmp_path: Path) -> None:
+    cells = list(numbered_cells(setting(tmp_path)))
+    assert {cell.paper_error for cell in cells} == set(paper.REPLICATION_20.values())
+    assert len(cells) == len(paper.REPLICATION_20) == 5
+    assert len({cell.recipe.fingerprint() for cell in cells}) == 5
+
+
+def test_a_row_that_hangs_costs_four_times_its_estimate_and_accuracy_all_that_is_left(tmp_path: Path) -> None:
+    full = Setting(folder=str(tmp_path), deadline=time.time() + 540)
+    assert gpu_rows.limit("card", full) == 4 * gpu_rows.ROWS["card"].seconds
+    assert 530 < gpu_rows.limit("accuracy", full) <= 540
