@@ -33,7 +33,7 @@ def accuracy(setting: Setting) -> list[Line]:
     setting.cifar_images()  # once, before processes write the same files
     cells = list(numbered_cells(setting))[: setting.sized(None, 2)]
     with ProcessPoolExecutor(len(cells), multiprocessing.get_context("spawn")) as processes:
-        return list(processes.map(_train, [setting] * len(cells), range(len(cells))))
+        return list(processes.map(train, [setting] * len(cells), range(len(cells))))
 
 
 def numbered_cells(setting: Setting) -> Iterator[Cell]:
@@ -51,7 +51,7 @@ def numbered_cells(setting: Setting) -> Iterator[Cell]:
     return (cell for cell in choose(choice, bases(recipe, choice, images, sizes)) if cell.paper_error is not None)
 
 
-def _train(setting: Setting, number: int) -> Line:
+def train(setting: Setting, number: int) -> Line:
     """Trains a cell until it is finished or the time is over."""
     cell = list(numbered_cells(setting))[number]
     execution = Execution(

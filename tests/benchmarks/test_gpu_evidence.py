@@ -1,13 +1,16 @@
 """benchmarks/gpu_evidence.py on the CPU; oracle: its own table of rows, and clocks and rows that the tests choose."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import gpu_accuracy
 import gpu_evidence
 import gpu_rows
 import pytest
@@ -17,6 +20,9 @@ from gpu_setting import Setting
 from gpu_steps import Traffic
 
 from dist_resnet import paper
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.records import Session
+from dist_resnet.tracking.run_directory import RunDirectory
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_evidence.py"
 MISSING = ("ray", "mlflow", "nvidia.dali")
@@ -160,3 +166,20 @@ def test_a_row_that_hangs_costs_four_times_its_estimate_and_accuracy_all_that_is
     full = Setting(folder=str(tmp_path), deadline=time.time() + 540)
     assert gpu_rows.limit("card", full) == 4 * gpu_rows.ROWS["card"].seconds
     assert 530 < gpu_rows.limit("accuracy", full) <= 540
+
+
+@pytest.mark.slow
+def test_an_accuracy_run_stops_at_the_end_and_the_next_call_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = next(numbered_cells(setting(tmp_path)))
+    model = dataclasses.replace(cell.recipe.model, depth=8)
+    longer = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, model=model, epochs=30))
+    monkeypatch.setattr(gpu_accuracy, "numbered_cells", lambda _: [longer])
+    first = gpu_accuracy.train(setting(tmp_path, seconds=17), 0)
+    stopped = int(re.fullmatch(r"step (\d+) of 60", first["state"])[1])  # pyrefly: ignore
+    assert 0 < stopped < 60
+    assert gpu_accuracy.train(setting(tmp_path, seconds=300), 0)["state"] == "finished"
+    (run,) = (tmp_path / "runs").iterdir()
+    sessions = [record for record in read_journal(RunDirectory(str(run))) if isinstance(record, Session)]
+    assert [session.start_step for session in sessions] == [0, stopped]
