@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -125,7 +126,7 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
 def run_or_model(run: str | None, model: str | None) -> str:
     """The given one of the options --run and --model. Raises ValueError unless exactly one is given, well-formed."""
     if (run is None) == (model is None):
-        raise ValueError(f"give either --run or --model, got --run {run} and --model {model}")
+        raise ValueError(f"give either --run or --model, got {'neither' if run is None else 'both'}")
     if model is not None and not model.startswith("models:/"):
         raise ValueError(f"a model is models:/NAME/VERSION or models:/NAME@ALIAS, got {model!r}; --run takes a run")
     return run or model or ""
@@ -225,7 +226,10 @@ def _one_line(complaint: str) -> str:
         if "Perhaps" in complaint
         else []
     )
-    hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
     # The parser's name for the group of options is that of a class.
-    wrong = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", " ".join(sections[0]))
+    wrong = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", " ".join(sections[0])).rstrip(".")
+    if unknown := re.search(r"--[\w.-]+", wrong):
+        # The parser may name a longer option that contains the given one's words first.
+        meant.sort(key=lambda name: -SequenceMatcher(None, unknown[0], name).ratio())
+    hint = f"; perhaps you meant {' or '.join(meant[:3])}" if meant else ""
     return f"{Path(sys.argv[0]).name}: {wrong}{hint}; see --help"

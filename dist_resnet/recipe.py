@@ -124,7 +124,7 @@ class Augment:
     area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest area of the window, as a fraction of the image. Only for inception."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width of the window over its height. Only for inception."""
+    """Smallest and largest ratio of the window's width to its height. Only for inception."""
     padding: int = 4
     """Pixels added on each side, in the mean color, which is zero after normalization. Only for pad."""
     flip: bool = True
@@ -196,7 +196,7 @@ class Schedule:
     """constant: a constant reduced learning rate (the CIFAR experiments). linear: a ramp from the reduced to the full
     learning rate."""
     warmup_factor: float = 0.1
-    """The reduced learning rate of the warm-up over the full one."""
+    """The reduced learning rate of the warm-up, as a fraction of the full one."""
 
     def __post_init__(self) -> None:
         _check_literals(self)

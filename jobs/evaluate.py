@@ -20,9 +20,9 @@ from dist_resnet.recipe import Evaluation, Execution, MatchClasses, Performance
 class Options:
     run: str | None = None
     """The run's directory, STORAGE/NAME: a local path or URI of an object store. Evaluates its newest checkpoint, or
-    the one given as STORAGE/NAME/checkpoints/step_00001000."""
+    the one given as STORAGE/NAME/checkpoints/step_00001000. Unset: --model is evaluated."""
     model: str | None = None
-    """Instead of a run, a registered model: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    """A registered model instead of a run: models:/NAME/VERSION or models:/NAME@ALIAS. Unset: --run is evaluated."""
     tracking_uri: str | None = None
     """The registry's MLflow server; by default MLFLOW_TRACKING_URI."""
     validation: str | None = None

@@ -38,17 +38,17 @@ from dist_resnet import cli, logs
 @dataclass(frozen=True, kw_only=True)
 class Options:
     source: str | None = None
-    """Local path or URI of the folder that holds the images."""
+    """Local path or URI of the folder that holds the images. Unset: allowed only with --check."""
     target: str | None = None
-    """Local path or URI of the folder to write."""
+    """Local path or URI of the folder to write. Unset: allowed only with --check."""
     split: str | None = None
-    """Split of a source that does not name its splits, such as train."""
+    """Split of a source that does not name its splits, such as train. Unset: the source must name them."""
     label_column: str | None = None
-    """Column of labels, if Parquet shards have several."""
+    """Column of labels in Parquet shards. Unset: `label`, or the only column with a usual name for labels."""
     shorter_side: int | None = None
-    """Shrink images with a longer shorter side to this many pixels, as JPEG; unset keeps every size."""
+    """Shrink images with a longer shorter side to this many pixels, as JPEG. Unset: every size is kept."""
     quality: int | None = None
-    """JPEG quality of shrunk images, 1 to 100; 90 if unset."""
+    """JPEG quality of shrunk images, 1 to 100. Unset: 90."""
     on_damaged: Literal["skip", "error"] = "skip"
     """Skip damaged images, or stop at the first one."""
     on_damaged_class: Literal["refuse", "keep"] = "refuse"
@@ -58,9 +58,10 @@ class Options:
     shard_megabytes: float = 500.0
     """Approximate size of a shard in MB."""
     workers: int | None = None
-    """Tasks that run at once; if unset, one per CPU core of the cluster or machine."""
+    """Tasks that run at once. Unset: one per CPU core of the cluster or machine."""
     check: str | None = None
-    """Prepare nothing; read every byte of the prepared set in this folder and compare it with its manifest."""
+    """Prepare nothing; read every byte of the prepared set in this folder and compare it with its manifest. Unset:
+    prepare."""
 
     def __post_init__(self) -> None:
         if self.check is None and (self.source is None or self.target is None):

@@ -36,7 +36,7 @@ class Options:
     """list: prints a line for every run under the storage. show: prints one run. logs: follows its job's log until the
     job ends. stop: saves a checkpoint and stops the run. resume: submits its job's command again."""
     name: Annotated[str | None, cli.POSITIONAL] = None
-    """Name of the run; required except with list."""
+    """Name of the run. Unset: allowed only with list."""
     storage: str = Execution().storage
     """Where runs are stored: the --execution.storage of their jobs."""
     json: Annotated[bool, cli.FLAG] = False

@@ -53,6 +53,7 @@ def test_the_demo_is_a_default_that_options_change():
     ("arguments", "complaint"),
     [
         (["--epoch", "5"], "Unrecognized options: --epoch, 5; perhaps you meant --epochs"),
+        (["--execution.worker", "2"], "perhaps you meant --execution.workers or --execution."),
         (["--model.depth", "deep"], "--model.depth: invalid literal for int() with base 10: 'deep'"),
         (["--model.shortcut", "highway"], "invalid choice 'highway' for argument '--model.shortcut'"),
         (["--global-batch", "100"], ": global_batch 100 is not a multiple of ghost_batch 32; change --global-batch or"),

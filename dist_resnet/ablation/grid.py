@@ -72,7 +72,7 @@ class Choice:
     """Tables whose rows are run: 1 (shortcuts, ResNet-110), 2 (placements, ResNet-110 and 164), 3 (original and
     pre-activation, up to ResNet-1001), replication (ResNet-20)."""
     depths: tuple[int, ...] = ()
-    """Numbers of layers at which rows are run; the paper has no errors for others than its own. Unset: the table's."""
+    """Numbers of layers at which rows are run; the paper has errors only for its own. Unset: the table's."""
     seeds: int = 5
     """Runs of each cell, with seeds 0, 1, ...; the paper's errors are medians of 5 runs."""
     iterations: int = paper.CIFAR_ITERATIONS
