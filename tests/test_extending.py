@@ -75,7 +75,7 @@ def _extended(section: str, folder: Path) -> Path:
     diff = _sections()[section]
     assert len(re.findall(r"^diff --git", diff, re.MULTILINE)) <= 3
     shutil.copytree(REPOSITORY / "dist_resnet", folder / "dist_resnet", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(["git", "apply", "--recount", "-"], input=diff, cwd=folder, text=True, check=True)
+    subprocess.run(["git", "apply", "-"], input=diff, cwd=folder, text=True, check=True)
     return folder
 
 
