@@ -56,6 +56,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_every_row_works_without_a_gpu_ray_mlflow_and_dali(tmp_path: Path, bare: dict[str, str]) -> None:
     rows = rehearse(tmp_path / "evidence", environment=bare)
     assert set(rows) == set(gpu_rows.ROWS)
@@ -169,6 +170,7 @@ def test_a_row_that_hangs_costs_four_times_its_estimate_and_accuracy_all_that_is
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_an_accuracy_run_stops_at_the_end_and_the_next_call_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def inputs(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("name", RUNS)
 def test_a_quick_run_gives_every_row(name: str, inputs: dict[str, str]) -> None:
     command, rows = RUNS[name]
