@@ -79,7 +79,7 @@ def test_a_program_that_has_set_up_logging_keeps_its_own(ray_cluster, recipe: Re
     ("option", "value", "complaint"),
     [
         ("--data.train", "nowhere/train-*.parquet", "no Parquet shards match"),
-        ("--data.train", "caf\udce9/train-*.parquet", r"caf\xe9/train-*.parquet is no UTF-8"),
+        ("--data.train", "caf\udce9/train-*.parquet", r"caf\xe9/train-*.parquet is not UTF-8"),
         ("--execution.workers", "3", "exceeds the 2 ghost batches"),
         ("--execution.storage", "file", "file"),
         ("--execution.tracking.uri", "htp://host", "a tracking address is http://HOST:PORT"),
@@ -87,7 +87,7 @@ def test_a_program_that_has_set_up_logging_keeps_its_own(ray_cluster, recipe: Re
         (
             "--execution.name",
             "ours",
-            "no Ray cluster can be used at RAY_ADDRESS 127.0.0.1:1025",
+            "no usable Ray cluster at RAY_ADDRESS 127.0.0.1:1025",
         ),  # the last check of all
     ],
 )

@@ -32,12 +32,21 @@ def test_versions_are_the_installed_ones():
     assert f"pyarrow=={importlib.metadata.version('pyarrow')}\n" in provenance.environment()
 
 
+def _run_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process one that runs a file, which a worker of pytest-xdist does not."""
+    program = types.ModuleType("__main__")
+    program.__file__ = "job.py"
+    monkeypatch.setitem(sys.modules, "__main__", program)
+
+
 def test_no_password_of_an_address_is_recorded(monkeypatch: pytest.MonkeyPatch):
+    _run_a_file(monkeypatch)
     monkeypatch.setattr("sys.argv", ["job.py", "--execution.tracking.uri", "https://someone:secret@host/x"])
     assert provenance.collect()["command"] == "job.py --execution.tracking.uri https://***@host/x"
 
 
 def test_a_notebook_has_no_command(monkeypatch: pytest.MonkeyPatch):
+    _run_a_file(monkeypatch)
     assert "command" in provenance.collect()
     monkeypatch.setattr("sys.argv", ["ipykernel_launcher.py", "-f", "kernel-1.json"])
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
@@ -45,6 +54,7 @@ def test_a_notebook_has_no_command(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_recorded_command_works_in_a_shell(monkeypatch: pytest.MonkeyPatch):
+    _run_a_file(monkeypatch)
     given = ["job.py", "--data.train", "/data/set [v1]/train-*.parquet", "--execution.name", "it's"]
     monkeypatch.setattr("sys.argv", ["jobs/job.py", *given[1:]])
     assert shlex.split(provenance.collect()["command"]) == given

@@ -42,7 +42,7 @@ def test_a_missing_json_file_is_none(tmp_path: Path):
 def test_a_file_without_a_json_object_is_named(tmp_path: Path, content: bytes):
     directory = RunDirectory(str(tmp_path))
     directory.write("summary.json", content)
-    with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged: .*; restore it from a copy$"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged[:,] .*; restore it from a copy$"):
         directory.read_json("summary.json")
 
 
@@ -64,7 +64,7 @@ def test_local_paths_become_absolute_and_uris_do_not_change(monkeypatch: pytest.
     "uri", ["s3:/bucket/runs", "s3:runs", "S3://", "s3:///runs", "gs:/bucket", "file:runs", "file://runs"]
 )
 def test_half_a_uri_is_not_a_folder_of_that_name(uri: str):
-    with pytest.raises(ValueError, match=f"'{uri}' is no whole URI; give a local path, s3://bucket/path"):
+    with pytest.raises(ValueError, match=f"'{uri}' is an incomplete URI; give a local path, s3://bucket/path"):
         RunDirectory(uri)
 
 
