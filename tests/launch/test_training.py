@@ -126,6 +126,7 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, execution: Executio
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_ray_of_its_own_is_as_large_as_each_call_needs_whoever_ends_it(recipe: Recipe, tmp_path: Path):
