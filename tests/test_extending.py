@@ -90,7 +90,10 @@ def _run(folder: Path, code: str, *arguments: str, expected: int = 0) -> str:
 
 @pytest.mark.parametrize(
     ("section", "model", "optimizer", "learning_rate"),
-    [("shortcut", {"shortcut": "learned_scaling"}, {}, 0.05), ("optimizer", {}, {"kind": "adamw"}, 0.001)],
+    [
+        ("shortcut", {"shortcut": "learned_scaling"}, {}, 0.05),
+        pytest.param("optimizer", {}, {"kind": "adamw"}, 0.001, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_trains_and_resumes_exactly_after_a_kill(
     section: str, model: dict, optimizer: dict, learning_rate: float, tmp_path: Path

@@ -128,6 +128,7 @@ def test_a_diverged_trial_is_the_result_fail(ray_cluster, base, ten_classes, qui
     assert (run.info.status, run.data.tags["result"]) == ("FINISHED", "fail")
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_trial_goes_on_and_ends_with_the_bits_of_a_whole_run(ray_cluster, base, ten_classes, quick):

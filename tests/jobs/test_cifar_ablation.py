@@ -79,6 +79,8 @@ def test_the_list_has_the_published_cells_and_costs_no_images():
     assert lines["replication/conv1x1-full_preactivation/20"][0] == "8.16"
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
 def test_ctrl_c_saves_checkpoints_ends_with_130_leaves_no_process_and_says_so_in_mlflow(tmp_path):
     shortcuts = ("--shortcuts", "identity", "conv1x1", "dropout")

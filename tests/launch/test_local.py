@@ -133,6 +133,8 @@ def test_a_diverged_run_says_so(recipe: Recipe, execution: Execution):
     assert summary["top1_error"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_run_resumes_and_ends_bit_identical_to_an_undisturbed_one(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, epochs=40)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(execution, name="whole"), job="test"))
@@ -157,6 +159,7 @@ def test_a_killed_run_resumes_and_ends_bit_identical_to_an_undisturbed_one(recip
     assert steps == list(range(1, 121))
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signalled_run_stops_with_a_checkpoint_and_resumes_from_it(recipe, execution: Execution, number):

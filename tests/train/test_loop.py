@@ -208,6 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(recipe: Recipe, exec
     assert not math.isfinite(history(read_journal(plan.directory))["train/loss"][-1][2])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_and_resumes_bit_identically(recipe: Recipe, execution: Execution):
     recipe = dataclasses.replace(recipe, epochs=40)
     rarely = Checkpoints(every=1000)

@@ -142,6 +142,7 @@ def test_a_ray_that_fails_while_it_starts_prints_one_line(place: Path, part: str
     assert (done.returncode, done.stderr) == (1, f"caught: {line}\n")
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "job"), [("raylet", _RUN), ("gcs_server", _SWEEP), ("raylet", _SWEEP)])
 def test_a_job_whose_own_ray_dies_ends_with_one_line(place: Path, victim: str, job: tuple[str, ...]):

@@ -44,6 +44,8 @@ def _wait(for_what: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_next_worker_of_a_run_is_its_spare_with_torch_imported(ray_cluster):
     environment = {"env_vars": {"TEST_SPARES": "1", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "600"}}
     first = ray.remote(num_cpus=0, runtime_env=environment)(_Actor).remote()

@@ -35,6 +35,7 @@ def test_a_run_of_any_name_is_measured():
     assert made.info["default_tags"] == {"run": r"r\xe9seau 1"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_both_workers_and_the_driver_are_served_by_rays_agent(ray_cluster, recipe: Recipe, execution: Execution):
     execution = dataclasses.replace(execution, workers=2, name="telemetry")

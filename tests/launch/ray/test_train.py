@@ -25,6 +25,7 @@ def on_two(execution: Execution) -> Execution:
     return dataclasses.replace(execution, workers=2)
 
 
+@pytest.mark.slow
 def test_ray_workers_end_bit_identical_to_local_ones(ray_cluster, recipe: Recipe, on_two: Execution):
     local_run = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="local"), job="test"))
     ray_run = ray_train.run(ray_train.prepare_run(recipe, dataclasses.replace(on_two, name="ray"), job="test"))
@@ -32,6 +33,8 @@ def test_ray_workers_end_bit_identical_to_local_ones(ray_cluster, recipe: Recipe
     assert ray_run["weights_sha256"] == local_run["weights_sha256"]
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_worker_restarts_and_the_result_is_bit_identical(ray_cluster, recipe: Recipe, on_two: Execution):
     recipe = dataclasses.replace(recipe, epochs=20)
     whole = local.run(local.prepare_run(recipe, dataclasses.replace(on_two, name="whole"), job="test"))
