@@ -169,9 +169,9 @@ class ImageProgress:
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-3)
         rate = f"{self._done / seconds:.1f} images/s"
-        if self._total is None:
+        if self._total is None or not self._done:
             return rate
-        return f"{rate}, {clock((self._total - self._done) * seconds / max(1, self._done))} left"
+        return f"{rate}, {clock((self._total - self._done) * seconds / self._done)} left"
 
     def _write_line(self) -> None:
         of_all = "" if self._total is None else f"/{self._total}"

@@ -60,7 +60,10 @@ class RunOverview:
 
     def line(self) -> str:
         """The run in one line: name, status, workers, steps, speed, time left, checkpoint, restarts."""
-        parts = [f"{self.name}: {self.status}", self._workers(), self._steps(), self._speed(), self._checkpoint()]
+        checkpoint = (
+            f"checkpoint {self._checkpoint()}" if self._checkpoint() else self.total_steps and "no checkpoint yet"
+        )
+        parts = [f"{self.name}: {self.status}", self._workers(), self._steps(), self._speed(), checkpoint]
         if self.restarts:
             parts.append(f"{self.restarts} restart{'s' * (self.restarts > 1)}")
         return ", ".join(part for part in parts if part)
@@ -80,7 +83,7 @@ class RunOverview:
             "speed": self._speed(),
             "training": errors,
             "validation": validated,
-            "checkpoint": self._checkpoint(),
+            "checkpoint": self._checkpoint() or (self.total_steps and "none yet"),
             "restarts": str(self.restarts),
             "damaged": f"{self.damaged_images} images" if self.damaged_images else "",
             "reason": self.reason or "",
@@ -99,8 +102,8 @@ class RunOverview:
 
     def _checkpoint(self) -> str:
         if self.checkpoint_step is None or self.checkpoint_at is None:
-            return "no checkpoint" if self.total_steps else ""
-        return f"checkpoint of step {self.checkpoint_step} {_ago(self.checkpoint_at)}"
+            return ""
+        return f"of step {self.checkpoint_step}, {_ago(self.checkpoint_at)}"
 
 
 @dataclass(frozen=True, kw_only=True)

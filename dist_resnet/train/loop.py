@@ -230,7 +230,7 @@ class Session:
             begun=self._entered_at,
             precision=self._execution.precision,
             commit=provenance.commit(),
-            device=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads each",
+            device=torch.cuda.get_device_name(device) if cuda else _cpu(),
         )
 
     def _finished_record(self) -> records.Finished:
@@ -279,6 +279,11 @@ def _epochs(step: int, total: int, steps_per_epoch: int) -> Iterator[tuple[int, 
         last = min(steps_per_epoch, total - epoch * steps_per_epoch)
         yield epoch, first, last
         step = epoch * steps_per_epoch + last
+
+
+def _cpu() -> str:
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)} each"
 
 
 def _timed(batches: Iterator) -> Iterator[tuple[list, float]]:

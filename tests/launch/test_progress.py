@@ -87,6 +87,14 @@ def test_a_preparation_in_a_file_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_before_the_first_image_there_is_no_time_left():
+    stream = io.StringIO()
+    progress = ImageProgress(stream=stream)
+    progress.begin("writing shards", 1000)
+    progress.close()
+    assert stream.getvalue() == "writing shards: 0/1000 images, 0.0 images/s\n"
+
+
 def test_a_preparation_in_a_terminal_is_a_bar():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 160))

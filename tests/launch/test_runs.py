@@ -41,9 +41,17 @@ def test_a_run_that_trains_shows_its_speed_time_left_checkpoint_and_restarts(dir
     assert overview.seconds_left == pytest.approx(30)
     assert overview.line() == (
         "run: open, 2 workers, step 40/100 (40%), 64.0 images/s, 0:00:30 left, "
-        "checkpoint of step 20 0:00:00 ago, 1 restart"
+        "checkpoint of step 20, 0:00:00 ago, 1 restart"
     )
     assert "training    loss 0.025, error 25.0%" in overview.details()
+    assert "checkpoint  of step 20, 0:00:00 ago" in overview.details()
+
+
+def test_a_run_without_a_checkpoint_says_so(directory: RunDirectory):
+    _session(Journal(directory), 0, 2, range(1, 11))
+    overview = read_overview(directory)
+    assert overview.line().endswith("left, no checkpoint yet")
+    assert "checkpoint  none yet" in overview.details()
 
 
 def test_resuming_after_a_stop_is_not_a_restart(directory: RunDirectory):
