@@ -60,9 +60,9 @@ class RunOverview:
 
     def line(self) -> str:
         """The run in one line: name, status, workers, steps, speed, time left, checkpoint, restarts."""
-        checkpoint = (
-            f"checkpoint {self._checkpoint()}" if self._checkpoint() else self.total_steps and "no checkpoint yet"
-        )
+        checkpoint = self._checkpoint()
+        if self.total_steps:
+            checkpoint = f"checkpoint {checkpoint}" if checkpoint else "no checkpoint yet"
         parts = [f"{self.name}: {self.status}", self._workers(), self._steps(), self._speed(), checkpoint]
         if self.restarts:
             parts.append(f"{self.restarts} restart{'s' * (self.restarts > 1)}")
@@ -83,7 +83,7 @@ class RunOverview:
             "speed": self._speed(),
             "training": errors,
             "validation": validated,
-            "checkpoint": self._checkpoint() or (self.total_steps and "none yet"),
+            "checkpoint": self._checkpoint() or ("none yet" if self.total_steps else ""),
             "restarts": str(self.restarts),
             "damaged": f"{self.damaged_images} images" if self.damaged_images else "",
             "reason": self.reason or "",
