@@ -66,7 +66,7 @@ def write_arrays(data: str, folder: Path) -> None:
         ShardReader(open_split(data)), SIZE, decode="pillow", device=subject.CPU, num_threads=1
     )
     np.save(folder / "images.npy", images.numpy())
-    np.save(folder / "labels.npy", labels)
+    np.save(folder / "labels.npy", labels.numpy())
 
 
 def compared(options: Options, folder: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ import torch
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Batch, BatchMaker, Request
 from dist_resnet.data.input.decoders import InputOptions, open_decoder
+from dist_resnet.data.input.normalize import on_device
 from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.prefetch import Prefetched
 from dist_resnet.data.input.resident import ResidentImages
@@ -121,7 +122,8 @@ class StreamedImages:
                         output.record_stream(torch.cuda.current_stream(self._device))  # from the decoder's stream
                     pixels = output.to(self._device, non_blocking=True)
                     images = self._maker.normalized(pixels, request.indices, augmentation)
-                yield self._maker.batch(images, request.labels, request.indices, request.ghost, request.damaged)
+                labels = on_device(request.labels, self._device)
+                yield self._maker.batch(images, labels, request.indices, request.ghost, request.damaged)
         finally:
             running.close()
 

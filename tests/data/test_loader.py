@@ -133,6 +133,21 @@ def test_resident_images_are_padded_cut_and_mirrored_as_by_numpy(squares: Split)
 
 
 @pytest.mark.parametrize("color", ["none", "lighting", "full"])
+def test_resident_images_are_the_same_however_many_are_cropped_at_once(
+    squares: Split, color: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(PAD, augment=replace(PAD.augment, color=color))
+    together = list(training(settings, squares).epoch(2))
+    for crops in (1, 12):
+        monkeypatch.setattr("dist_resnet.data.input.resident._CROPS", crops)
+        for start in (0, 3):
+            found = list(training(settings, squares).epoch(2, start))
+            for ours, theirs in zip(found, together[start:], strict=True):
+                for one, other in zip(ours, theirs, strict=True):
+                    assert_equal(one, other)
+
+
+@pytest.mark.parametrize("color", ["none", "lighting", "full"])
 def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, squares: Split, color: str) -> None:
     for settings, images in both(split, squares):
         settings = replace(settings, augment=replace(settings.augment, color=color))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 _RUNTIME = r"""
@@ -136,6 +137,8 @@ class Waits:
 
     def __init__(self) -> None:
         self.found: collections.Counter[str] = collections.Counter()
+        self.operations = 0
+        """Operations that are no views."""
         self._pinned: set[int] = set()
 
     def lines(self) -> list[str]:
@@ -172,6 +175,8 @@ class Waits:
         import torch
 
         name = str(function)
+        views = any(result.alias_info and not result.alias_info.is_write for result in function._schema.returns)
+        self.operations += name.startswith("aten") and not views
         tensors = [one for one in args if isinstance(one, torch.Tensor)]
         if any(one.is_cuda for one in tensors) and any(word in name for word in _WAITING):
             self.found[name] += 1
@@ -342,7 +347,7 @@ def _loader() -> list[str]:
 
     from dist_resnet.data.input.augment import Augmentation
     from dist_resnet.data.input.batch import BatchMaker
-    from dist_resnet.data.input.resident import crop_images
+    from dist_resnet.data.input.normalize import on_device
     from dist_resnet.recipe import Augment
 
     recipe, _ = _settings("bf16")
@@ -356,12 +361,36 @@ def _loader() -> list[str]:
             with waits.watching():
                 pixels = waits.pin(torch.zeros(8, 32, 32, 3, dtype=torch.uint8, device="cpu"))
                 images = maker.normalized(pixels.to(device, non_blocking=True), indices, Augmentation(augment, 0, 0))
-                batch = maker.batch(images, np.zeros(8, np.int64), indices, 0, {})
-                resident = torch.zeros(50, 32, 32, 3, dtype=torch.uint8)
-                windows = np.tile(np.array([0, 0, 32, 32]), (8, 1))
-                crop_images(resident, indices, windows, np.zeros(8, bool), 4)
+                batch = maker.batch(images, on_device(np.zeros(8, np.int64), device), indices, 0, {})
         assert {each.device.type for each in (batch.images, batch.labels, batch.weights)} == {"cuda"}
     return waits.lines()
+
+
+def _resident() -> list[str]:
+    """An epoch of images that are on the device, and how many operations a ghost batch takes on average."""
+    import numpy as np
+    import torch
+
+    from dist_resnet.data.input.decoders import InputOptions
+    from dist_resnet.data.input.resident import ResidentImages
+
+    recipe, execution = _settings("bf16")
+    waits, num = Waits(), 512
+    torch.Tensor.pin_memory = waits.pin_memory
+    with fake_cuda() as device:
+        reader = SimpleNamespace(split=SimpleNamespace(num_images=num))
+        images = ResidentImages(recipe, reader, device, InputOptions.of(execution))  # type: ignore
+        images._loaded = torch.zeros(num, 32, 32, 3, dtype=torch.uint8), torch.zeros(num, dtype=torch.int64), {}
+        with waits.watching():
+            batches = list(images.ghost_batches(0, 0, range(recipe.num_ghost_batches)))
+        for batch in batches:
+            assert {each.device.type for each in (batch.images, batch.labels, batch.weights)} == {"cuda"}
+            assert batch.images.shape == (recipe.ghost_batch, 3, 32, 32)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert sum(len(batch.images) for batch in batches) == num
+    assert all(np.issubdtype(batch.indices.dtype, np.integer) for batch in batches)
+    operations = waits.operations / len(batches)
+    return waits.lines() + ([f"{operations:.1f} operations for a ghost batch"] if operations > 6 else [])
 
 
 _TRACES: dict[str, Callable[[], list[str]]] = {
@@ -369,6 +398,7 @@ _TRACES: dict[str, Callable[[], list[str]]] = {
     "checkpoint": _checkpoint,
     "evaluation": _evaluation,
     "loader": _loader,
+    "resident": _resident,
 }
 
 if __name__ == "__main__":

@@ -23,3 +23,7 @@ def test_an_evaluation_waits_for_the_gpu_at_its_end_alone(tmp_path: Path):
 
 def test_the_loader_never_waits_for_the_gpu(tmp_path: Path):
     assert fake_cuda.trace("loader", tmp_path) == []
+
+
+def test_images_on_the_gpu_become_batches_without_waits_and_with_few_operations(tmp_path: Path):
+    assert fake_cuda.trace("resident", tmp_path) == []

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.input.augment import Augmentation
-from dist_resnet.data.input.normalize import Normalizer, on_device
+from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 
@@ -140,13 +140,14 @@ class BatchMaker:
         return self._normalize(pixels, augmentation.color_factors(indices) if augmentation else None)
 
     def batch(
-        self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]
+        self, images: torch.Tensor, labels: torch.Tensor, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]
     ) -> Batch:
-        """The batch of normalized images, with the damaged ones (reasons by position) zeroed and of weight 0."""
+        """The batch of normalized images and labels, both on the device, with the damaged images (reasons by position)
+        zeroed and of weight 0."""
         weights = torch.ones(len(labels), device=self._device)
         reported = []
         for position, reason in sorted(damaged.items()):
             images[position], weights[position] = 0, 0
             index = int(indices[position])
             reported.append(Damaged(index, *self._split.locate(index), reason))
-        return Batch(images, on_device(labels, self._device), indices, ghost, weights, tuple(reported))
+        return Batch(images, labels, indices, ghost, weights, tuple(reported))

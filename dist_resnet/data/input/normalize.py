@@ -27,15 +27,17 @@ class Normalizer:
         """`device`: where the pixels are."""
         self._mean = torch.tensor(dataset.mean, device=device)
         self._std = torch.tensor(dataset.std, device=device)
+        self._scale, self._shift = 1 / (255 * self._std), self._mean / self._std
         self._channels_last = channels_last
 
     def __call__(self, pixels: torch.Tensor, factors: ColorFactors | None = None) -> torch.Tensor:
         """The input of the network, in new memory on the pixels' device; `factors` jitter the colors first."""
         if factors is not None:
             values = (jitter(pixels / 255, factors) - self._mean) / self._std
+        elif pixels.device.type == "cpu":
+            values = _scaled_on_cpu(pixels, self._scale, self._shift)
         else:
-            scale, shift = 1 / (255 * self._std), self._mean / self._std
-            values = _scaled_on_cpu(pixels, scale, shift) if pixels.device.type == "cpu" else pixels * scale - shift
+            values = pixels * self._scale - self._shift
         values = values.permute(0, 3, 1, 2)
         return values if self._channels_last else values.contiguous()
 
