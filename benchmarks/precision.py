@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import harness
-import numpy as np
 import torch
 import torch.nn.functional as F
 
