@@ -1,4 +1,4 @@
-"""What a GPU gives: tests, steps, CIFAR, input, memory, accuracy, in the order of what they tell, as time allows.
+"""What a GPU gives: tests, CIFAR, accuracy, compiled steps, memory, input, in the order of what they tell.
 
     python benchmarks/gpu_evidence.py --folder evidence --minutes 9 --cifar cifar10 --imagenet "imagenet/*.parquet"
     python benchmarks/gpu_evidence.py --folder /tmp/evidence --rehearse
@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import gpu_accuracy
 import gpu_rows
 from gpu_result import Result
-from gpu_setting import Setting
+from gpu_setting import REPLICATION, Setting
 
 from dist_resnet import cli
+from dist_resnet.ablation.grid import Choice
 
 # What a row that is cut off and this program's end take.
 _SECONDS_TO_END = 5.0
@@ -42,6 +44,10 @@ class Options:
     """Folder with CIFAR-10 as train-*.parquet and test-*.parquet."""
     imagenet: str | None = None
     """Glob or folder of shards of full-size images, for the rows of the input."""
+    accuracy: Choice = REPLICATION
+    """The cells that the row accuracy trains; those with a published error first."""
+    at_once: int = 1
+    """Cells that are trained at once. One alone fills a GPU if its steps are CUDA graphs, and is finished first."""
     rehearse: Annotated[bool, cli.FLAG] = False
     """Walk every row at toy size, also on the CPU, to see that it works."""
 
@@ -51,6 +57,9 @@ def measure(options: Options) -> None:
     names = [name for name in gpu_rows.ROWS if any(fnmatch.fnmatch(name, one) for one in options.rows)]
     if not names:
         raise ValueError(f"--rows {' '.join(options.rows)} are no rows; there are {', '.join(gpu_rows.ROWS)}")
+    if options.at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {options.at_once}")
+    gpu_accuracy.check(options.accuracy)
     options.folder.mkdir(parents=True, exist_ok=True)
     setting = Setting(
         folder=str(options.folder.resolve()),
@@ -58,14 +67,20 @@ def measure(options: Options) -> None:
         toy=options.rehearse,
         cifar=options.cifar,
         imagenet=options.imagenet,
+        accuracy=options.accuracy,
+        at_once=options.at_once,
     )
     result, process = Result(options.folder, toy=options.rehearse), RowProcess()
     try:
-        for name in names:
-            if result.is_done(name) or setting.seconds_left < setting.sized(gpu_rows.ROWS[name].seconds, 1):
+        for number, name in enumerate(names):
+            row = gpu_rows.ROWS[name]
+            # One that continues may have other cells in this call.
+            done = result.is_done(name) and not row.continues
+            if done or setting.seconds_left < setting.sized(row.seconds, 1):
                 continue
             begin = time.monotonic()
-            found = process.run(name, setting)
+            later = sum(gpu_rows.ROWS[other].seconds for other in names[number + 1 :] if not result.is_done(other))
+            found = process.run(name, gpu_rows.share(name, setting, later))
             result.add(name, found, time.monotonic() - begin)
             print(f"{name}: {found.get('lines') or found}", flush=True)
     finally:

@@ -33,7 +33,7 @@ class Result:
     def is_done(self, name: str) -> bool:
         """Whether a row has all its figures."""
         lines = self.rows.get(name, {}).get("lines")
-        return lines is not None and all(line.get("state", "finished") == "finished" for line in lines)
+        return lines is not None and all(line.get("state", "finished") in ("finished", "diverged") for line in lines)
 
     def add(self, name: str, found: dict[str, Any], seconds: float) -> None:
         """Writes what a row gave. A failure does not replace earlier figures."""

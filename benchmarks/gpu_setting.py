@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dist_resnet.ablation.grid import Choice
 from dist_resnet.data.prepare.demo import write_demo
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
+REPLICATION = Choice(tables=("replication",), seeds=1)
+"""The cells of ResNet-20, as the row accuracy trains them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,10 @@ class Setting:
     """Folder with CIFAR-10's shards, train-*.parquet and test-*.parquet."""
     imagenet: str | None = None
     """Glob or folder of shards of full-size images."""
+    accuracy: Choice = REPLICATION
+    """The cells of the row accuracy, and their length."""
+    at_once: int = 1
+    """Cells that are trained at once."""
 
     def sized(self, full: T, toy: T) -> T:
         """The size for this call."""

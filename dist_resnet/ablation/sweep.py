@@ -5,7 +5,6 @@ tables share, such as the "original" of Tables 1 and 2, is run once for all of t
 """
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import logging
@@ -16,27 +15,24 @@ from typing import Any, NoReturn
 
 from dist_resnet.ablation import report
 from dist_resnet.ablation.board import Board
-from dist_resnet.ablation.grid import Cell, Choice, Images, bases, choose, trial_name
+from dist_resnet.ablation.content import check_grid, chosen_cells, content_of, facts_of_start, has_ended, plan_trials
+from dist_resnet.ablation.grid import Choice, Images
 from dist_resnet.ablation.trial import Trial
 from dist_resnet.ablation.watch import Watcher
-from dist_resnet.data.datasets import DATASETS
-from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.failures import RayEndedError
-from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.ray import rungs
 from dist_resnet.launch.ray import shares as ray_shares
 from dist_resnet.launch.ray import tune as ray_tune
 from dist_resnet.launch.ray.cluster import disconnect, own_cluster
 from dist_resnet.launch.ray.jobs import take_over
-from dist_resnet.recipe import Data, Execution, Recipe, flatten
+from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.storage.uri import absolute_uri, without_credentials
 from dist_resnet.tracking import commands, provenance, stop
 from dist_resnet.tracking.holding import keeping, release, taking
-from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.mlflow.address import store_of
 from dist_resnet.tracking.mlflow.run_description import RunDescription
 from dist_resnet.tracking.mlflow.sink import MlflowSink
-from dist_resnet.tracking.records import FINAL_ENDINGS, Finished, Stopped
+from dist_resnet.tracking.records import Finished, Stopped
 from dist_resnet.tracking.run_directory import SUMMARY_FILE, SWEEP_FILE, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -65,7 +61,7 @@ class Sweep:
     @property
     def unfinished(self) -> list[Trial]:
         """The trials to run, from the start or from their newest checkpoint."""
-        return [trial for trial in self.trials if not trial.is_over and not _has_ended(trial.plan)]
+        return [trial for trial in self.trials if not trial.is_over and not has_ended(trial.plan)]
 
 
 def prepare_sweep(
@@ -84,25 +80,16 @@ def prepare_sweep(
     FileNotFoundError, before any trial starts, with one line that says what to do.
     """
     ray_shares.check_trials(execution, trials_per_gpu=trials_per_gpu)
-    choose(choice, bases(recipe, choice, images))
-    splits = {dataset: _open(images.data(dataset), dataset) for dataset in choice.datasets}
-    sizes: dict[str, int] = {dataset: train.num_images for dataset, train in splits.items()}
-    cells = choose(choice, bases(recipe, choice, images, sizes))
+    cells = chosen_cells(recipe, choice, images)
     directory = sweep_directory(execution, job, choice, recipe)
     directory.check_writable()
     execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
     store_of(directory, execution.tracking.uri, resolve=not directory.exists(SWEEP_FILE))
-    trials, entries = _trials(cells, choice.seeds, directory, execution)
+    trials, entries = plan_trials(cells, choice.seeds, directory, execution)
     for note in dict.fromkeys(note for trial in trials for note in trial.plan.notes):
         logger.info("%s", note)
-    content = {
-        "cells": entries,
-        "iterations": choice.iterations,
-        "seeds": choice.seeds,
-        "global_batch": recipe.global_batch,
-        "early_stop": early_stop,
-    }
-    _check_grid(directory, content)
+    content = content_of(entries, choice, recipe, early_stop=early_stop)
+    check_grid(directory, content)
     for trial in trials:
         if (summary := trial.plan.summary()) is not None:
             trial.sum_up(summary)
@@ -246,118 +233,10 @@ def sweep_directory(execution: Execution, job: str, choice: Choice, recipe: Reci
     return RunDirectory(RunDirectory(execution.storage).child(name))
 
 
-def _open(data: Data, dataset: str) -> Split:
-    """The training split. Raises ValueError if a split has too many classes, or the training split too few."""
-    expected = DATASETS[dataset].num_classes
-    train, validation = (
-        open_split(absolute_uri(uri), label_column=data.label_column) for uri in (data.train, data.validation)
-    )
-    for split in (train, validation):
-        found = len(split.class_names) if split.class_names is not None else split.label_range[1] + 1
-        if found > expected or (split is train and found < expected):
-            raise ValueError(
-                f"{dataset} has {expected} classes, but the shards at {split.uri} have {found}; give other shards with "
-                "--data, or other data sets with --datasets"
-            )
-    return train
-
-
-def _trials(
-    cells: Sequence[Cell], seeds: int, directory: RunDirectory, execution: Execution
-) -> tuple[list[Trial], list[dict[str, Any]]]:
-    """The runs, each once, and the entries of `sweep.json`, one for each cell and seed."""
-    by_recipe: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_recipe.setdefault(cell.recipe.fingerprint(), []).append(cell)
-    trials: dict[tuple[str, int], Trial] = {}
-    for fingerprint, sharing in by_recipe.items():
-        first = prepare(
-            sharing[0].recipe,
-            dataclasses.replace(execution, storage=directory.uri, name=trial_name(sharing[0], 0)),
-            job="",
-        )
-        for seed in range(seeds):
-            trials[fingerprint, seed] = Trial(_with_seed(first, directory, trial_name(sharing[0], seed), seed), sharing)
-    entries = [
-        _entry(cell, seed, trials[cell.recipe.fingerprint(), seed].plan) for cell in cells for seed in range(seeds)
-    ]
-    return list(trials.values()), entries
-
-
-def _with_seed(plan: Plan, directory: RunDirectory, name: str, seed: int) -> Plan:
-    return dataclasses.replace(
-        plan,
-        recipe=dataclasses.replace(plan.recipe, seed=seed),
-        execution=dataclasses.replace(plan.execution, name=name),
-        directory=RunDirectory(directory.child(name)),
-    )
-
-
-def _entry(cell: Cell, seed: int, plan: Plan) -> dict[str, Any]:
-    return {
-        "key": cell.key,
-        "table": cell.table,
-        "row": cell.row,
-        "depth": cell.depth,
-        "dataset": cell.dataset,
-        "paper_error": cell.paper_error,
-        "paper_fail": cell.paper_fail,
-        "seed": seed,
-        "trial": plan.name,
-        "fingerprint": plan.recipe.fingerprint(),
-        "model": dataclasses.asdict(cell.recipe.model),
-    }
-
-
-def _check_grid(directory: RunDirectory, content: dict[str, Any]) -> None:
-    """Raises ValueError if the directory holds something else, or a sweep with another grid, naming the differences."""
-    directory.check_kind("sweep")
-    known = directory.read_json(SWEEP_FILE)
-    if known is None:
-        return
-    differences = [
-        f"{key} (was {known.get(key)}, now {value})"
-        for key, value in content.items()
-        if key != "cells" and known.get(key) != value
-    ]
-    was, now = ({entry["key"]: entry for entry in each["cells"]} for each in (known, content))
-    for word, only in (("without", was.keys() - now.keys()), ("with", now.keys() - was.keys())):
-        if only:
-            differences.append(f"now {word} {', '.join(sorted(only)[:3])}{' ...' if len(only) > 3 else ''}")
-    prints = [
-        {(entry["key"], entry["seed"]): entry["fingerprint"] for entry in each["cells"]} for each in (known, content)
-    ]
-    if not differences and prints[0] != prints[1]:
-        changed = next(key for key in prints[1] if prints[0].get(key) != prints[1][key])
-        differences.append(f"the recipe of {changed[0]} ({_recipe_difference(directory, was, now, changed[0])})")
-    if differences:
-        raise ValueError(
-            f"the name {directory.name} is used by a sweep with another grid: "
-            f"{'; '.join(differences)}; use another --execution.name, or the same options to resume that sweep"
-        )
-
-
-def _recipe_difference(directory: RunDirectory, was: dict, now: dict, key: str) -> str:
-    before, after = flatten(was[key]["model"]), flatten(now[key]["model"])
-    fields = [f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]]
-    return ", ".join(fields) or "its images, optimizer, schedule or evaluations"
-
-
-def _has_ended(plan: Plan) -> bool:
-    """Whether a run's journal has its final record."""
-    records = read_journal(plan.directory)
-    return bool(records) and isinstance(records[-1], FINAL_ENDINGS)
-
-
 def _claim(sweep: Sweep) -> None:
     """Claims the directory for this sweep by writing `sweep.json`."""
     if sweep.directory.read_json(SWEEP_FILE) is None:
-        facts = {
-            "commit": provenance.collect()["commit"],
-            "hardware": ray_shares.hardware(),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        sweep.directory.write_json(SWEEP_FILE, sweep.content | facts)
+        sweep.directory.write_json(SWEEP_FILE, sweep.content | facts_of_start(ray_shares.hardware()))
 
 
 def _sweep_card(sweep: Sweep) -> RunDescription:

@@ -20,7 +20,7 @@ from dist_resnet.launch import gpu
 from dist_resnet.launch.plan import Plan, prepare
 from dist_resnet.launch.resources import of_this_machine, settle_workers
 from dist_resnet.launch.supervise import supervise
-from dist_resnet.launch.worker import run_worker
+from dist_resnet.launch.worker import join_group, run_worker
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.holding import hold
 from dist_resnet.train.precision import check_precision
@@ -98,22 +98,6 @@ def _run(rank: int, execution: Execution, act: Callable[[Worker], None], rendezv
         act(worker)
     finally:
         dist.destroy_process_group()
-
-
-def join_group(worker: Worker, rendezvous: str, *, timeout: datetime.timedelta) -> None:
-    """Joins the process group of a worker of this machine: NCCL's, with the worker's GPU for all it does, or gloo's."""
-    on_gpu = worker.device.type == "cuda"
-    if on_gpu:
-        # Otherwise every rank's lists of objects, and whatever names no GPU, would go to the first one.
-        torch.cuda.set_device(worker.device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=rendezvous,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        timeout=timeout,
-        device_id=worker.device if on_gpu else None,
-    )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """The work of every worker process, with Ray or without."""
 
+import datetime
 import threading
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import EvaluationImages, TrainingImages
@@ -37,6 +39,22 @@ def run_worker(
             observer=observer,
         )
         _train(context, plan)
+
+
+def join_group(worker: Worker, rendezvous: str, *, timeout: datetime.timedelta) -> None:
+    """Joins the process group of a worker of this machine: NCCL's, with the worker's GPU for all it does, or gloo's."""
+    on_gpu = worker.device.type == "cuda"
+    if on_gpu:
+        # Otherwise every rank's lists of objects, and whatever names no GPU, would go to the first one.
+        torch.cuda.set_device(worker.device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=rendezvous,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        timeout=timeout,
+        device_id=worker.device if on_gpu else None,
+    )
 
 
 def _train(context: RunContext, plan: Plan) -> None:

@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_resnet.launch import gpu
-from dist_resnet.launch.local import join_group
-from dist_resnet.launch.ray.shares import fitting
+from dist_resnet.launch.worker import join_group
 from dist_resnet.worker import Worker
 
 GIB = 1 << 30
@@ -54,6 +53,9 @@ def test_memory_is_waited_for_as_long_as_more_becomes_free(caplog):
 
 @pytest.mark.parametrize("trials", [2, 3, 7, 8])
 def test_trials_are_bounded_so_that_all_fit_and_each_has_what_it_was_found_to_need(trials: int):
+    pytest.importorskip("ray")
+    from dist_resnet.launch.ray.shares import fitting
+
     total = 80 * GIB
     need = int(0.92 * total / trials)
     assert fitting("trial", trials, need, total, 8) == trials
