@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import runpy
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -125,10 +124,8 @@ def _execution(setting: Setting) -> Execution:
 
 def _list(directory: RunDirectory, content: dict[str, Any]) -> None:
     """Adds the runs to the folder's `sweep.json`."""
-    known = directory.read_json(SWEEP_FILE) or facts_of_start(harness.machine())
+    known: dict[str, Any] = directory.read_json(SWEEP_FILE) or facts_of_start(harness.machine())
     here = {(entry["key"], entry["seed"]) for entry in content["cells"]}
-    others: Sequence[dict[str, Any]] = [
-        entry for entry in known.get("cells", ()) if (entry["key"], entry["seed"]) not in here
-    ]
+    others = [entry for entry in known.get("cells", []) if (entry["key"], entry["seed"]) not in here]
     seeds = max(content["seeds"], known.get("seeds", 0))
     directory.write_json(SWEEP_FILE, known | content | {"cells": [*content["cells"], *others], "seeds": seeds})

@@ -38,6 +38,13 @@ def _evaluate(run: str, execution: Execution, validation: str | None = None, **o
     return evaluate_trained(of_run(run), local.settle(alone), validation=validation, **options)
 
 
+def test_an_evaluation_has_the_settings_of_training(run, execution, monkeypatch):
+    used = []
+    monkeypatch.setattr("dist_resnet.train.loop.configure_backend", used.append)
+    _evaluate(run, execution)
+    assert [(one.precision, one.performance.deterministic) for one in used] == [("fp32", True)]
+
+
 @pytest.mark.parametrize("order", [[3, 1, 0, 2], [1, 2, 3, 0]])
 def test_the_same_images_with_other_class_numbers_have_the_same_errors(run, recipe, execution, tmp_path, order, caplog):
     caplog.set_level("INFO")

@@ -1,7 +1,9 @@
-"""The cost of a step. Oracle: a weak reference to what an earlier measurement left."""
+"""The cost of a step. Oracle: a weak reference to what an earlier measurement left, and torch's own settings."""
 
+import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -31,3 +33,22 @@ def test_what_an_earlier_measurement_left_in_cycles_is_gone(recipe: Recipe, exec
     assert left() is None
     assert cost.seconds > 0
     assert cost.memory_bytes == 0
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_a_step_is_measured_with_the_settings_of_training(recipe: Recipe, execution: Execution, precision: Any):
+    backends, before = torch.backends, _settings()
+    try:
+        performance = dataclasses.replace(execution.performance, deterministic=precision == "fp32")
+        own = dataclasses.replace(execution, precision=precision, performance=performance)
+        backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = precision == "fp32"
+        measure_step(recipe, own, torch.device("cpu"), num_steps=1)
+        assert _settings() == (precision == "tf32", precision == "tf32", precision == "fp32", precision == "tf32")
+    finally:
+        cudnn = backends.cudnn
+        cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+
+
+def _settings() -> tuple[bool, bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
