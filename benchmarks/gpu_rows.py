@@ -60,11 +60,11 @@ def measured(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def tests(setting: Setting) -> list[Line]:
-    """What the tests marked gpu give, and each that fails. A toy run only collects them."""
+    """What the tests marked gpu give, and what fails or is skipped. A toy run only collects them."""
     importlib.import_module("pytest")
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     # Without pytest's plug-ins, which a bare machine lacks, and without errors for warnings of other versions.
-    options = ["-o", "addopts=--import-mode=importlib", "-W", "default", "-q", "-rfE", "--tb=line", "-m", "gpu"]
+    options = ["-o", "addopts=--import-mode=importlib", "-W", "default", "-q", "-rfEs", "--tb=line", "-m", "gpu"]
     options += [
         "--continue-on-collection-errors",
         "-p",
@@ -75,9 +75,9 @@ def tests(setting: Setting) -> list[Line]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout, done.stderr, file=sys.stderr)
     found = done.stdout.strip().splitlines()
-    failed = [line for line in found if re.match("FAILED|ERROR", line)]
+    told = [line for line in found if re.match("FAILED|ERROR|SKIPPED", line)]
     return [{"what": "in all", "outcome": found[-1].strip("= ") if found else one_line(RuntimeError(done.stderr))}] + [
-        {"what": line.partition(" - ")[0], "outcome": line.partition(" - ")[2][:200]} for line in failed
+        {"what": line.partition(" - ")[0], "outcome": line.partition(" - ")[2][:200]} for line in told
     ]
 
 

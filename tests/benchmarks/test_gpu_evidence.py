@@ -72,6 +72,28 @@ def test_every_row_works_without_a_gpu_ray_mlflow_and_dali(tmp_path: Path, bare:
     assert again["accuracy"]["lines"] == rows["accuracy"]["lines"]
 
 
+def test_tests_of_gpus_are_collected_without_ray_mlflow_and_dali(bare: dict[str, str]) -> None:
+    root = SCRIPT.parents[1]
+    # A file with such tests, and files that need DALI, MLflow and Ray.
+    places = ("launch/test_gpu.py", "data/input/test_dali.py", "train/test_precision.py", "launch/ray/test_shares.py")
+    # As the row `tests` does it.
+    options = ["-m", "gpu", "--collect-only", "-q", "-rs", "-o", "addopts=--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *(f"tests/{one}" for one in places)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, env=bare)
+    assert done.returncode == 0, done.stdout
+    assert "test_gpu.py::test_a_group_of_nccl_gathers_objects_on_the_last_gpu" in done.stdout
+    skipped = sorted(re.findall(r"SKIPPED \[1\] (?:\S*/)?tests/(\S+?)(?::\d+)?: (.*)", done.stdout))
+    assert skipped == [
+        ("data/input/test_dali.py", "needs nvidia.dali"),
+        ("launch/ray/test_shares.py", "needs ray"),
+        ("train/test_precision.py", "needs mlflow"),
+    ]
+    # Whoever runs other tests too is not to miss some in silence.
+    command[command.index("gpu")] = "gpu or slow"
+    command.remove("tests/launch/test_gpu.py")
+    assert subprocess.run(command, cwd=root, capture_output=True, timeout=300, env=bare).returncode == 2
+
+
 def setting(tmp_path: Path, seconds: float = 60) -> Setting:
     return Setting(folder=str(tmp_path), deadline=time.time() + seconds, toy=True)
 

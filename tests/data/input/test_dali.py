@@ -21,10 +21,8 @@ from PIL import Image
 from dist_resnet.data.image.headers import image_size
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Request
-from dist_resnet.recipe import Augment
-
-pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 from dist_resnet.data.input.dali import DaliDecoder
+from dist_resnet.recipe import Augment
 
 MEAN_TOLERANCE = 0.3
 GREATEST_TOLERANCE = 2
