@@ -47,6 +47,7 @@ class Options(harness.Options):
     depth: int = harness.sized(20, quick=8)
     precision: Literal["fp32", "bf16"] = "fp32"
     steps: int = harness.sized(20, quick=2)  # Steps of 128 images in a round.
+    warm_up: int = harness.sized(clock.WARM_UP, quick=1)  # Steps before each round that do not count.
     rounds: int = harness.sized(7, quick=1)
     threads: int = os.cpu_count() or 1
     trials: tuple[int, ...] = ()  # Loops at once on one GPU, such as 1 2 4 8.
@@ -110,18 +111,18 @@ def contestant(name: str, folder: str, options: Options) -> Iterator[Callable[[]
     """What measures a round of a loop, in a process of its own that is ready to."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(_begin, name, folder, options).result()
-        yield lambda: process.submit(_round, options.steps).result()
+        yield lambda: process.submit(_round, options).result()
 
 
 def _begin(name: str, folder: str, options: Options) -> None:
     global _loop
     torch.set_num_threads(options.threads)
     _loop = CONTESTANTS[name](folder, options)
-    _round(1)
+    _round(options)
 
 
-def _round(steps: int) -> clock.Rate:
-    return clock.rate(_loop, count=steps, wait=subject.wait)
+def _round(options: Options) -> clock.Rate:
+    return clock.rate(_loop, count=options.steps, warm_up=options.warm_up, wait=subject.wait)
 
 
 _loop: Iterator[int]

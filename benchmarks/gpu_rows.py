@@ -103,7 +103,8 @@ def cifar(setting: Setting, depth: int, trials: tuple[int, ...]) -> list[Line]:
     options = cifar.Options(
         data=train,
         depth=setting.sized(depth, 8),
-        steps=setting.sized(200, 2),
+        steps=setting.sized(200, 1),
+        warm_up=setting.sized(8, 0),
         threads=setting.sized(2, 1),
         trials=setting.sized(trials, trials[:2]),
     )
