@@ -111,7 +111,7 @@ def cifar(setting: Setting, depth: int, trials: tuple[int, ...]) -> list[Line]:
     return [
         {"what": f"{name}, ResNet-{depth}", "trials at once": count, "images/s together": rate}
         | {"hours for 64k iterations each": cifar.ITERATIONS * cifar.BATCH * count / rate / 3600}
-        for name in (cifar.GRAPHED, cifar.SPLIT, cifar.OURS)
+        for name in setting.sized((cifar.GRAPHED, cifar.SPLIT, cifar.OURS), (cifar.SPLIT,))
         for count, rate in cifar.together(name, "", options)
     ]
 
