@@ -138,7 +138,8 @@ def ours(folder: str, options: Options, *, ghost_batches: int = 1, graphs: bool 
     execution = Execution(precision=options.precision, cpus_per_worker=options.threads, performance=performance)
     images = subject.training_images(recipe, execution)
     step, _ = subject.training_step(recipe, execution)
-    for batches in subject.endless(images):
+    batches = subject.endless(images)
+    while True:
         step(batches, RATE)
         yield BATCH
 

@@ -104,7 +104,8 @@ def _precision(setting: Setting) -> Any:
 
 def _trained(recipe: Recipe, execution: Execution, source: subject.TrainingImages) -> Iterator[int]:
     step, _ = subject.training_step(recipe, execution)
-    for batches in subject.endless(source):
+    batches = subject.endless(source)
+    while True:
         step(batches, subject.LEARNING_RATE)
         yield recipe.global_batch
 

@@ -58,8 +58,8 @@ def watched(data: str, size: int, options: Options, held: list[float]) -> Iterat
     execution = Execution(cpus_per_worker=torch.get_num_threads(), cache=Cache(folder=options.cache))
     images = subject.training_images(recipe, execution, subject.CPU)
     seen, begin = 0, time.perf_counter()
-    for step in subject.endless(images):
-        seen += sum(len(batch.labels) for batch in step)
+    for count in subject.step_sizes(images):
+        seen += count
         if seen >= options.images * (len(held) + 1) / PARTS:
             held.append(own_megabytes())
             yield seen, held[-1], seen / (time.perf_counter() - begin)

@@ -72,7 +72,7 @@ def addresses(files: dict[str, str], latency: float, folder: str) -> dict[str, t
 
 
 def steps(uri: str, cache: str | None) -> Iterator[int]:
-    """The number of images of each of the loader's endless steps, whose ghost batches come together."""
+    """The number of images of each of the loader's endless steps, whose ghost batches are taken one after another."""
     recipe = subject.imagenet_recipe(uri, batch=BATCH // GHOST_BATCHES, ghost_batches=GHOST_BATCHES)
     execution = Execution(cpus_per_worker=os.cpu_count(), cache=Cache(folder=cache))
     return subject.step_sizes(subject.training_images(recipe, execution, subject.CPU))

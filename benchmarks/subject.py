@@ -73,14 +73,16 @@ def training_images(recipe: Recipe, execution: Execution, device: torch.device =
     return TrainingImages(recipe, open_split(recipe.data.train), worker(device), InputOptions.of(execution))
 
 
-def endless(images: TrainingImages) -> Iterator[list[Batch]]:
-    """The ghost batches of each step, epoch after epoch."""
+def endless(images: TrainingImages) -> Iterator[Batch]:
+    """The ghost batches of step after step, epoch after epoch."""
     return itertools.chain.from_iterable(map(images.epoch, itertools.count()))
 
 
 def step_sizes(images: TrainingImages) -> Iterator[int]:
-    """The number of images of each of the endless steps, whose ghost batches come together."""
-    return (sum(len(batch.images) for batch in step) for step in endless(images))
+    """The number of images of each of the endless steps, whose ghost batches are taken one after another."""
+    batches = endless(images)
+    while True:
+        yield sum(len(batch.images) for batch in itertools.islice(batches, images.ghosts_per_step))
 
 
 def training_step(recipe: Recipe, execution: Execution, device: torch.device = DEVICE) -> tuple[TrainStep, TrainState]:

@@ -343,14 +343,24 @@ class Performance:
     """Use only deterministic algorithms on GPUs, so that runs are bit-identical. The CPU always does."""
     channels_last: bool = True
     """Store activations in the NHWC memory layout."""
-    prefetch: int = 2
-    """Ghost batches per worker that are read and decoded ahead."""
+    ghosts_per_pass: int | Literal["auto"] = field(default=1, metadata={"metavar": "N|auto"})
+    """Ghost batches that go through the network together, each with its own BN statistics: fewer and larger kernels,
+    but as many times the memory of activations. Another number changes the rounding. auto: as many as half of a GPU's
+    memory holds; 1 on the CPU. Networks with dropout always take 1, because each ghost batch has its own masks."""
+    prefetch: int | None = None
+    """Ghost batches per worker that are read and decoded ahead. Unset: those of a step, from 2 to 16."""
     evaluation_batch: int = 128
     """Images per forward pass in evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("prefetch", "evaluation_batch"):
-            _at_least(f"execution.performance.{name}", getattr(self, name), 1)
+        if isinstance(self.ghosts_per_pass, str) and self.ghosts_per_pass != "auto":
+            raise ValueError(
+                f"execution.performance.ghosts_per_pass must be a number or auto, got {self.ghosts_per_pass!r}"
+            )
+        for name in ("ghosts_per_pass", "prefetch", "evaluation_batch"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                _at_least(f"execution.performance.{name}", value, 1)
         for name in ("compile", "recompute"):
             if self.cuda_graphs and getattr(self, name):
                 raise ValueError(

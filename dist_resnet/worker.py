@@ -21,6 +21,10 @@ class Worker:
     world_size: int
     device: torch.device
 
+    def share(self, num_ghost_batches: int) -> range:
+        """The numbers of this worker's ghost batches, of so many in a step."""
+        return range(self.rank, num_ghost_batches, self.world_size)
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over all workers, in place."""
         if self.world_size > 1:

@@ -211,8 +211,8 @@ def _images(probe: Probe, worker: Worker) -> list[Batch]:
     recipe = probe.subjects[0].recipe
     images = TrainingImages(recipe, probe.train, worker, InputOptions.of(probe.execution))
     try:
-        ghosts = itertools.chain.from_iterable(images.epoch(0))
-        return [(batch.images, batch.labels) for batch in itertools.islice(ghosts, probe.num_batches)]
+        ghosts = itertools.islice(images.epoch(0), probe.num_batches)
+        return [(batch.images, batch.labels) for batch in ghosts]
     finally:
         images.close()
 

@@ -23,6 +23,9 @@ from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
 from dist_resnet.worker import Worker
 
+# Batches decoded ahead of use; in training as many as a step has, so that its first one never waits for decoding.
+_AHEAD, _MOST_AHEAD = 2, 16
+
 
 class TrainingImages:
     """The ghost batches of a worker, epoch by epoch."""
@@ -38,21 +41,21 @@ class TrainingImages:
         """Steps in an epoch: whole global batches."""
         self.num_images = split.num_images
         """Images of the split."""
-        self._ghosts = range(worker.rank, recipe.num_ghost_batches, worker.world_size)
+        self._ghosts = worker.share(recipe.num_ghost_batches)
         self._source = open_source(recipe, split, worker, options)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Generator[list[Batch]]:
-        """Yields the worker's ghost batches (k % world_size == rank, ascending) of each step from `start_step` on.
+    @property
+    def ghosts_per_step(self) -> int:
+        """The worker's ghost batches of a step."""
+        return len(self._ghosts)
 
-        An image that cannot be decoded is all zeros with weight 0. Raises ValueError, naming the file, if a shard
-        cannot be read.
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
+        """Yields the worker's ghost batches (k % world_size == rank), ascending in each step, from `start_step` on.
+
+        On a GPU, each becomes the network's input when it is asked for. An image that cannot be decoded is all zeros
+        with weight 0. Raises ValueError, naming the file, if a shard cannot be read.
         """
-        step: list[Batch] = []
-        for batch in self._source.ghost_batches(epoch, start_step, self._ghosts):
-            step.append(batch)
-            if len(step) == len(self._ghosts):
-                yield step
-                step = []
+        return self._source.ghost_batches(epoch, start_step, self._ghosts)
 
     def close(self) -> None:
         """Stops the background threads, so that iterators end, and frees the images."""
@@ -95,13 +98,14 @@ class StreamedImages:
         """Yields the given ghost batches of each step from `start_step` on, step by step."""
         recipe = self._recipe
         requests = training_requests(recipe, self._reader, epoch, start_step, ghosts)
-        return self._batches(requests, recipe.ghost_batch, Augmentation(recipe.augment, recipe.seed, epoch))
+        ahead = self._options.prefetch or min(max(len(ghosts), _AHEAD), _MOST_AHEAD)
+        return self._batches(requests, recipe.ghost_batch, Augmentation(recipe.augment, recipe.seed, epoch), ahead)
 
     def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
         """Yields the center crops of the images with these indices."""
         batch = self._options.evaluation_batch
         requests = evaluation_requests(self._reader, share, batch, crop=crop, shorter_side=shorter_side)
-        return self._batches(requests, batch, None)
+        return self._batches(requests, batch, None, self._options.prefetch or _AHEAD)
 
     def close(self) -> None:
         """Stops the background threads; iterators end."""
@@ -109,10 +113,11 @@ class StreamedImages:
             running.close()
 
     def _batches(
-        self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None
+        self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None, ahead: int
     ) -> Generator[Batch]:
-        """The batches of the requests, made ahead by a background thread that ends with the iteration."""
-        running = Prefetched(self._decode(requests, max_batch, augmentation), self._options.prefetch)
+        """The batches of the requests, up to `ahead` of them decoded by a background thread that ends with the
+        iteration."""
+        running = Prefetched(self._decode(requests, max_batch, augmentation), ahead)
         self._running.add(running)
         try:
             for request, output in running:

@@ -30,10 +30,9 @@ class DamageRecord:
         self._named = {(record.split, record.index) for record in records if isinstance(record, journal.Damaged)}
         self._found: dict[int, Damaged] = {}
 
-    def add(self, batches: Sequence[Batch]) -> None:
-        """Adds the damaged images of this worker's step."""
-        for batch in batches:
-            self._found |= {image.index: image for image in batch.damaged}
+    def add(self, batch: Batch) -> None:
+        """Adds the damaged images of a ghost batch."""
+        self._found |= {image.index: image for image in batch.damaged}
 
     def report(self, step: int) -> None:
         """Records the images added on all workers since the last call; all workers call it together.

@@ -3,13 +3,13 @@
 It uses neither Ray nor MLflow. Every worker runs it; rank 0 also writes the journal and the checkpoints.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Iterator
 
 import torch
 
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.data.loader import EvaluationImages, TrainingImages
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Recipe
@@ -22,7 +22,7 @@ from dist_resnet.train.agreement import Agreement
 from dist_resnet.train.context import RunContext
 from dist_resnet.train.damage import DamageRecord, TooDamagedError
 from dist_resnet.train.evaluate import Evaluator
-from dist_resnet.train.metrics import DivergedError, StepMeter
+from dist_resnet.train.metrics import DivergedError, StepMeter, WatchedBatches
 from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import compile_options, configure_backend, loss_scaler
 from dist_resnet.train.recompute import recompute_units
@@ -139,19 +139,16 @@ class Session:
     def _train_epoch(self, epoch: int, first_step: int, last_step: int) -> None:
         """Takes the steps from `first_step` up to `last_step` of an epoch, with their checkpoints and evaluations."""
         recipe, execution, state = self._recipe, self._execution, self._state
-        batches = self._training.epoch(epoch, first_step)
+        images = self._training.epoch(epoch, first_step)
+        batches = WatchedBatches(images, self._note)
         self._meter.start()
-        for ghost_batches, data_seconds in _timed(itertools.islice(batches, last_step - first_step)):
+        for _ in range(first_step, last_step):
             # Forward and backward over this worker's ghost batches, one reduction, one update.
-            if state.step == 0:
-                self._run_images.augmented_batch(ghost_batches[0].images, recipe.data.dataset)
             rate = learning_rate(recipe.schedule, state.step, self._total)
-            totals = self._step(ghost_batches, rate)
+            totals = self._step(batches, rate)
             self._context.watchdog.alive()
-            self._damage.add(ghost_batches)
-            self._meter.add(
-                state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=data_seconds
-            )
+            waited = batches.seconds()
+            self._meter.add(state.step, totals, images=recipe.global_batch, learning_rate=rate, data_seconds=waited)
 
             # Record every step's numbers in blocks, always before a checkpoint.
             decision = self._agreement.after_step()
@@ -171,7 +168,13 @@ class Session:
                 self._evaluate()
             if saved:
                 self._meter.start()
-        batches.close()
+        images.close()
+
+    def _note(self, batch: Batch) -> None:
+        """Notes a ghost batch that the step takes."""
+        if self._state.step == 0 and batch.ghost == 0:
+            self._run_images.augmented_batch(batch.images, self._recipe.data.dataset)
+        self._damage.add(batch)
 
     def _is_evaluated(self) -> bool:
         """Whether an evaluation follows the last step."""
@@ -284,11 +287,3 @@ def _epochs(step: int, total: int, steps_per_epoch: int) -> Iterator[tuple[int, 
 def _cpu() -> str:
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' * (threads > 1)} each"
-
-
-def _timed(batches: Iterator) -> Iterator[tuple[list, float]]:
-    """Each item with the seconds spent waiting for it."""
-    start = time.perf_counter()
-    for batch in batches:
-        yield batch, time.perf_counter() - start
-        start = time.perf_counter()

@@ -3,10 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
+from dist_resnet.data.input.batch import Batch
 from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.worker import Worker
 
@@ -21,6 +22,26 @@ class DivergedError(Exception):
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the training loss is {loss} after step {step}")
         self.step = step
+
+
+class WatchedBatches(Iterator[Batch]):
+    """Batches of an iterator, with the seconds spent waiting for them; `note` is called with each."""
+
+    def __init__(self, batches: Iterator[Batch], note: Callable[[Batch], None]) -> None:
+        self._batches, self._note = batches, note
+        self._seconds = 0.0
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self._seconds += time.perf_counter() - start
+        self._note(batch)
+        return batch
+
+    def seconds(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class StepMeter:

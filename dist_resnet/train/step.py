@@ -1,7 +1,7 @@
 """One optimizer step over this worker's ghost batches."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from dist_resnet.data.input.batch import Batch
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.distributed import data_parallel
-from dist_resnet.train.graphs import GraphedPass, warm_up
+from dist_resnet.train.ghost_norm import normalize_by_ghost_batch
+from dist_resnet.train.graphs import GraphedPass, Pass, warm_up
 from dist_resnet.train.optimizer import set_learning_rate
+from dist_resnet.train.passes import joined, passes
 from dist_resnet.train.precision import autocast, shared_casts
 from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
@@ -29,36 +31,40 @@ class TrainStep:
 
     def __init__(self, recipe: Recipe, execution: Execution, worker: Worker, state: TrainState) -> None:
         self._recipe, self._execution, self._worker, self._state = recipe, execution, worker, state
+        self._passes = passes(recipe, execution, worker)
+        if len(self._passes[0]) > 1:
+            normalize_by_ghost_batch(state.model, recipe.ghost_batch)
         self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self._parallel = data_parallel(state.model, worker)
         self.statistics = RunningStatistics(state.model)
         """BN's running statistics: those of ghost batch 0 on rank 0, of no meaning on other ranks."""
-        self._graph: GraphedPass | None = None
+        self._graphs: dict[int, GraphedPass] = {}
         self._settle_buckets()
 
-    def __call__(self, batches: Sequence[Batch], learning_rate: float) -> torch.Tensor:
+    def __call__(self, batches: Iterable[Batch], learning_rate: float) -> torch.Tensor:
         """Takes the step numbered `state.step` and counts it.
 
-        `batches` are this worker's ghost batches in rising order. Returns this worker's float64 [3] on the device:
-        the sum of losses, the number of top-1 errors and the number of images, without images of weight 0.
+        Takes this worker's ghost batches, in rising order, from `batches`, those of a pass when the pass begins.
+        Returns this worker's float64 [3] on the device: the sum of losses, the number of top-1 errors and the number of
+        images, without images of weight 0. Raises ValueError if `batches` has other ghost batches.
         """
-        state = self._state
+        state, batches = self._state, iter(batches)
         state.model.train()
         set_learning_rate(state.optimizer, learning_rate)
         totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
         # A recording makes its own casts, as the weights are at every replay.
         casts = contextlib.nullcontext() if self._is_graphed else shared_casts(self._worker.device)
         with self.statistics.uncounted(), casts:
-            if self._is_graphed and self._graph is None:
-                self._graph = self._record(batches[0])
-            run = self._graph or self._forward_backward
-            for number, batch in enumerate(batches):
-                with self._reduction(number == len(batches) - 1):
-                    self._seed_masks(batch.ghost)
-                    totals += run(batch.images, batch.labels, batch.weights)
-                if batch.ghost == 0:
+            for ghosts in self._passes:
+                inputs = joined(batches, ghosts)
+                run = self._pass_of(*inputs)
+                with self._reduction(ghosts == self._passes[-1]):
+                    self._seed_masks(ghosts[0])
+                    totals += run(*inputs)
+                del inputs  # before the next are made
+                if ghosts[0] == 0:
                     self.statistics.keep()
-        if batches[0].ghost == 0:
+        if self._worker.rank == 0:
             self.statistics.put_back()
             self.statistics.count()
         state.scaler.step(state.optimizer)
@@ -105,13 +111,23 @@ class TrainStep:
     def _is_graphed(self) -> bool:
         return self._execution.performance.cuda_graphs and self._worker.device.type == "cuda"
 
-    def _record(self, batch: Batch) -> GraphedPass:
-        """Records the forward and backward pass of a ghost batch."""
+    def _pass_of(self, *inputs: torch.Tensor) -> Pass:
+        """The pass over such inputs. Those of all sizes are recorded at the first, before there are gradients."""
+        if not self._is_graphed:
+            return self._forward_backward
+        if not self._graphs:
+            for images in {len(ghosts) * self._recipe.ghost_batch for ghosts in self._passes}:
+                self._graphs[images] = self._record(*(tensor[:images] for tensor in inputs))
+        return self._graphs[len(inputs[0])]
+
+    def _record(self, *inputs: torch.Tensor) -> GraphedPass:
+        """Records a forward and backward pass."""
         for parameter in self._state.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            # Recordings share the gradients.
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         self.statistics.keep()
-        warm_up(self._forward_backward, batch.images, batch.labels, batch.weights)
-        graph = GraphedPass(self._forward_backward, batch.images, batch.labels, batch.weights)
+        warm_up(self._forward_backward, *inputs)
+        graph = GraphedPass(self._forward_backward, *inputs)
         self.statistics.put_back()
         self._state.optimizer.zero_grad(set_to_none=False)
         return graph

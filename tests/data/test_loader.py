@@ -5,8 +5,10 @@ Oracles: the order and the PIL pipeline, one image at a time, and equality over 
 
 import contextlib
 import gc
+import itertools
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from oracle.pixels import decode_center, decode_window
 from oracle.windows import pad_crop_flip
 from torchvision.transforms.functional import normalize
 
+from dist_resnet.data import loader as loader_module
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.image.headers import image_size
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.input.order import WINDOW_ROW_GROUPS, FullOrder
+from dist_resnet.data.input.prefetch import Prefetched
 from dist_resnet.data.input.resident import ResidentImages
 from dist_resnet.data.input.streams import training_requests
 from dist_resnet.data.loader import EvaluationImages, StreamedImages, TrainingImages, open_source
@@ -58,6 +62,13 @@ def training(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, *
 
 def evaluation(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1) -> EvaluationImages:
     return EvaluationImages(recipe, split, _worker(rank, world_size), _options())
+
+
+def steps(images: TrainingImages, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+    batches = images.epoch(epoch, start_step)
+    while step := list(itertools.islice(batches, images.ghosts_per_step)):
+        assert len(step) == images.ghosts_per_step
+        yield step
 
 
 def _worker(rank: int = 0, world_size: int = 1) -> Worker:
@@ -98,7 +109,7 @@ def test_training_images_are_those_of_the_order_cut_by_pil(split: Split, kind: s
     settings = recipe(augment=Augment(kind=kind, size=16, shorter_side=(16, 24)))  # pyrefly: ignore
     order = IndexedOrder(split.group_rows, global_batch=16, ghost_batch=4, seed=3, epoch=2)
     images = encoded(split)
-    for step, batches in enumerate(training(settings, split).epoch(2)):
+    for step, batches in enumerate(steps(training(settings, split), 2)):
         for ghost, batch in enumerate(batches):
             np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
@@ -116,7 +127,7 @@ def test_training_images_are_those_of_the_order_cut_by_pil(split: Split, kind: s
 def test_resident_images_are_padded_cut_and_mirrored_as_by_numpy(squares: Split) -> None:
     order = FullOrder(squares.num_images, global_batch=16, ghost_batch=4, seed=3, epoch=1)
     images = encoded(squares)
-    for step, batches in enumerate(training(PAD, squares).epoch(1)):
+    for step, batches in enumerate(steps(training(PAD, squares), 1)):
         for ghost, batch in enumerate(batches):
             np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
@@ -151,10 +162,10 @@ def test_resident_images_are_the_same_however_many_are_cropped_at_once(
 def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, squares: Split, color: str) -> None:
     for settings, images in both(split, squares):
         settings = replace(settings, augment=replace(settings.augment, color=color))
-        alone = list(training(settings, images).epoch(4))
+        alone = list(steps(training(settings, images), 4))
         assert len(alone) == 6
         for world_size in (2, 3, 4):
-            workers = [training(settings, images, rank, world_size).epoch(4) for rank in range(world_size)]
+            workers = [steps(training(settings, images, rank, world_size), 4) for rank in range(world_size)]
             for step, shares in enumerate(zip(*workers, strict=True)):
                 for rank, share in enumerate(shares):
                     assert [batch.ghost for batch in share] == list(range(rank, 4, world_size))
@@ -165,9 +176,9 @@ def test_any_number_of_workers_makes_the_same_ghost_batches(split: Split, square
 
 def test_starting_at_a_step_equals_skipping_to_it(split: Split, squares: Split) -> None:
     for settings, images in both(split, squares):
-        whole = list(training(settings, images).epoch(1))
+        whole = list(steps(training(settings, images), 1))
         for start in (1, 4, 5):
-            rest = list(training(settings, images).epoch(1, start))
+            rest = list(steps(training(settings, images), 1, start))
             assert len(rest) == 6 - start
             for ours, theirs in zip(rest, whole[start:], strict=True):
                 for one, other in zip(ours, theirs, strict=True):
@@ -178,11 +189,10 @@ def test_starting_at_a_step_equals_skipping_to_it(split: Split, squares: Split) 
 def test_execution_does_not_change_a_bit(split: Split) -> None:
     reference = list(training(INCEPTION, split).epoch(0))
     others = training(INCEPTION, split, prefetch=5, cpus_per_worker=3, channels_last=False).epoch(0)
-    for ours, theirs in zip(others, reference, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_equal(one, other)
-            assert one.images.is_contiguous()
-            assert other.images.is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(others, reference, strict=True):
+        assert_equal(one, other)
+        assert one.images.is_contiguous()
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -228,21 +238,21 @@ def test_damaged_images_are_blank_of_no_weight_and_named_on_any_number_of_worker
     write_rows(tmp_path / "hurt" / "a.parquet", images[:20], [0] * 20)
     write_rows(tmp_path / "hurt" / "b.parquet", images[20:], [0] * 20)
     settings = recipe(augment=Augment(kind=kind, size=20), global_batch=20)
-    whole = {b.ghost: b for b in next(training(settings, open_split(str(tmp_path / "whole"))).epoch(0))}
+    whole = {b.ghost: b for b in next(steps(training(settings, open_split(str(tmp_path / "whole"))), 0))}
     split = open_split(str(tmp_path / "hurt"))
     for world_size in (1, 2, 5):
-        steps = [
-            batch for rank in range(world_size) for batch in next(training(settings, split, rank, world_size).epoch(0))
+        share = [
+            batch for rank in range(world_size) for batch in next(steps(training(settings, split, rank, world_size), 0))
         ]
         named = []
-        for batch in steps:
+        for batch in share:
             hurt = np.isin(batch.indices, [27, 28])
             np.testing.assert_array_equal(batch.weights.numpy(), ~hurt)
             assert not batch.images[hurt].any()
             assert torch.equal(batch.images[~hurt], whole[batch.ghost].images[~hurt])
             named += batch.damaged
         assert all(str(image.row) == str(image.index - 20) for image in named)
-        assert {image.index for image in named} == {27, 28} & {i for batch in steps for i in batch.indices}
+        assert {image.index for image in named} == {27, 28} & {i for batch in share for i in batch.indices}
     evaluated = list(evaluation(settings, split).center_crops(16, 16))
     named = [image for batch in evaluated for image in batch.damaged]
     assert [(Path(image.file).name, image.row) for image in named] == [("b.parquet", 7), ("b.parquet", 8)]
@@ -254,9 +264,7 @@ def test_an_image_that_is_cut_short_counts_as_damaged_whichever_part_of_it_is_wa
     tall = jpeg(smooth(400, 20, 1))
     write_rows(tmp_path / "a.parquet", [tall[: len(tall) * 9 // 10]] * 20, [0] * 20)
     for epoch in range(3):
-        batches = [
-            b for step in training(recipe(global_batch=20), open_split(str(tmp_path))).epoch(epoch) for b in step
-        ]
+        batches = training(recipe(global_batch=20), open_split(str(tmp_path))).epoch(epoch)
         assert not any(batch.weights.any() for batch in batches)
 
 
@@ -289,13 +297,35 @@ def test_an_image_of_another_size_counts_as_damaged_under_pad_and_the_others_are
         np.testing.assert_array_equal(mine.weights.numpy(), kept)
         assert not mine.images[~kept].any()
         assert torch.equal(mine.images[kept], other.images[kept])
-    met = {i.index for step in training(PAD, odd_ones).epoch(0) for batch in step for i in batch.damaged}
+    met = {i.index for batch in training(PAD, odd_ones).epoch(0) for i in batch.damaged}
     assert met <= {13}
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "world_size", "prefetch", "ahead"),
+    [(16, 1, None, 4), (16, 3, None, 2), (16, 4, None, 2), (80, 1, None, 16), (16, 1, 7, 7)],
+)
+def test_as_many_ghost_batches_as_a_step_has_are_decoded_ahead(
+    split: Split, global_batch: int, world_size: int, prefetch: int | None, ahead: int, monkeypatch
+) -> None:
+    depths = []
+
+    class Noting(Prefetched):
+        def __init__(self, items: Any, ahead: int) -> None:
+            depths.append(ahead)
+            super().__init__(items, ahead)
+
+    monkeypatch.setattr(loader_module, "Prefetched", Noting)
+    images = training(recipe(global_batch=global_batch), split, world_size=world_size, prefetch=prefetch)
+    batches = images.epoch(0)
+    next(batches)
+    batches.close()
+    assert depths == [ahead]
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
     loader, centers = training(INCEPTION, split), evaluation(INCEPTION, split)
-    reference = [batch for step in loader.epoch(1) for batch in step]
+    reference = list(loader.epoch(1))
     for _ in range(3):
         iterator = loader.epoch(0)
         next(iterator)
@@ -310,7 +340,7 @@ def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
             _ = 1 / 0
     gc.collect()
     assert no_threads_of_ours()
-    for ours, theirs in zip((batch for step in loader.epoch(1) for batch in step), reference, strict=True):
+    for ours, theirs in zip(loader.epoch(1), reference, strict=True):
         assert_equal(ours, theirs)
     held = loader.epoch(0)
     next(held)

@@ -218,8 +218,8 @@ def _network(model: Any, *, channels_last: bool) -> Any:
     return network
 
 
-def _settings(precision: str) -> tuple[Any, Any]:
-    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Recipe, Schedule
+def _settings(precision: str, ghosts_per_pass: int = 1) -> tuple[Any, Any]:
+    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Performance, Recipe, Schedule
 
     recipe = Recipe(
         model=Model(depth=20, num_classes=10),
@@ -232,7 +232,8 @@ def _settings(precision: str) -> tuple[Any, Any]:
         global_batch=32,
         ghost_batch=8,
     )
-    return recipe, Execution(device="gpu", precision=precision)
+    performance = Performance(ghosts_per_pass=ghosts_per_pass)
+    return recipe, Execution(device="gpu", precision=precision, performance=performance)  # type: ignore
 
 
 def _state(recipe: Any, execution: Any, device: Any) -> Any:
@@ -264,12 +265,12 @@ def _batches(recipe: Any) -> list[Any]:
     ]
 
 
-def _steps(precision: str) -> list[str]:
+def _steps(precision: str, ghosts_per_pass: int = 1) -> list[str]:
     """The third and the fourth step, which find everything that earlier ones made."""
     from dist_resnet.train.step import TrainStep
     from dist_resnet.worker import Worker
 
-    recipe, execution = _settings(precision)
+    recipe, execution = _settings(precision, ghosts_per_pass)
     waits = Waits()
     with fake_cuda() as device:
         worker = Worker(rank=0, world_size=1, device=device)
@@ -395,6 +396,8 @@ def _resident() -> list[str]:
 
 _TRACES: dict[str, Callable[[], list[str]]] = {
     **{f"steps {precision}": (lambda precision=precision: _steps(precision)) for precision in ("fp32", "bf16", "fp16")},
+    # Four ghost batches of a step, so that the last pass has fewer.
+    "steps bf16 together": lambda: _steps("bf16", ghosts_per_pass=3),
     "checkpoint": _checkpoint,
     "evaluation": _evaluation,
     "loader": _loader,

@@ -28,8 +28,8 @@ class InputOptions:
     decode: Decode
     num_threads: int
     """Threads of the decoder."""
-    prefetch: int
-    """Batches that are made ahead of use."""
+    prefetch: int | None
+    """Batches that are decoded ahead of use. None: the loader chooses."""
     evaluation_batch: int
     channels_last: bool
     access: Access
