@@ -95,6 +95,13 @@ def steps(setting: Setting, depth: int, way: Any, ghosts: int = 1) -> list[Line]
     return gpu_steps.steps(setting, depth, way, ghosts)
 
 
+def together(setting: Setting, depth: int, way: Any) -> list[Line]:
+    """Images/s of a training step with ghost batches one by one and together."""
+    import gpu_steps
+
+    return gpu_steps.together(setting, depth, way)
+
+
 def cifar(setting: Setting, depth: int, trials: tuple[int, ...]) -> list[Line]:
     """Images/s of training on CIFAR-10 from the card's memory, several trials at once."""
     import cifar
@@ -168,12 +175,19 @@ PAPER = {
 ROWS = {
     "card": Row(act=card, seconds=10, on_paper="3.35 TB/s by the card's data sheet"),
     "tests": Row(act=tests, seconds=60, on_paper="all pass"),
+    "step-152-graphs-together": Row(
+        act=partial(together, depth=152, way="graphs"),
+        seconds=60,
+        on_paper="between ghost batches of 32 and one of 256",
+    ),
     "cifar-20": Row(act=partial(cifar, depth=20, trials=(1, 2, 4, 8)), seconds=90, on_paper="graphs pay: launches"),
     "cifar-110": Row(act=partial(cifar, depth=110, trials=(1,)), seconds=40, on_paper="graphs pay: launches"),
     "accuracy": Row(act=accuracy, seconds=60, continues=True, on_paper="8.08 to 8.56 % (the replication's own errors)"),
     "step-50-compiled": Row(act=partial(steps, depth=50, way="compiled"), seconds=90, on_paper=PAPER["compiled"]),
     "step-200-compiled": Row(act=partial(steps, depth=200, way="compiled"), seconds=180, on_paper=PAPER["compiled"]),
     "step-152-compiled": Row(act=partial(steps, depth=152, way="compiled"), seconds=300, on_paper=PAPER["compiled"]),
+    "step-152-compiled-together": Row(act=partial(together, depth=152, way="compiled"), seconds=400),
+    "step-152-eager-together": Row(act=partial(together, depth=152, way="eager"), seconds=60),
     "memory-200": Row(
         act=partial(memory, depth=200), seconds=60, on_paper="119 MiB per image kept, 46 recomputed (counted)"
     ),

@@ -54,7 +54,30 @@ def card(setting: Setting) -> list[Line]:
 
 def steps(setting: Setting, depth: int, way: Way, ghosts: int = 1) -> list[Line]:
     """Images/s of a step of `ghosts` ghost batches of 32 and, at 152 layers, of peers with as many images."""
-    options = step.Bare(
+    options, batch = _options(setting, depth, way), setting.sized(32, 2)
+    return _measured(setting, options, _contestants(setting, options, depth, batch, ghosts), batch * ghosts)
+
+
+def together(setting: Setting, depth: int, way: Way) -> list[Line]:
+    """Images/s of a step of 8 ghost batches of 32, one by one and several in a pass."""
+    options, batch, ghosts = _options(setting, depth, way), setting.sized(32, 2), setting.sized(8, 3)
+
+    def own() -> torch.nn.Module:
+        return build_model(Model(depth=options.depth, num_classes=step.CLASSES))
+
+    contestants = [
+        Contestant(
+            name=f"dist_resnet {options.depth}, {ghosts} ghost batches of {batch}, {count} in a pass",
+            model=own,
+            step=functools.partial(step.loop_step, options, batch, ghosts, count),
+        )
+        for count in setting.sized((1, 2, 4, 8), (1, 2))
+    ]
+    return _measured(setting, options, contestants, batch * ghosts)
+
+
+def _options(setting: Setting, depth: int, way: Way) -> step.Bare:
+    return step.Bare(
         depth=setting.sized(depth, 8),
         size=setting.sized(224, 32),
         precision=setting.sized("bf16", "fp32"),  # pyrefly: ignore
@@ -63,10 +86,13 @@ def steps(setting: Setting, depth: int, way: Way, ghosts: int = 1) -> list[Line]
         rounds=setting.sized(3, 1),
         steps=setting.sized(20, 1),
     )
-    batch = setting.sized(32, 2)
+
+
+def _measured(setting: Setting, options: step.Bare, contestants: Iterable[Contestant], images: int) -> list[Line]:
+    """A line for each contestant, whose steps have so many images."""
     if setting.toy:
         torch.compiler.set_stance("force_eager")  # compilation takes minutes on a CPU
-    lines, turns = _warmed_up(_contestants(setting, options, depth, batch, ghosts), options, batch * ghosts)
+    lines, turns = _warmed_up(contestants, options, images)
     for name, rounds in harness.interleaved(turns, options.rounds).items():
         rate = statistics.median(rate for (rate,) in rounds)
         lines[name] |= {"images/s": rate, "of copy bandwidth, %": 100 * rate * lines[name]["MB per image"] * 1e6}

@@ -2,11 +2,13 @@
 
     uv run benchmarks/step.py bare --depth 50 --size 64 --batch 32
     uv run benchmarks/step.py bare --depth 152 --batch 128 256 --peers torchvision.resnet152 timm.resnetv2_152
+    uv run benchmarks/step.py bare --depth 20 --size 32 --batch 64 --ghosts 2 --together 2
     uv run benchmarks/step.py ray --depth 20 --steps 60
 
-`bare` times, in turn within each round, the loop's step (one ghost batch), the same model in a plain loop, and the
-peers named, all with the same precision, memory format and compilation. `ray` trains the same recipe on generated
-images with and without Ray, alternating, and compares the journals' step times. Medians over rounds are given.
+`bare` times, in turn within each round, the loop's step, the same model in a plain loop, and the peers named, all with
+the same precision, memory format and compilation. With --ghosts, a step of the loop has several such ghost batches, and
+one of the others as many images. `ray` trains the same recipe on generated images with and without Ray, alternating,
+and compares the journals' step times. Medians over rounds are given.
 """
 
 import dataclasses
@@ -43,7 +45,9 @@ class Bare(harness.Options):
 
     depth: int = 50
     size: int = harness.sized(224, quick=32)  # Side of the images.
-    batch: tuple[int, ...] = harness.sized((32,), quick=(2,))  # Images per step; one comparison each.
+    batch: tuple[int, ...] = harness.sized((32,), quick=(2,))  # Images per ghost batch; one comparison each.
+    ghosts: int = harness.sized(1, quick=2)  # Ghost batches of so many images in a step of the loop.
+    together: tuple[int, ...] = harness.sized((), quick=(2,))  # Also the loop with so many ghost batches in a pass.
     peers: tuple[str, ...] = ()  # torchvision.NAME or timm.NAME, measured the same way.
     compile: bool = False  # torch.compile, on all alike.
     cuda_graphs: bool = False  # Forward and backward pass as a CUDA graph, on all alike; the CPU has none.
@@ -76,11 +80,14 @@ def compare_with_bare(options: Bare) -> Iterator[str]:
     multiply_adds = count(Model(depth=options.depth, num_classes=CLASSES), options.size).multiply_adds
     for batch in options.batch:
         model = build_model(Model(depth=options.depth, num_classes=CLASSES))
-        steps = {"loop": loop_step(options, batch), "bare": bare_step(model, options, batch)}
-        steps |= {name: bare_step(peer(name), options, batch) for name in options.peers}
-        turns = {name: functools.partial(steps_rate, step, batch, options.steps) for name, step in steps.items()}
+        images = batch * options.ghosts
+        steps = {"loop": loop_step(options, batch, options.ghosts), "bare": bare_step(model, options, images)}
+        for together in options.together:
+            steps[f"loop, {together} in a pass"] = loop_step(options, batch, options.ghosts, together)
+        steps |= {name: bare_step(peer(name), options, images) for name in options.peers}
+        turns = {name: functools.partial(steps_rate, step, images, options.steps) for name, step in steps.items()}
         found = harness.interleaved(turns, options.rounds, warm_up=1)
-        yield f"Batches of {batch}:\n"
+        yield f"{options.ghosts} ghost batches of {batch}:\n"
         yield from harness.comparison(found, {"images/s": ".1f"}, "bare")
         rate = statistics.median(rate for (rate,) in found["loop"])
         yield f"\nThe loop reaches {6 * multiply_adds * rate / 1e12:.2f} TFLOP/s."
@@ -93,10 +100,15 @@ def steps_rate(step: Callable[[], object], batch: int, count: int) -> tuple[floa
     return (batch * count / timed(lambda: [step() for _ in range(count)], subject.wait),)
 
 
-def loop_step(options: Bare, batch: int, ghost_batches: int = 1) -> Callable[[], object]:
+def loop_step(options: Bare, batch: int, ghost_batches: int = 1, ghosts_per_pass: int = 1) -> Callable[[], object]:
     """The loop's step."""
     recipe = subject.imagenet_recipe(depth=options.depth, size=options.size, batch=batch, ghost_batches=ghost_batches)
-    performance = Performance(compile=options.compile, cuda_graphs=options.cuda_graphs, deterministic=False)
+    performance = Performance(
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
+        deterministic=False,
+        ghosts_per_pass=ghosts_per_pass,
+    )
     execution = Execution(precision=options.precision, performance=performance)
     return subject.step_on_random_images(recipe, execution)[0]
 

@@ -53,7 +53,8 @@ def parse(kind: type[T], arguments: Sequence[str], *, doc: str, default: T | Non
 def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
     """tyro's view of a dataclass: its fields as options, flat ones replaced by their own fields, rare ones last."""
     kind = info.type
-    if not dataclasses.is_dataclass(kind):
+    # tyro wraps a union of classes, one for each command, in a dataclass of its own.
+    if not dataclasses.is_dataclass(kind) or kind.__module__.partition(".")[0] == "tyro":
         return None
     flat: dict[str, Any] = {}
     fields: list[tuple[bool, StructFieldSpec]] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from dist_resnet import options
 
@@ -159,3 +160,11 @@ def test_what_is_given_reaches_flat_and_nested_fields():
     found = options.parse(Options, given, doc="", default=None)
     assert (found.kind, found.flat.rate, found.part.rate, found.sizes, found.folder) == ("b", 2, 3, (1, 2), None)
     assert (found.flat.folder.name, found.part.folder.name) == ("y", "x")
+
+
+def test_a_union_of_classes_is_one_command_for_each():
+    commands = (
+        Annotated[Inner, tyro.conf.subcommand("inner")] | Annotated[Part, tyro.conf.subcommand("part")]  # pyrefly: ignore
+    )
+    assert options.parse(commands, ["part", "--rate", "2"], doc="", default=None) == Part(rate=2)
+    assert options.parse(commands, ["inner", "--name", "y"], doc="", default=None) == Inner(name="y")

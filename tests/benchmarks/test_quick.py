@@ -26,7 +26,7 @@ RUNS = {
     "recovery": ("recovery.py", ("ours under Ray Train", "a plain script under torchrun")),
     "remote": ("remote.py --data {shards} --latency 5", ("local disk", "store, 5 ms, cached")),
     "serving": ("serving.py", ("registration", "HTTP, 16 images a request", "images/s")),
-    "step-bare": ("step.py bare", ("loop", "bare")),
+    "step-bare": ("step.py bare", ("loop", "bare", "loop, 2 in a pass")),
     "step-ray": ("step.py ray", ("without Ray", "under Ray Train")),
     "tracking": ("tracking.py", ("ours, server hung", "mlflow.log_metrics asynchronous, server up")),
 }
