@@ -345,8 +345,9 @@ class Performance:
     """Store activations in the NHWC memory layout."""
     ghosts_per_pass: int | Literal["auto"] = field(default=1, metadata={"metavar": "N|auto"})
     """Ghost batches that go through the network together, each with its own BN statistics: fewer and larger kernels,
-    but as many times the memory of activations. Another number changes the rounding. auto: as many as half of a GPU's
-    memory holds; 1 on the CPU. Networks with dropout always take 1, because each ghost batch has its own masks."""
+    but as many times the memory of activations. The same number gives the same bits, another changes the rounding.
+    auto: as many as half of a GPU's memory holds; 1 on the CPU. Networks with dropout always take 1, because each ghost
+    batch has its own masks."""
     prefetch: int | None = None
     """Ghost batches per worker that are read and decoded ahead. Unset: those of a step, from 2 to 16."""
     evaluation_batch: int = 128
