@@ -223,8 +223,8 @@ def test_a_step_refuses_other_ghost_batches(recipe: Recipe, execution: Execution
         step([batches[ghost] for ghost in ghosts], 0.1)
 
 
-def test_two_workers_with_two_at_a_time_take_the_steps_of_one_worker(shard_recipe: Recipe, execution: Execution):
-    recipe = dataclasses.replace(shard_recipe, schedule=Schedule(learning_rate=0.01))
+def test_two_workers_with_two_at_a_time_take_the_steps_of_one_worker(recipe: Recipe, execution: Execution):
+    recipe = dataclasses.replace(recipe, epochs=1, schedule=Schedule(learning_rate=0.01))
     losses = []
     for workers, together in ((1, 1), (2, 2)):
         performance = Performance(ghosts_per_pass=together)
@@ -233,7 +233,7 @@ def test_two_workers_with_two_at_a_time_take_the_steps_of_one_worker(shard_recip
         plan.claim()
         local.start_workers(plan) if workers > 1 else run_worker(plan, WORKER)
         losses.append(torch.tensor([value for *_, value in history(read_journal(plan.directory))["train/loss"]]))
-    assert len(losses[0]) == 6
+    assert len(losses[0]) == 3
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
 
 
