@@ -4,8 +4,6 @@ The images come ghost batch after ghost batch, so each ghost batch is one slice 
 runs torch's own kernels on these slices, to the same bits as one ghost batch after another.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,16 +19,24 @@ def normalize_by_ghost_batch(model: torch.nn.Module, ghost_batch: int) -> None:
     """
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.forward = functools.partial(_forward, norm.forward, norm, ghost_batch)
+            # Not a forward of its own for each layer: units of one shape could not share a compilation.
+            norm.__class__ = GhostBatchNorm2d
+            assert isinstance(norm, GhostBatchNorm2d)
+            norm.ghost_batch = ghost_batch
 
 
-def _forward(forward: Callable[[Tensor], Tensor], norm: torch.nn.BatchNorm2d, ghost_batch: int, x: Tensor) -> Tensor:
-    if not norm.training or len(x) == ghost_batch:
-        return forward(x)
-    # Inductor fuses the formula with its neighbors, but not torch's own kernels.
-    if torch.compiler.is_compiling():
-        return _by_formula(x, norm, ghost_batch)
-    return _ByKernels.apply(x, norm.weight, norm.bias, norm, ghost_batch)
+class GhostBatchNorm2d(torch.nn.BatchNorm2d):
+    """BN whose statistics in training are those of every `ghost_batch` images by themselves."""
+
+    ghost_batch: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or len(input) == self.ghost_batch:
+            return super().forward(input)
+        # Inductor fuses the formula with its neighbors, but not torch's own kernels.
+        if torch.compiler.is_compiling():
+            return _by_formula(input, self, self.ghost_batch)
+        return _ByKernels.apply(input, self.weight, self.bias, self, self.ghost_batch)
 
 
 class _ByKernels(torch.autograd.Function):
