@@ -4,6 +4,7 @@ The images, crops, flips and colors of ghost batch k of step s depend only on th
 the worker decide where and how far ahead they are made.
 """
 
+import contextlib
 import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Batch, BatchMaker, Request
-from dist_resnet.data.input.decoders import InputOptions, open_decoder
+from dist_resnet.data.input.decoders import Decoder, InputOptions, open_decoder
 from dist_resnet.data.input.normalize import on_device
 from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.prefetch import Prefetched
@@ -93,6 +94,8 @@ class StreamedImages:
         self._recipe, self._reader, self._device, self._options = recipe, reader, device, options
         self._maker = BatchMaker(recipe, reader.split, device, channels_last=options.channels_last)
         self._running: weakref.WeakSet[Prefetched] = weakref.WeakSet()
+        # Decoders that no iteration uses: to build one takes 0.1 s, on a GPU seconds.
+        self._idle: dict[tuple[int, bool], list[Decoder]] = {}
 
     def ghost_batches(self, epoch: int, start_step: int, ghosts: Sequence[int]) -> Generator[Batch]:
         """Yields the given ghost batches of each step from `start_step` on, step by step."""
@@ -108,9 +111,10 @@ class StreamedImages:
         return self._batches(requests, batch, None, self._options.prefetch or _AHEAD)
 
     def close(self) -> None:
-        """Stops the background threads; iterators end."""
+        """Stops the background threads, so that iterators end, and frees the decoders."""
         for running in list(self._running):
             running.close()
+        self._idle.clear()
 
     def _batches(
         self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None, ahead: int
@@ -135,21 +139,39 @@ class StreamedImages:
     def _decode(
         self, requests: Generator[Request], max_batch: int, augmentation: Augmentation | None
     ) -> Generator[tuple[Request, torch.Tensor]]:
-        """Each request with its pixels if the network is on a GPU, otherwise with the network's input.
+        """Each request with its pixels if the network is on a GPU, otherwise with the network's input."""
+        gpu = self._device.type == "cuda"
+        alike = augmentation is None
+        with self._decoder(max_batch, alike=alike) as decoder, contextlib.closing(decoder.decode(requests)) as decoded:
+            for request, pixels in decoded:
+                # The encoded images are views, which would keep whole row groups in memory.
+                request = replace(request, images=[])
+                if not gpu:
+                    yield request, self._maker.normalized(pixels, request.indices, augmentation)
+                else:
+                    yield request, pixels if pixels.is_cuda else pixels.pin_memory()
 
-        The decoder is created and freed in the thread that runs this.
-        """
-        options, gpu = self._options, self._device.type == "cuda"
-        decoder = open_decoder(
-            options.decode, max_batch=max_batch, num_threads=options.num_threads, device=self._device
+    @contextlib.contextmanager
+    def _decoder(self, max_batch: int, *, alike: bool) -> Generator[Decoder]:
+        """An idle decoder, or a new one; it is idle again after the block unless this raises an exception."""
+        options, idle = self._options, self._idle.setdefault((max_batch, alike), [])
+        decoder = (
+            idle.pop()
+            if idle
+            else open_decoder(
+                options.decode,
+                max_batch=max_batch,
+                num_threads=options.num_threads,
+                device=self._device,
+                alike=alike,
+            )
         )
-        for request, pixels in decoder.decode(requests):
-            # The encoded images are views, which would keep whole row groups in memory.
-            request = replace(request, images=[])
-            if not gpu:
-                yield request, self._maker.normalized(pixels, request.indices, augmentation)
-            else:
-                yield request, pixels if pixels.is_cuda else pixels.pin_memory()
+        try:
+            yield decoder
+        except GeneratorExit:
+            idle.append(decoder)
+            raise
+        idle.append(decoder)
 
 
 def open_source(recipe: Recipe, split: Split, worker: Worker, options: InputOptions) -> StreamedImages | ResidentImages:

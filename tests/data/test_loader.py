@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.pipeline import Pipeline
 from oracle.images import jpeg, read_row_group, recipe, smooth, write_rows, write_split
 from oracle.order import IndexedOrder
 from oracle.pixels import decode_center, decode_window
@@ -25,6 +26,7 @@ from torchvision.transforms.functional import normalize
 from dist_resnet.data import loader as loader_module
 from dist_resnet.data.datasets import DATASETS
 from dist_resnet.data.image.headers import image_size
+from dist_resnet.data.input import dali
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.data.input.decoders import InputOptions
@@ -346,6 +348,37 @@ def test_an_abandoned_epoch_leaves_nothing_behind(split: Split) -> None:
     next(held)
     loader.close()
     assert no_threads_of_ours()
+
+
+def test_pipelines_live_as_long_as_the_loader(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+    build, count = dali._build, 0
+
+    def counted(*args: Any, **options: Any) -> Pipeline:
+        nonlocal count
+        pipeline, count = build(*args, **options), count + 1
+        built.add(pipeline)
+        return pipeline
+
+    monkeypatch.setattr(dali, "_build", counted)
+    loader, centers = training(INCEPTION, split), evaluation(INCEPTION, split)
+    for epoch in range(3):
+        for taken, _ in enumerate(loader.epoch(epoch)):
+            if (epoch, taken) == (1, 2):
+                break  # an epoch that nobody reads to its end, as when a run ends within one
+        for crop, side in ((12, 16), (16, 20)):
+            assert sum(len(batch.labels) for batch in centers.center_crops(crop, side)) == 107
+    assert count == len(built) == 2 * 2  # two that take turns for training, two for evaluation
+    # Two iterations at once need two decoders, which then both wait for the next ones.
+    for _ in range(2):
+        one, other = centers.center_crops(12, 16), centers.center_crops(12, 16)
+        for ours, theirs in zip(one, other, strict=True):
+            assert_equal(ours, theirs)
+    assert count == len(built) == 3 * 2
+    loader.close()
+    centers.close()
+    gc.collect()
+    assert not built
 
 
 def test_a_stream_holds_no_more_row_groups_than_two_windows(tmp_path: Path) -> None:

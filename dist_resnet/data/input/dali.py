@@ -35,9 +35,16 @@ class _Lane:
         self._build = functools.partial(build, source=lambda: next_inputs(self))
         self.pipeline = self._build()
 
-    def clear(self) -> None:
-        """Forgets every request."""
-        self.waiting.clear()
+    def rewind(self) -> None:
+        """Makes the pipeline ready for other requests, of which there must be none yet, and forgets every one."""
+        try:
+            # A pipeline can start again only once it has reached its end.
+            while True:
+                self.pipeline.run()
+        except StopIteration:
+            self.pipeline.reset()
+        except RuntimeError:  # a damaged image among those that nobody wants any more
+            self.pipeline = self._build()
         self.in_flight.clear()
 
     def start_again(self, requests: list[Request]) -> None:
@@ -51,12 +58,12 @@ class _Lane:
 class DaliDecoder:
     """Decodes requests in order, several ahead of the current one."""
 
-    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device) -> None:
-        """`device`: where the pixels are stored; a GPU also decodes JPEGs."""
+    def __init__(self, *, max_batch: int, num_threads: int, device: torch.device, alike: bool = False) -> None:
+        """`device`: where the pixels are stored; a GPU also decodes JPEGs. `alike`: see `define`."""
         self._device = device
         self._requests: Iterator[Request] = iter(())
         self._turns: Iterator[_Lane] = iter(())
-        build = functools.partial(_build, max_batch, num_threads, device, _AHEAD)
+        build = functools.partial(_build, max_batch, num_threads, device, _AHEAD, alike=alike)
         self._lanes = [_Lane(build, self._next_inputs) for _ in range(_LANES if device.type == "cpu" else 1)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._num_threads = num_threads
@@ -65,13 +72,12 @@ class DaliDecoder:
         """Yields each request with its pixels, uint8 [N, size, size, 3].
 
         On a GPU they are complete, but filled on another stream than the caller's. An image that cannot be decoded is
-        replaced with a neutral one and listed in the yielded request's `damaged`. A decoder serves one call at a time,
-        and no further call after one that did not reach its end.
+        replaced with a neutral one and listed in the yielded request's `damaged`. A decoder serves one call after
+        another, also after one that was closed before its end, but none after one that raised. Raises RuntimeError if
+        DALI or the GPU fails otherwise than by an image.
         """
         self._requests, self._turns = requests, itertools.cycle(self._lanes)
-        for lane in self._lanes:
-            lane.clear()
-        with contextlib.closing(requests), ThreadPoolExecutor(self._num_threads, "dist_resnet-resize") as pool:
+        with self._rewinding(requests), ThreadPoolExecutor(self._num_threads, "dist_resnet-resize") as pool:
             for lane in itertools.cycle(self._lanes):
                 output = self._run(lane)
                 if output is None:
@@ -81,9 +87,26 @@ class DaliDecoder:
                 pixels = self._resize(output, request, pool) if self._stream is None else self._take(output)
                 lane.in_flight.popleft()
                 yield request, pixels
-            for lane in self._lanes:
-                self._run(lane)  # each must reach its end before it can start again
-                lane.pipeline.reset()
+
+    @contextlib.contextmanager
+    def _rewinding(self, requests: Generator[Request]) -> Generator[None]:
+        """After the block, the requests are closed and the lanes ready for others, unless it raised an exception."""
+        try:
+            yield
+        except Exception:
+            requests.close()
+            raise
+        except GeneratorExit:
+            self._rewind(requests)
+            raise
+        self._rewind(requests)
+
+    def _rewind(self, requests: Generator[Request]) -> None:
+        requests.close()
+        for lane in self._lanes:
+            lane.waiting.clear()
+        for lane in self._lanes:
+            lane.rewind()
 
     def _run(self, lane: _Lane) -> TensorListCPU | TensorListGPU | None:
         """The output for the oldest request of a lane, or None after the last one."""
@@ -135,8 +158,9 @@ class DaliDecoder:
     def _repaired(self, lane: _Lane, error: RuntimeError) -> list[Request]:
         """The requests that a lane has in flight, with undecodable images replaced.
 
-        Raises RuntimeError if every image can be decoded alone.
+        Raises RuntimeError if every image can be decoded alone, and if the GPU can compute nothing any more.
         """
+        check_device(self._device)
         requests = [request.without(self._undecodable(request)) for request, _ in lane.in_flight]
         if all(new is old for new, (old, _) in zip(requests, lane.in_flight, strict=True)):
             raise RuntimeError(f"DALI stopped ({_reason(error)})") from error
@@ -147,25 +171,44 @@ class DaliDecoder:
         found = {}
         inputs = self._inputs(request)
         images = iter([tuple([part[position]] for part in inputs) for position in range(len(request.images))])
-        pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
+        build = functools.partial(_build, 1, 1, self._device, 1, source=lambda: next(images), alike=True)
+        pipeline = build()
         for position in range(len(request.images)):
             try:
                 pipeline.run()
             except RuntimeError as error:
                 found[position] = _reason(error)
-                pipeline = _build(1, 1, self._device, 1, source=lambda: next(images))
+                pipeline = build()
         return found
 
 
-def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, source) -> Pipeline:
-    gpu = device.type == "cuda"
-    pipeline = Pipeline(
-        batch_size=max_batch,
-        num_threads=num_threads,
-        device_id=(device.index or 0) if gpu else None,
-        prefetch_queue_depth=ahead,
-    )
+def check_device(device: torch.device) -> None:
+    """Raises RuntimeError if the GPU is in an error that stays until its process ends; every image would seem damaged.
+
+    Does nothing on the CPU.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, source, *, alike: bool) -> Pipeline:
+    number = (device.index or 0) if device.type == "cuda" else None
+    pipeline = Pipeline(batch_size=max_batch, num_threads=num_threads, device_id=number, prefetch_queue_depth=ahead)
+    define(pipeline, source, gpu=device.type == "cuda", alike=alike)
+    pipeline.build()
+    return pipeline
+
+
+def define(pipeline: Pipeline, source: Callable[[], tuple], *, gpu: bool, alike: bool) -> None:
+    """Defines how a pipeline decodes. `alike`: an image's pixels do not depend on its place in the batch.
+
+    Otherwise a GPU's JPEG hardware decodes the first images of a batch and its kernels the others, which is faster; the
+    pixels may differ in the lowest bits. A ghost batch is the same on any number of workers, a batch of an evaluation
+    is not.
+    """
     kinds = [types.UINT8, types.INT32, types.INT32, types.FLOAT][: 4 if gpu else 3]
+    # No size of images is given for its buffers: they grow in the first batches alone.
+    options = {"hw_decoder_load": 0.0} if gpu and alike else {}
     with pipeline:
         encoded, corners, extents, *sizes = fn.external_source(
             source=source, num_outputs=len(kinds), no_copy=True, dtype=kinds, ndim=1
@@ -179,12 +222,11 @@ def _build(max_batch: int, num_threads: int, device: torch.device, ahead: int, s
             output_type=types.RGB,
             adjust_orientation=False,  # windows are in stored pixels
             jpeg_fancy_upsampling=True,
+            **options,
         )
         if gpu:
             pixels = fn.resize(pixels, size=sizes[0], interp_type=types.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(pixels)
-    pipeline.build()
-    return pipeline
 
 
 def _reason(error: BaseException) -> str:

@@ -55,17 +55,23 @@ class InputOptions:
 
 
 class Decoder(Protocol):
-    """Makes pixels of requests."""
+    """Makes pixels of requests, one call after another."""
 
     def decode(self, requests: Generator[Request]) -> Generator[tuple[Request, torch.Tensor]]:
-        """Yields each request, in order, with its pixels: uint8 [N, size, size, 3]."""
+        """Yields each request, in order, with its pixels: uint8 [N, size, size, 3].
+
+        It can be called again unless the last call raised an exception.
+        """
         ...
 
 
-def open_decoder(decode: Decode, *, max_batch: int, num_threads: int, device: torch.device) -> Decoder:
+def open_decoder(
+    decode: Decode, *, max_batch: int, num_threads: int, device: torch.device, alike: bool = False
+) -> Decoder:
     """The decoder for `execution.decode_on`; `device`: where the model trains. Warns once if DALI is missing.
 
-    A GPU's pixels are filled on another stream than the caller's. Raises ValueError as `check` does.
+    `alike`: an image's pixels do not depend on its place in a batch, which makes GPUs slower. A GPU's pixels are filled
+    on another stream than the caller's. Raises ValueError as `check` does.
     """
     check(decode)
     if decode == "pillow" or _falls_back():
@@ -73,7 +79,7 @@ def open_decoder(decode: Decode, *, max_batch: int, num_threads: int, device: to
     from dist_resnet.data.input.dali import DaliDecoder  # late, so that everything else works without DALI
 
     decode_device = device if decode != "cpu" else torch.device("cpu")
-    return DaliDecoder(max_batch=max_batch, num_threads=num_threads, device=decode_device)
+    return DaliDecoder(max_batch=max_batch, num_threads=num_threads, device=decode_device, alike=alike)
 
 
 def check(decode: Decode) -> None:

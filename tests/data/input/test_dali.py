@@ -14,11 +14,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.pipeline import Pipeline
 from oracle.images import jpeg, read_row_group, real, smooth
 from oracle.pixels import decode_center, decode_window
 from PIL import Image
 
 from dist_resnet.data.image.headers import image_size
+from dist_resnet.data.input import dali
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.batch import Request
 from dist_resnet.data.input.dali import DaliDecoder
@@ -171,6 +173,23 @@ def test_one_call_after_another_gives_its_own_requests_in_order() -> None:
             assert_close(pixels[0].numpy(), decode_window(image, (0, 0, 30, 30), 30, flip=False))
 
 
+@pytest.mark.parametrize("taken", [1, 2, 3, 7])
+def test_a_call_that_was_closed_leaves_nothing_to_the_next_one(taken: int) -> None:
+    decoder = DaliDecoder(max_batch=64, num_threads=1, device=CPU)
+    images = [jpeg(smooth(30, 30, n)) for n in range(8)]
+    damaged = [*images[:taken], *map(cut, images[taken:])]
+    for first in (images, damaged):
+        decoding = decoder.decode(request([image], [[0, 0, 30, 30]], 30) for image in first)
+        for _ in range(taken):
+            next(decoding)
+        decoding.close()
+        decoded = list(decoder.decode(request([image], [[0, 0, 30, 30]], 30) for image in images[::-1]))
+        assert len(decoded) == 8
+        for image, (asked, pixels) in zip(images[::-1], decoded, strict=True):
+            assert not asked.damaged
+            assert_close(pixels[0].numpy(), decode_window(image, (0, 0, 30, 30), 30, flip=False))
+
+
 def cut(image: bytes) -> bytes:
     return image[: len(image) // 2]
 
@@ -200,6 +219,38 @@ def test_damaged_images_are_replaced_and_named_and_the_others_are_as_ever(damage
 def batches_of(images: list[bytes]) -> list[Request]:
     requests = [request(images[n : n + 4], [[0, 0, 64, 64]] * 4, 16) for n in (0, 4, 8)]
     return [replace(batch, indices=batch.indices + n) for batch, n in zip(requests, (0, 4, 8), strict=True)]
+
+
+def test_an_error_that_stays_on_the_gpu_is_not_taken_for_damaged_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(dali, "check_device", fail)
+    image = jpeg(smooth(64, 64, 0))
+    decoded = DaliDecoder(max_batch=4, num_threads=1, device=CPU).decode(
+        one for one in [request([image, cut(image)], [[0, 0, 64, 64]] * 2, 16)]
+    )
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        list(decoded)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_pixels_that_must_be_alike_are_not_decoded_by_a_gpus_jpeg_hardware(alike: bool) -> None:
+    """By the serialized pipeline: it can be defined without a GPU, but not built."""
+    pipeline = Pipeline(batch_size=2, num_threads=1, device_id=None)
+    dali.define(pipeline, lambda: (), gpu=True, alike=alike)
+    setting = b"hw_decoder_load\x12\x05float\x1d" + np.float32(0).tobytes()
+    assert (setting in pipeline.serialize()) == alike
+
+
+@pytest.mark.gpu
+def test_a_gpus_pixels_do_not_depend_on_the_batch_where_they_must_be_alike() -> None:
+    images = [jpeg(smooth(90, 120, n)) for n in range(16)]
+    windows, device = [[n, n, 60, 70] for n in range(16)], torch.device("cuda", 0)
+    decoder = DaliDecoder(max_batch=16, num_threads=1, device=device, alike=True)
+    (together,) = [pixels.cpu() for _, pixels in decoder.decode(one for one in [request(images, windows, 48)])]
+    apart = [request(images[n : n + 3], windows[n : n + 3], 48) for n in range(0, 16, 3)]
+    assert torch.equal(torch.cat([pixels.cpu() for _, pixels in decoder.decode(one for one in apart)]), together)
 
 
 @pytest.mark.gpu
