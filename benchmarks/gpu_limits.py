@@ -30,7 +30,9 @@ def memory(setting: Setting, depth: int) -> list[Line]:
 
 def _largest(setting: Setting, recipe_of: Callable[..., Recipe], depth: int, recompute: bool) -> Line:
     """Predicted from two batches and tried, in steps of 5 % less until it fits."""
-    execution = Execution(precision=_precision(setting), performance=Performance(recompute=recompute))
+    execution = Execution(
+        precision=_precision(setting), performance=Performance(recompute=recompute, cuda_graphs=False)
+    )
     few, more = setting.sized((16, 48), (2, 4))
     low, high = (_peak(recipe_of(batch=batch), execution) for batch in (few, more))
     each = max((high - low) / (more - few), 1.0)

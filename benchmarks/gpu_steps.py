@@ -24,7 +24,7 @@ from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Model
 from dist_resnet.train.precision import autocast
 
-Way = Literal["eager", "graphs", "compiled"]
+Way = Literal["eager", "graphs", "compiled", "compiled-graphs"]
 Line = dict[str, Any]
 PEERS, TOY_PEERS = ("torchvision.resnet152", "timm.resnetv2_152"), ("torchvision.resnet18", "timm.resnetv2_50")
 # Bytes that a step moves for each weight, whatever the batch: the bf16 copy is made (4 + 2), read twice (2 + 2), its
@@ -81,8 +81,8 @@ def _options(setting: Setting, depth: int, way: Way) -> step.Bare:
         depth=setting.sized(depth, 8),
         size=setting.sized(224, 32),
         precision=setting.sized("bf16", "fp32"),  # pyrefly: ignore
-        compile=way == "compiled",
-        cuda_graphs=way == "graphs",
+        compile=way.startswith("compiled"),
+        cuda_graphs=way.endswith("graphs"),
         rounds=setting.sized(3, 1),
         steps=setting.sized(20, 1),
     )

@@ -33,7 +33,7 @@ from dist_resnet.model import build_model
 from dist_resnet.model.complexity import measure as count
 from dist_resnet.recipe import Execution, Model, Performance, Recipe
 from dist_resnet.tracking.journal import history, read_journal
-from dist_resnet.train.graphs import GraphedPass, warm_up
+from dist_resnet.train.graphs import GraphedPass, Pass
 from dist_resnet.train.precision import autocast
 
 CLASSES = 1000
@@ -124,27 +124,27 @@ def bare_step(model: torch.nn.Module, options: Bare, batch: int) -> Callable[[],
     images, labels = subject.random_images(batch, options.size, CLASSES)
     is_graphed = options.cuda_graphs and device.type == "cuda"
 
-    def forward_backward(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward_backward(images: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Tensor]:
         with autocast(execution, device):
             loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
-        return loss.detach()
+        yield loss.detach()
 
     run = graphed(forward_backward, model, images, labels) if is_graphed else forward_backward
 
     def step() -> None:
-        run(images, labels)
+        for _ in run(images, labels):
+            pass
         optimizer.step()
         optimizer.zero_grad(set_to_none=not is_graphed)
 
     return step
 
 
-def graphed(run: Callable[..., torch.Tensor], model: torch.nn.Module, *inputs: torch.Tensor) -> GraphedPass:
+def graphed(run: Pass, model: torch.nn.Module, *inputs: torch.Tensor) -> GraphedPass:
     """A model's forward and backward pass as a CUDA graph, recorded as the loop records its own."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    warm_up(run, *inputs)
     return GraphedPass(run, *inputs)
 
 

@@ -333,10 +333,11 @@ class Performance:
     """Speed and memory. The numbers change by rounding only."""
 
     compile: bool = False
-    """Compile the model with torch.compile."""
-    cuda_graphs: bool = False
-    """Replay the recorded work of a ghost batch on the GPU, which is faster for small networks and images. Needs one
-    worker; excludes compile and recompute. No effect on the CPU."""
+    """Compile each residual unit with torch.compile; units of the same shape share one compilation. Training only:
+    evaluation is not compiled."""
+    cuda_graphs: bool = True
+    """Record a ghost batch's work on the GPU once and replay it: 1.6 to 3 times as fast in small ghost batches, with
+    1 to 7 % more memory. No effect with recompute and on the CPU."""
     recompute: bool = False
     """Recompute residual units in the backward pass: less memory, more time."""
     deterministic: bool = True
@@ -362,11 +363,6 @@ class Performance:
             value = getattr(self, name)
             if isinstance(value, int):
                 _at_least(f"execution.performance.{name}", value, 1)
-        for name in ("compile", "recompute"):
-            if self.cuda_graphs and getattr(self, name):
-                raise ValueError(
-                    f"execution.performance.cuda_graphs excludes execution.performance.{name}; leave one of them out"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,10 +485,6 @@ class Execution:
             _check_name(self.name)
         if not self.storage:
             raise ValueError("execution.storage is empty; give a local path or URI of an object store")
-        if self.performance.cuda_graphs and self.most_workers > 1:
-            raise ValueError(
-                f"execution.performance.cuda_graphs works with one worker, got {self.workers}; leave one of them out"
-            )
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from dist_resnet.recipe import (
     Execution,
     Model,
     Optimizer,
-    Performance,
     Recipe,
     Recovery,
     Schedule,
@@ -156,18 +155,6 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Execution(name="x" * 300), "execution.name has 300 bytes, more than the 250 allowed: 'xxx"),
         (lambda: Execution(name="\u00e9" * 126), "execution.name has 252 bytes, more than the 250 allowed"),
         (lambda: Execution(name="mlflow.db"), "execution.name mlflow.db is used by MLflow in the storage"),
-        (
-            lambda: Execution(performance=Performance(cuda_graphs=True, compile=True)),
-            "cuda_graphs excludes execution.performance.compile",
-        ),
-        (
-            lambda: Execution(performance=Performance(cuda_graphs=True, recompute=True)),
-            "cuda_graphs excludes execution.performance.recompute",
-        ),
-        (
-            lambda: Execution(performance=Performance(cuda_graphs=True), workers=2),
-            "cuda_graphs works with one worker, got 2",
-        ),
         (lambda: Execution(precision="fp8"), "precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"),
     ],
 )

@@ -51,5 +51,10 @@ class ResNet(nn.Module):
         """The residual units from first to last, such as for a probe's hooks."""
         return [module for module in self.modules() if isinstance(module, ResidualUnit)]
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The network in order, the output of each the input of the next: stem, residual units, head."""
+        return [self.stem, *self.units, self.head]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(images)))

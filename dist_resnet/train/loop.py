@@ -24,7 +24,7 @@ from dist_resnet.train.damage import DamageRecord, TooDamagedError
 from dist_resnet.train.evaluate import Evaluator
 from dist_resnet.train.metrics import DivergedError, StepMeter, WatchedBatches
 from dist_resnet.train.optimizer import build_optimizer
-from dist_resnet.train.precision import compile_options, configure_backend, loss_scaler
+from dist_resnet.train.precision import configure_backend, loss_scaler
 from dist_resnet.train.recompute import recompute_units
 from dist_resnet.train.resume import resume
 from dist_resnet.train.run_images import RunImages
@@ -270,8 +270,6 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
     optimizer = build_optimizer(recipe.optimizer, model)
     if execution.performance.recompute:
         recompute_units(model)
-    if execution.performance.compile:
-        model.compile(options=compile_options(execution, worker.device))
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))
 
 

@@ -38,11 +38,6 @@ def configure_backend(execution: Execution) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = execution.precision == "tf32"
 
 
-def compile_options(execution: Execution, device: torch.device) -> dict[str, bool]:
-    """Inductor's options: it may time variants of a GPU's kernels, whose sums differ, unless runs are deterministic."""
-    return {"deterministic": True} if execution.performance.deterministic and device.type == "cuda" else {}
-
-
 def autocast(execution: Execution, device: torch.device) -> contextlib.AbstractContextManager:
     """The context in which the model and the loss are computed."""
     dtype = _AUTOCAST.get(execution.precision)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dist_resnet.model.resnet import ResNet
 from dist_resnet.train.host_copy import portable
 from dist_resnet.train.optimizer import check_slots
 
@@ -19,7 +20,7 @@ _OLD_SLOTS = {"momentum": "momentum_buffer"}
 class TrainState:
     """The training state between two steps."""
 
-    model: torch.nn.Module
+    model: ResNet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0

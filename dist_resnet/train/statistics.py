@@ -35,6 +35,15 @@ class RunningStatistics:
             now.copy_(kept)
 
     @contextlib.contextmanager
+    def unchanged(self) -> Generator[None]:
+        """After the block, means and variances are again what they were before it; it does not touch what is kept."""
+        copies = self._means.clone(), self._variances.clone()
+        yield
+        with torch.no_grad():
+            self._means.copy_(copies[0])
+            self._variances.copy_(copies[1])
+
+    @contextlib.contextmanager
     def uncounted(self) -> Generator[None]:
         """Within the block, passes do not count themselves, which would be a launch for each layer."""
         counts = [norm.num_batches_tracked for norm in self._norms]

@@ -1,7 +1,8 @@
 """One optimizer step over this worker's ghost batches."""
 
 import contextlib
-from collections.abc import Iterable
+import functools
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from dist_resnet.data.input.batch import Batch
 from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.train.distributed import data_parallel
+from dist_resnet.train.compiled import compiled
+from dist_resnet.train.distributed import Gradients, in_parts
 from dist_resnet.train.ghost_norm import normalize_by_ghost_batch
-from dist_resnet.train.graphs import GraphedPass, Pass, warm_up
+from dist_resnet.train.graphs import GraphedPass, is_graphed
 from dist_resnet.train.optimizer import set_learning_rate
 from dist_resnet.train.passes import joined, passes
 from dist_resnet.train.precision import autocast, shared_casts
@@ -23,7 +25,7 @@ from dist_resnet.worker import Worker
 
 
 class TrainStep:
-    """Takes optimizer steps: BN per ghost batch, gradients reduced over the workers once per step.
+    """Takes optimizer steps: BN per ghost batch, gradients summed over the workers once per step.
 
     The loss is the mean over the global batch, so a step does not depend on the number of workers, except for the order
     of floating-point sums. BN's running statistics follow ghost batch 0, which is rank 0's.
@@ -35,11 +37,14 @@ class TrainStep:
         if len(self._passes[0]) > 1:
             normalize_by_ghost_batch(state.model, recipe.ghost_batch)
         self._norms = [module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        self._parallel = data_parallel(state.model, worker)
+        self._is_graphed = is_graphed(execution, worker.device)
+        parts = in_parts(state.model.layers, worker)
+        # Only then do gradients need addresses of their own; to accumulate into zeros costs a launch for each weight.
+        self._gradients = Gradients(parts, worker) if worker.world_size > 1 or self._is_graphed else None
+        self._parts = [[compiled(layer, execution, worker.device) for layer in part] for part in parts]
         self.statistics = RunningStatistics(state.model)
         """BN's running statistics: those of ghost batch 0 on rank 0, of no meaning on other ranks."""
-        self._graphs: dict[int, GraphedPass] = {}
-        self._settle_buckets()
+        self._recorded: dict[torch.Size, GraphedPass] = {}
 
     def __call__(self, batches: Iterable[Batch], learning_rate: float) -> torch.Tensor:
         """Takes the step numbered `state.step` and counts it.
@@ -56,20 +61,13 @@ class TrainStep:
         casts = contextlib.nullcontext() if self._is_graphed else shared_casts(self._worker.device)
         with self.statistics.uncounted(), casts:
             for ghosts in self._passes:
-                inputs = joined(batches, ghosts)
-                run = self._pass_of(*inputs)
-                with self._reduction(ghosts == self._passes[-1]):
-                    self._seed_masks(ghosts[0])
-                    totals += run(*inputs)
-                del inputs  # before the next are made
+                totals += self._run(ghosts[0], *joined(batches, ghosts), is_last=ghosts == self._passes[-1])
                 if ghosts[0] == 0:
                     self.statistics.keep()
         if self._worker.rank == 0:
             self.statistics.put_back()
             self.statistics.count()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=not self._is_graphed)
+        self._update()
         state.step += 1
         return totals
 
@@ -77,66 +75,77 @@ class TrainStep:
         if SHORTCUTS[self._recipe.model.shortcut].draws_masks:
             torch.manual_seed(_dropout_seed(self._recipe.seed, self._state.step, ghost))
 
-    def _forward_backward(self, images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        recipe = self._recipe
+    def _run(self, ghost: int, *inputs: torch.Tensor, is_last: bool) -> torch.Tensor:
+        """Adds a pass's gradients and returns its totals; after the last one, all gradients are being summed.
+
+        `ghost`: the first ghost batch of the pass. `inputs`: images, labels and weights.
+        """
+        run = self._recording(*inputs) if self._is_graphed else self._forward_backward
+        self._seed_masks(ghost)  # after a recording, whose passes draw masks, too
+        parts = run(*inputs)
+        totals = torch.empty(0)
+        for number in reversed(range(len(self._parts))):
+            totals = next(parts)
+            if is_last and self._gradients:
+                self._gradients.reduce(number)
+        return totals
+
+    def _update(self) -> None:
+        """Updates the weights by the gradients, which then are zero."""
+        state = self._state
+        if self._gradients:
+            self._gradients.wait()
+        # Each worker finds an overflow of fp16 in the sums, so that all of them skip the same step.
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if self._gradients:
+            self._gradients.zero()
+        else:
+            state.optimizer.zero_grad()
+
+    def _forward_backward(
+        self, images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+    ) -> Generator[torch.Tensor]:
+        """Yields the totals once for each part of the network, the last part first, when its gradients are complete.
+
+        Backward passes of the parts one after another give the bits of one through the whole network.
+        """
+        x, outputs, gradients = images, [], []
         with autocast(self._execution, self._worker.device):
-            logits = self._parallel(images)
-            losses = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing, reduction="none")
+            for part in self._parts:
+                if outputs:
+                    x = outputs[-1].detach().requires_grad_()
+                    # As it comes: `x.grad` has the memory format of x, in which other kernels would round otherwise.
+                    x.register_hook(gradients.append)
+                outputs.append(functools.reduce(lambda x, layer: layer(x), part, x))
+            logits = outputs.pop()
+            losses = F.cross_entropy(
+                logits.float(), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
+            )
         total = (losses * weights).sum()
-        with held_statistics(self._norms) if self._execution.performance.recompute else contextlib.nullcontext():
-            # Divided by all images, so that a damaged one does not change the weight of the others.
-            self._state.scaler.scale(total / recipe.global_batch).backward()
         errors = ((logits.argmax(dim=1) != labels) * weights).sum()
-        return torch.stack((total.detach().double(), errors.double(), weights.sum().double()))
+        totals = torch.stack((total.detach().double(), errors.double(), weights.sum().double()))
+        # Divided by all images, so that a damaged one does not change the weight of the others.
+        self._backward(self._state.scaler.scale(total / self._recipe.global_batch))
+        yield totals
+        while outputs:
+            # Popped, so that what a part has kept for its backward pass is freed by it.
+            self._backward(outputs.pop(), gradients.pop())
+            yield totals
 
-    def _settle_buckets(self) -> None:
-        """Runs a discarded backward pass on blank images: DDP reorders its reduction buckets after the first one, so
-        every step, also the first after a resume, sums gradients in the same order."""
-        if self._worker.world_size == 1:
-            return
-        recipe, device = self._recipe, self._worker.device
-        size = recipe.augment.size
-        images = torch.zeros(recipe.ghost_batch, 3, size, size, device=device)
-        if self._execution.performance.channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        self._state.model.train()
-        self.statistics.keep()
-        with self.statistics.uncounted():
-            labels = torch.zeros(recipe.ghost_batch, dtype=torch.int64, device=device)
-            self._forward_backward(images, labels, torch.ones(recipe.ghost_batch, device=device))
-        self.statistics.put_back()
-        self._state.optimizer.zero_grad()
+    def _backward(self, output: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
+        with held_statistics(self._norms) if self._execution.performance.recompute else contextlib.nullcontext():
+            output.backward(gradient)
 
-    @property
-    def _is_graphed(self) -> bool:
-        return self._execution.performance.cuda_graphs and self._worker.device.type == "cuda"
-
-    def _pass_of(self, *inputs: torch.Tensor) -> Pass:
-        """The pass over such inputs. Those of all sizes are recorded at the first, before there are gradients."""
-        if not self._is_graphed:
-            return self._forward_backward
-        if not self._graphs:
-            for images in {len(ghosts) * self._recipe.ghost_batch for ghosts in self._passes}:
-                self._graphs[images] = self._record(*(tensor[:images] for tensor in inputs))
-        return self._graphs[len(inputs[0])]
-
-    def _record(self, *inputs: torch.Tensor) -> GraphedPass:
-        """Records a forward and backward pass."""
-        for parameter in self._state.model.parameters():
-            # Recordings share the gradients.
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        self.statistics.keep()
-        warm_up(self._forward_backward, *inputs)
-        graph = GraphedPass(self._forward_backward, *inputs)
-        self.statistics.put_back()
-        self._state.optimizer.zero_grad(set_to_none=False)
-        return graph
-
-    def _reduction(self, reduce: bool) -> contextlib.AbstractContextManager:
-        """Within the block, gradients are reduced over the workers only if `reduce`."""
-        if reduce or self._worker.world_size == 1:
-            return contextlib.nullcontext()
-        return self._parallel.no_sync()  # pyrefly: ignore
+    def _recording(self, *inputs: torch.Tensor) -> GraphedPass:
+        """The recorded pass for images of this shape, recorded at the first ones."""
+        shape = inputs[0].shape
+        if shape not in self._recorded:
+            assert self._gradients is not None
+            with self._gradients.unchanged(), self.statistics.unchanged():
+                earlier = next(iter(self._recorded.values()), None)
+                self._recorded[shape] = GraphedPass(self._forward_backward, *inputs, beside=earlier)
+        return self._recorded[shape]
 
 
 def _dropout_seed(seed: int, step: int, ghost: int) -> int:

@@ -116,6 +116,7 @@ def fake_cuda() -> Iterator[Any]:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda._lazy_init = lambda: None
     with _changing_nothing(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda", 0):
         yield torch.device("cuda", 0)
@@ -219,7 +220,17 @@ def _network(model: Any, *, channels_last: bool) -> Any:
 
 
 def _settings(precision: str, ghosts_per_pass: int = 1) -> tuple[Any, Any]:
-    from dist_resnet.recipe import Augment, Data, Evaluation, Execution, Model, Optimizer, Performance, Recipe, Schedule
+    from dist_resnet.recipe import (
+        Augment,
+        Data,
+        Evaluation,
+        Execution,
+        Model,
+        Optimizer,
+        Performance,
+        Recipe,
+        Schedule,
+    )
 
     recipe = Recipe(
         model=Model(depth=20, num_classes=10),
@@ -232,7 +243,8 @@ def _settings(precision: str, ghosts_per_pass: int = 1) -> tuple[Any, Any]:
         global_batch=32,
         ghost_batch=8,
     )
-    performance = Performance(ghosts_per_pass=ghosts_per_pass)
+    # A recording needs a GPU.
+    performance = Performance(ghosts_per_pass=ghosts_per_pass, cuda_graphs=False)
     return recipe, Execution(device="gpu", precision=precision, performance=performance)  # type: ignore
 
 
@@ -265,15 +277,18 @@ def _batches(recipe: Any) -> list[Any]:
     ]
 
 
-def _steps(precision: str, ghosts_per_pass: int = 1) -> list[str]:
-    """The third and the fourth step, which find everything that earlier ones made."""
+def _steps(precision: str, workers: int = 1, ghosts_per_pass: int = 1) -> list[str]:
+    """The third and the fourth step, which find everything that earlier ones made. Other workers answer nothing."""
+    from dist_resnet.train import distributed
     from dist_resnet.train.step import TrainStep
     from dist_resnet.worker import Worker
 
     recipe, execution = _settings(precision, ghosts_per_pass)
     waits = Waits()
-    with fake_cuda() as device:
-        worker = Worker(rank=0, world_size=1, device=device)
+    if workers > 1:
+        distributed._PART_BYTES = 1 << 16
+    with fake_cuda() as device, _alone_among(workers):
+        worker = Worker(rank=0, world_size=workers, device=device)
         step = TrainStep(recipe, execution, worker, _state(recipe, execution, device))
         for _ in range(2):
             step(_batches(recipe), 0.1)
@@ -282,6 +297,19 @@ def _steps(precision: str, ghosts_per_pass: int = 1) -> list[str]:
                 totals = step(batches, 0.1)
         assert totals.device.type == "cuda"
     return waits.lines()
+
+
+@contextlib.contextmanager
+def _alone_among(workers: int) -> Iterator[None]:
+    """A process group of torch's own backend for tests, in which nothing is sent."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if workers > 1:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=workers)
+    yield
+    if workers > 1:
+        dist.destroy_process_group()
 
 
 def _checkpoint() -> list[str]:
@@ -396,6 +424,7 @@ def _resident() -> list[str]:
 
 _TRACES: dict[str, Callable[[], list[str]]] = {
     **{f"steps {precision}": (lambda precision=precision: _steps(precision)) for precision in ("fp32", "bf16", "fp16")},
+    "steps of two workers": lambda: _steps("bf16", workers=2),
     # Four ghost batches of a step, so that the last pass has fewer.
     "steps bf16 together": lambda: _steps("bf16", ghosts_per_pass=3),
     "checkpoint": _checkpoint,

@@ -13,6 +13,10 @@ def test_two_steps_never_wait_for_the_gpu(precision: str, tmp_path: Path):
     assert fake_cuda.trace(f"steps {precision}", tmp_path) == []
 
 
+def test_a_step_of_two_workers_never_waits_for_the_gpu(tmp_path: Path):
+    assert fake_cuda.trace("steps of two workers", tmp_path) == []
+
+
 def test_steps_with_ghost_batches_together_never_wait_for_the_gpu(tmp_path: Path):
     assert fake_cuda.trace("steps bf16 together", tmp_path) == []
 

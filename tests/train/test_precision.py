@@ -12,10 +12,10 @@ from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.loader import EvaluationImages
 from dist_resnet.launch import local
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Execution, Performance, Recipe
+from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking.journal import history, read_journal
 from dist_resnet.train import checkpoint
-from dist_resnet.train.precision import check_precision, compile_options, configure_backend
+from dist_resnet.train.precision import check_precision, configure_backend
 from dist_resnet.worker import Worker
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -42,15 +42,6 @@ def test_gpus_round_fp32_only_at_tf32(execution: Execution, precision: Any, roun
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (rounds, rounds)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_only_deterministic_runs_on_gpus_compile_without_timing_kernels(execution: Execution, deterministic: bool):
-    execution = dataclasses.replace(execution, performance=Performance(deterministic=deterministic))
-    expected = {"deterministic": True} if deterministic else {}
-    assert compile_options(execution, torch.device("cuda", 0)) == expected
-    assert compile_options(execution, torch.device("cpu")) == {}
-    assert "deterministic" in torch._inductor.list_options()
 
 
 def test_a_run_in_bf16_is_evaluated_in_fp32(recipe: Recipe, execution: Execution):

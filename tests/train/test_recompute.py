@@ -34,10 +34,8 @@ def _batches(recipe: Recipe, seed: int) -> list[Batch]:
     ]
 
 
-def _trained(recipe: Recipe, execution: Execution, *, backend: str | None = None) -> tuple[TrainState, list[float]]:
+def _trained(recipe: Recipe, execution: Execution) -> tuple[TrainState, list[float]]:
     state = create_state(recipe, execution, WORKER)
-    if backend is not None:
-        state.model.compile(backend=backend)
     step = TrainStep(recipe, execution, WORKER, state)
     losses = [float(step(_batches(recipe, seed), 0.05)[0]) for seed in range(3)]
     return state, losses
@@ -104,18 +102,6 @@ def test_two_workers_take_the_same_steps_with_it(recipe: Recipe, execution: Exec
         local.start_workers(plan)
         hashes.append(read_journal(plan.directory)[-1].weights_sha256)
     assert hashes[0] == hashes[1]
-
-
-def test_compiled_units_are_recomputed_to_the_same_numbers(recipe: Recipe, execution: Execution):
-    recipe = dataclasses.replace(recipe, global_batch=16)
-    plain, _ = _trained(recipe, execution)
-    compiled, _ = _trained(
-        recipe,
-        dataclasses.replace(execution, performance=Performance(recompute=True)),
-        backend="aot_eager",
-    )
-    for name, tensor in plain.weights().items():
-        torch.testing.assert_close(tensor, compiled.weights()[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_copy_of_the_model_recomputes_its_own_weights(recipe: Recipe, execution: Execution):

@@ -113,19 +113,6 @@ def test_steps_lower_the_loss(recipe: Recipe, execution: Execution, precision):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_compiling_does_not_change_a_step(recipe: Recipe, execution: Execution):
-    results = []
-    for compiled in (False, True):
-        execution = dataclasses.replace(execution, performance=Performance(compile=compiled))
-        state = create_state(recipe, execution, WORKER)
-        if compiled:
-            state.model.compile(backend="aot_eager")
-        TrainStep(recipe, execution, WORKER, state)(_batches(recipe), 0.1)
-        results.append(state.weights())
-    for name, tensor in results[0].items():
-        torch.testing.assert_close(tensor, results[1][name], msg=lambda text, name=name: f"{name}: {text}")
-
-
 def test_scaling_the_loss_does_not_change_a_step_and_an_overflow_skips_it(recipe: Recipe, execution: Execution):
     weights = []
     for scaled in (False, True):
