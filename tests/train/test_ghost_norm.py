@@ -1,10 +1,11 @@
 """BN over ghost batches in one pass. Oracles: torch's BN of each ghost batch alone, and steps with one at a time."""
 
 import dataclasses
+import functools
 import itertools
 import weakref
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -168,14 +169,26 @@ def test_recomputation_changes_no_bit(recipe: Recipe, execution: Execution, prec
 def test_a_compiled_step_takes_the_formula_to_the_same_numbers(recipe: Recipe, execution: Execution, monkeypatch):
     recipe = dataclasses.replace(recipe, global_batch=16)
     plain, _ = _trained(recipe, execution, 2, torch.float64)
-    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by_autograd_alone)
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(ghost_norm, "_ByKernels", None)
     compiled, _ = _trained(recipe, execution, 2, torch.float64, compile=True)
     _assert_close(compiled, plain, rtol=1e-10, atol=1e-11)
 
 
-def _compiled_by_autograd_alone(module: torch.nn.Module, options: object) -> None:
-    module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+def test_units_of_one_shape_share_a_compilation(recipe: Recipe, execution: Execution, monkeypatch):
+    asked = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        asked.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    recipe = dataclasses.replace(recipe, model=Model(depth=20, num_classes=4), global_batch=16)
+    _trained(recipe, execution, 2, compile=True)
+    # Stem, head, and of three stages the first unit and the others.
+    assert len(asked) == 2 + 3 * 2
 
 
 def test_dropout_takes_one_ghost_batch_at_a_time_and_the_same_masks(recipe: Recipe, execution: Execution):
