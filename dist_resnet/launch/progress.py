@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dist_resnet.launch.notebook import NotebookBar
 from dist_resnet.launch.pace import Pace
-from dist_resnet.tracking.records import Evaluating, Metrics, Record, Session
+from dist_resnet.tracking.records import Evaluating, Metrics, Record, Session, Straggler
 from dist_resnet.wording import clock
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -90,6 +90,8 @@ class TrainingProgress:
                 case Evaluating():
                     done = min(1.0, record.images / max(1, record.share))
                     self._say(f"step {record.step}: evaluating at {record.crop} px, {done:.0%}")
+                case Straggler():
+                    self._say(f"step {record.step}: {record}")
                 case Metrics(is_evaluation=True):
                     self._say(_evaluation_line(record))
                 case Metrics(is_step=True):

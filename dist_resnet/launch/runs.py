@@ -20,6 +20,7 @@ from dist_resnet.tracking.records import (
     Record,
     Session,
     Stopped,
+    Straggler,
     TooDamaged,
 )
 from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, SWEEP_FILE, RunDirectory
@@ -53,6 +54,8 @@ class RunOverview:
     restarts: int = 0
     """Restarts of the workers other than after a stop: after failures and, with MIN:MAX, after machines joined."""
     damaged_images: int = 0
+    held_back: str | None = None
+    """Which worker the others wait for, if the run is open and one costs more than a tenth of its time."""
     reason: str | None = None
     """Why it ended, if it neither finished nor was stopped."""
     mlflow_runs: dict[str, str]
@@ -81,6 +84,7 @@ class RunOverview:
             "workers": self._workers() and f"{self._workers()} ({self.device})",
             "steps": self._steps(),
             "speed": self._speed(),
+            "held back": self.held_back or "",
             "training": errors,
             "validation": validated,
             "checkpoint": self._checkpoint() or ("none yet" if self.total_steps else ""),
@@ -208,6 +212,7 @@ def _run_overview(directory: RunDirectory, known: dict[str, Any]) -> RunOverview
         checkpoint_at=checkpoint.time if checkpoint else None,
         restarts=_restarts(records),
         damaged_images=sum(isinstance(record, Damaged) for record in records),
+        held_back=_held_back(records) if status == "open" else None,
         reason=_reason(last),
         mlflow_runs=runs_on_servers(directory),
     )
@@ -234,6 +239,12 @@ def _restarts(records: Sequence[Record]) -> int:
     """The number of sessions except the first and those after a stop."""
     pairs = itertools.pairwise([None, *records])
     return sum(isinstance(record, Session) and not isinstance(before, Stopped | None) for before, record in pairs)
+
+
+def _held_back(records: Sequence[Record]) -> str | None:
+    """The newest finding of a straggler that holds, in words; a restart of the workers forgets it."""
+    newest = next((record for record in reversed(records) if isinstance(record, Session | Straggler)), None)
+    return str(newest) if isinstance(newest, Straggler) and newest.fraction is not None else None
 
 
 def _reason(last: Record | None) -> str | None:

@@ -35,11 +35,17 @@ class Recorder:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records the metrics after `step` optimizer steps."""
         if values:
-            self._record(Metrics(step=step, values=values))
+            self.record(Metrics(step=step, values=values))
+
+    def record(self, record: Record) -> None:
+        """Records anything else."""
+        if self._journal:
+            self._journal.append(record)
+        self._observe([record])
 
     def event(self, record: Record) -> None:
         """Records an event and has it written without delay."""
-        self._record(record)
+        self.record(record)
         self._hurry.set()
 
     def flush(self) -> None:
@@ -61,11 +67,6 @@ class Recorder:
                 self._journal.commit()
             except OSError as error:
                 logger.warning("the journal's last records could not be written: %s", error)
-
-    def _record(self, record: Record) -> None:
-        if self._journal:
-            self._journal.append(record)
-        self._observe([record])
 
     def _write(self) -> None:
         assert self._journal is not None

@@ -43,6 +43,8 @@ class Session(Record):
     """The commit of the code."""
     device: str | None = None
     """What each worker trains on, in words."""
+    machines: list[str] | None = None
+    """The name of each rank's machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,54 @@ class Damaged(Record):
     row: int
     """In the file."""
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSeconds(Record):
+    """Where each worker's time went in some steps; the lists have an entry for each rank, in seconds.
+
+    Logging, checkpoints and evaluations are not in them.
+    """
+
+    kind = "worker_seconds"
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """The number of steps that the seconds are the sums of."""
+    data_seconds: list[float]
+    """Waiting for images; on a GPU, only while it had nothing else to do."""
+    compute_seconds: list[float]
+    reduce_seconds: list[float]
+    """Waiting for the sum of all workers' gradients, once its own are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straggler(Record):
+    """A worker holds the run back, because all others wait for it in every step."""
+
+    kind = "straggler"
+    step: int
+    """Optimizer steps done."""
+    rank: int
+    machine: str
+    fraction: float | None = None
+    """The part of the run's time that it costs; None once it no longer holds the run back."""
+    reason: str | None = None
+    """What takes it longer than the others: `images`, for which it waits, or `computing`."""
+    seconds_per_step: float | None = None
+    """What that takes it."""
+    others_seconds_per_step: float | None = None
+    """What as much of that takes the others, in the median."""
+
+    def __str__(self) -> str:
+        who = f"rank {self.rank} on {self.machine}"
+        if self.fraction is None:
+            return f"{who} no longer holds the run back"
+        does = "waits for images" if self.reason == "images" else "computes"
+        return (
+            f"{who} holds the run back by {self.fraction:.0%}: it {does} for {self.seconds_per_step:.3g} s a step, "
+            f"the others for {self.others_seconds_per_step:.3g} s"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +227,16 @@ ENDINGS = (Finished, Diverged, TooDamaged, Stopped)
 """How a session ends: a journal's last record, unless another session follows or the run was cut off."""
 FINAL_ENDINGS = (Finished, Diverged)
 """Endings after which a run cannot resume."""
-_STORED: tuple[type[Record], ...] = (Session, Metrics, Evaluating, Checkpoint, Damaged, *ENDINGS)
+_STORED: tuple[type[Record], ...] = (
+    Session,
+    Metrics,
+    Evaluating,
+    Checkpoint,
+    Damaged,
+    WorkerSeconds,
+    Straggler,
+    *ENDINGS,
+)
 _KINDS = {kind.kind: kind for kind in _STORED}
 _FIELDS = {kind: tuple(each.name for each in dataclasses.fields(kind)) for kind in _STORED}
 

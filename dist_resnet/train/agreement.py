@@ -17,7 +17,7 @@ _MOST_STEPS_BETWEEN_DECISIONS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Seconds between the workers' common decisions."""
+    """Seconds between what the workers find out and decide together."""
 
     decisions: float = 1.0
     """Between decisions: about the delay of a save or a stop."""
@@ -25,6 +25,8 @@ class Intervals:
     """Between checks for machines about to be taken away, each a call to another process."""
     preemption_saves: float = 10.0
     """Between checkpoints after such a notice: nobody knows when the machine goes, so little work may be lost."""
+    comparisons: float = 10.0
+    """At least these of step time between comparisons of the workers' seconds; three name a straggler."""
 
 
 @dataclass(frozen=True, kw_only=True)

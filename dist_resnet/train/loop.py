@@ -32,6 +32,7 @@ from dist_resnet.train.schedule import learning_rate, num_steps
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.step import TrainStep
 from dist_resnet.train.system import System
+from dist_resnet.train.timing import WorkerTimes
 from dist_resnet.train.writer import CheckpointWriter
 from dist_resnet.worker import Worker
 
@@ -87,6 +88,13 @@ class Session:
         )
         earlier = context.patiently(lambda: read_journal(directory), "cannot be read") if worker.rank == 0 else []
         self._meter = StepMeter(worker, self._journal)
+        self._times = WorkerTimes(
+            worker,
+            self._journal,
+            self._step.clock,
+            ghost_batches=training.ghosts_per_step,
+            seconds_compared=context.intervals.comparisons,
+        )
         self._damage = DamageRecord(
             worker, self._journal, images=training.num_images, fraction=execution.max_damaged_fraction, records=earlier
         )
@@ -140,7 +148,7 @@ class Session:
         """Takes the steps from `first_step` up to `last_step` of an epoch, with their checkpoints and evaluations."""
         recipe, execution, state = self._recipe, self._execution, self._state
         images = self._training.epoch(epoch, first_step)
-        batches = WatchedBatches(images, self._note)
+        batches = WatchedBatches(self._step.clock.waiting(images), self._note)
         self._meter.start()
         for _ in range(first_step, last_step):
             # Forward and backward over this worker's ghost batches, one reduction, one update.
@@ -157,6 +165,7 @@ class Session:
             if saved or state.step % execution.log_every == 0:
                 if self._meter.flush():
                     self._damage.report(state.step)
+                self._times.share(state.step)
                 self._journal.metrics(state.step, self._system.sample())
 
             # Save before evaluating: repeating an evaluation is cheaper than repeating steps.
@@ -234,6 +243,7 @@ class Session:
             precision=self._execution.precision,
             commit=provenance.commit(),
             device=torch.cuda.get_device_name(device) if cuda else _cpu(),
+            machines=self._times.machines,
         )
 
     def _finished_record(self) -> records.Finished:

@@ -21,6 +21,7 @@ from dist_resnet.train.precision import autocast, shared_casts
 from dist_resnet.train.recompute import held_statistics
 from dist_resnet.train.state import TrainState
 from dist_resnet.train.statistics import RunningStatistics
+from dist_resnet.train.timing import StepClock
 from dist_resnet.worker import Worker
 
 
@@ -42,6 +43,8 @@ class TrainStep:
         # Only then do gradients need addresses of their own; to accumulate into zeros costs a launch for each weight.
         self._gradients = Gradients(parts, worker) if worker.world_size > 1 or self._is_graphed else None
         self._parts = [[compiled(layer, execution, worker.device) for layer in part] for part in parts]
+        self.clock = StepClock(worker.device)
+        """The parts of each step's time."""
         self.statistics = RunningStatistics(state.model)
         """BN's running statistics: those of ghost batch 0 on rank 0, of no meaning on other ranks."""
         self._recorded: dict[torch.Size, GraphedPass] = {}
@@ -69,6 +72,7 @@ class TrainStep:
             self.statistics.count()
         self._update()
         state.step += 1
+        self.clock.step_done()
         return totals
 
     def _seed_masks(self, ghost: int) -> None:
@@ -94,7 +98,9 @@ class TrainStep:
         """Updates the weights by the gradients, which then are zero."""
         state = self._state
         if self._gradients:
+            self.clock.gradients_done()
             self._gradients.wait()
+            self.clock.backward_done()
         # Each worker finds an overflow of fp16 in the sums, so that all of them skip the same step.
         state.scaler.step(state.optimizer)
         state.scaler.update()

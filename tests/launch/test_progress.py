@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from dist_resnet.launch.progress import ImageProgress, TrainingProgress
-from dist_resnet.tracking.records import Metrics, Record, Session
+from dist_resnet.tracking.records import Metrics, Record, Session, Straggler
 
 SESSION = Session(start_step=0, total_steps=20, world_size=2, device="CPU")
 
@@ -40,6 +40,24 @@ def test_evaluations_are_shown():
     values = {"val/loss": 1.0, "val/top1_error": 0.055, "val/top1_error_320px": 0.05}
     TrainingProgress("run", 20, 32, stream=stream).show([Metrics(step=10, values=values)])
     assert stream.getvalue() == "run: step 10: validation top1 error 5.50%, top1 error 320px 5.00%\n"
+
+
+def test_a_worker_that_holds_the_run_back_is_one_line():
+    stream = io.StringIO()
+    finding = Straggler(
+        step=10,
+        rank=2,
+        machine="host-b",
+        fraction=0.314,
+        reason="computing",
+        seconds_per_step=1.9,
+        others_seconds_per_step=1.3,
+    )
+    TrainingProgress("run", 20, 32, stream=stream).show([finding, Straggler(step=15, rank=2, machine="host-b")])
+    assert stream.getvalue().splitlines() == [
+        "run: step 10: rank 2 on host-b holds the run back by 31%: it computes for 1.9 s a step, the others for 1.3 s",
+        "run: step 15: rank 2 on host-b no longer holds the run back",
+    ]
 
 
 def test_a_terminal_gets_a_bar():

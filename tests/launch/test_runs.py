@@ -10,7 +10,7 @@ from dist_resnet.launch.runs import names_of_runs, read_overview
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.tracking import stop
 from dist_resnet.tracking.journal import Journal
-from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Record, Session, Stopped, TooDamaged
+from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Record, Session, Stopped, Straggler, TooDamaged
 from dist_resnet.tracking.run_directory import RunDirectory
 
 
@@ -76,6 +76,22 @@ def test_a_run_that_failed_says_why(directory: RunDirectory, end, reason):
     assert overview.status == end.kind
     assert reason in (overview.reason or "")
     assert reason in overview.details()
+
+
+def test_an_open_run_names_the_worker_that_holds_it_back_until_that_is_over_or_the_workers_restart(directory):
+    finding = Straggler(step=10, rank=1, machine="host-b", fraction=0.31, reason="images")
+    finding = dataclasses.replace(finding, seconds_per_step=0.8, others_seconds_per_step=0.01)
+    line = "rank 1 on host-b holds the run back by 31%: it waits for images for 0.8 s a step, the others for 0.01 s"
+    journal = Journal(directory)
+    _session(journal, 0, 2, range(1, 11), end=finding)
+    assert read_overview(directory).held_back == line
+    assert f"held back   {line}" in read_overview(directory).details()
+    journal.append(Straggler(step=20, rank=1, machine="host-b"))
+    journal.commit()
+    assert read_overview(directory).held_back is None
+    journal.append(finding)
+    _session(journal, 10, 2, range(11, 21))
+    assert read_overview(directory).held_back is None
 
 
 def test_a_run_that_has_not_started_is_shown_too(directory: RunDirectory):

@@ -21,8 +21,10 @@ from dist_resnet.tracking.records import (
     Record,
     Session,
     Stopped,
+    Straggler,
     TooDamaged,
     Unknown,
+    WorkerSeconds,
     from_stored,
     to_stored,
 )
@@ -68,6 +70,40 @@ def test_fields_that_a_journal_of_the_first_format_lacks_are_none(tmp_path: Path
             Session(time=1, start_step=0, precision="bf16", commit="c0ffee", device="H100"),
             '{"kind": "session", "time": 1, "start_step": 0, "precision": "bf16", "commit": "c0ffee", '
             '"device": "H100"}',
+        ),
+        (
+            Session(time=1, start_step=0, machines=["a", "a"]),
+            '{"kind": "session", "time": 1, "start_step": 0, "machines": ["a", "a"]}',
+        ),
+        (
+            WorkerSeconds(
+                time=1,
+                step=20,
+                steps=10,
+                data_seconds=[0.0, 1.5],
+                compute_seconds=[3.0, 2.5],
+                reduce_seconds=[1.0, 0.0],
+            ),
+            '{"kind": "worker_seconds", "time": 1, "step": 20, "steps": 10, "data_seconds": [0.0, 1.5], '
+            '"compute_seconds": [3.0, 2.5], "reduce_seconds": [1.0, 0.0]}',
+        ),
+        (
+            Straggler(
+                time=1,
+                step=20,
+                rank=1,
+                machine="b",
+                fraction=0.25,
+                reason="images",
+                seconds_per_step=0.5,
+                others_seconds_per_step=0.0,
+            ),
+            '{"kind": "straggler", "time": 1, "step": 20, "rank": 1, "machine": "b", "fraction": 0.25, '
+            '"reason": "images", "seconds_per_step": 0.5, "others_seconds_per_step": 0.0}',
+        ),
+        (
+            Straggler(time=1, step=30, rank=1, machine="b"),
+            '{"kind": "straggler", "time": 1, "step": 30, "rank": 1, "machine": "b"}',
         ),
         (
             Metrics(time=1.5, step=2, values={"train/loss": math.inf, "train/top1_error": 0.5}),

@@ -1,11 +1,13 @@
 """A run's metrics for Prometheus: observers that write its newest numbers to Ray's own metrics.
 
 Ray's agent on every node serves them, `step` as `ray_dist_resnet_step`, each with the label `run` and a worker's also
-with `rank`. A new value may take ten seconds. A gauge is served until twenty seconds after its process has ended; a
-counter, whose name ends in `_total`, as long as the node lives. docs/observability.md has the alerts and panels.
+with `rank` and `machine`. A new value may take ten seconds. A gauge is served until twenty seconds after its process
+has ended; a counter, whose name ends in `_total`, as long as the node lives. docs/observability.md has the alerts and
+panels.
 """
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from dist_resnet.tracking.records import (
     Session,
     Stopped,
     Tracking,
+    WorkerSeconds,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ WORKER_GAUGES = {
 WORKER_COUNTERS = {
     "step_seconds": "Seconds of all steps, including the wait for images.",
     "data_wait_seconds": "Seconds that steps waited for images.",
+    "compute_seconds": "Seconds that the worker computed in steps.",
+    "reduce_wait_seconds": "Seconds that the worker waited for the sum of all workers' gradients, with its own done.",
     "checkpoint_stall_seconds": "Seconds that training waited for a copy of its state.",
 }
 RUN_GAUGES = {
@@ -127,13 +132,18 @@ class WorkerTelemetry(_Telemetry):
     """Exports the records of one worker."""
 
     def __init__(self, run: str, rank: int) -> None:
-        super().__init__(WORKER_GAUGES, WORKER_COUNTERS, {"run": run, "rank": str(rank)})
+        tags = {"run": run, "rank": str(rank), "machine": socket.gethostname()}
+        super().__init__(WORKER_GAUGES, WORKER_COUNTERS, tags)
+        self._rank = rank
 
     def __call__(self, records: Sequence[Record]) -> None:
         """Takes records as `tracking.recorder.Recorder` makes them."""
         for record in records:
             if isinstance(record, Session):
                 self.values |= {STEP: record.start_step, WORLD_SIZE: record.world_size or 1, DAMAGED: 0}
+            if isinstance(record, WorkerSeconds):
+                self._add("compute_seconds", record.compute_seconds[self._rank])
+                self._add("reduce_wait_seconds", record.reduce_seconds[self._rank])
             if not isinstance(record, Metrics):
                 continue
             self.values[STEP] = record.step

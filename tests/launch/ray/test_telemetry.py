@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import socket
 import time
 import urllib.request
 
@@ -12,7 +13,7 @@ from ray.util.metrics import Gauge
 from dist_resnet.launch.ray import telemetry
 from dist_resnet.launch.ray import train as ray_train
 from dist_resnet.recipe import Execution, Recipe
-from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Session, Stopped, Tracking
+from dist_resnet.tracking.records import Checkpoint, Diverged, Metrics, Session, Stopped, Tracking, WorkerSeconds
 
 
 def _served() -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -48,6 +49,11 @@ def test_both_workers_and_the_driver_are_served_by_rays_agent(ray_cluster, recip
         time.sleep(0.5)
         samples = [labels for labels, _ in _served().get(step_seconds, []) if labels["run"] == "telemetry"]
         ranks = {labels["rank"] for labels in samples}
+    assert {labels["machine"] for labels in samples} == {socket.gethostname()}
+    for name in ("compute_seconds", "reduce_wait_seconds"):
+        values = {labels["rank"]: value for labels, value in _served()[exported(name)] if labels["run"] == "telemetry"}
+        assert set(values) == {"0", "1"}
+        assert min(values.values()) > 0
     running = exported("running")
     while not [value for labels, value in _served().get(running, []) if labels["run"] == "telemetry" and value == 0]:
         assert time.monotonic() < deadline, _served()
@@ -97,6 +103,11 @@ def test_a_worker_keeps_its_newest_numbers_and_adds_up_its_seconds():
     worker([Session(start_step=10, world_size=2)])
     for step in (11, 12):
         worker([Metrics(step=step, values={"train/loss": 1 / step, "time/data_seconds": 0.25})])
+        worker([_seconds(step, data=[9.0, 9.0], compute=[3.0, 1.0], reduce=[0.0, 2.0])])
     worker([Metrics(step=12, values={"system/cpu_utilization_percentage": 50.0})])
     expected = {"step": 12, "world_size": 2, "damaged_images": 0, "loss": 1 / 12, "data_wait_seconds": 0.5}
-    assert worker.values == expected
+    assert worker.values == expected | {"compute_seconds": 2.0, "reduce_wait_seconds": 4.0}
+
+
+def _seconds(step: int, *, data: list[float], compute: list[float], reduce: list[float]) -> WorkerSeconds:
+    return WorkerSeconds(step=step, steps=1, data_seconds=data, compute_seconds=compute, reduce_seconds=reduce)

@@ -1,0 +1,67 @@
+"""Seconds of each worker's steps. Oracle: a clock whose times are written by hand."""
+
+import itertools
+from pathlib import Path
+
+import torch
+
+from dist_resnet.tracking.journal import read_journal
+from dist_resnet.tracking.recorder import Recorder
+from dist_resnet.tracking.records import WorkerSeconds
+from dist_resnet.tracking.run_directory import RunDirectory
+from dist_resnet.train.timing import StepClock, WorkerTimes
+from dist_resnet.worker import Worker
+
+CPU = torch.device("cpu")
+
+
+def test_a_step_is_split_into_images_computing_and_gradients_and_the_time_between_steps_is_left_out():
+    times = iter([10.0, 11.0, 13.0, 16.0, 16.5, 100.0, 101.0, 102.0, 200.0])
+    clock = StepClock(CPU, now=lambda: next(times))
+    for _ in clock.waiting(iter("ab")):
+        if clock._steps == 0:
+            clock.backward_done()  # of a pass that reduces nothing
+            clock.gradients_done()
+            clock.backward_done()
+        clock.step_done()
+    steps, seconds = clock.take()
+    assert steps == 2
+    assert seconds == [1.0 + 1.0, 2.0 + 0.5 + 1.0, 3.0]
+    assert clock.take() == (0, [0.0, 0.0, 0.0])
+
+
+def test_a_step_may_take_several_batches_one_after_another():
+    times = iter([0.0, 1.0, 3.0, 6.0, 10.0, 100.0])
+    clock = StepClock(CPU, now=lambda: next(times))
+    batches = clock.waiting(iter("ab"))
+    assert next(batches) + next(batches) == "ab"
+    clock.step_done()
+    assert list(batches) == []
+    assert clock.take() == (1, [1.0 + 3.0, 2.0 + 4.0, 0.0])
+
+
+def test_what_happens_before_the_first_wait_for_images_does_not_count():
+    clock = StepClock(CPU, now=itertools.count(0.0).__next__)
+    clock.gradients_done()
+    clock.backward_done()
+    for _ in clock.waiting(iter("a")):
+        clock.step_done()
+    assert clock.take() == (1, [1.0, 1.0, 0.0])
+
+
+def test_one_worker_never_waits_for_gradients(tmp_path: Path):
+    directory = RunDirectory(str(tmp_path))
+    directory.write("recipe.json", b"{}")
+    worker = Worker(rank=0, world_size=1, device=CPU)
+    recorder, clock = Recorder.of_rank(0, directory), StepClock(CPU, now=itertools.count(0.0).__next__)
+    times = WorkerTimes(worker, recorder, clock, ghost_batches=1, seconds_compared=1.0)
+    times.share(0)
+    for _ in clock.waiting(iter(range(30))):
+        clock.backward_done()
+        clock.step_done()
+    times.share(30)
+    recorder.close()
+    (record,) = read_journal(directory)
+    assert isinstance(record, WorkerSeconds)
+    assert (record.step, record.steps) == (30, 30)
+    assert (record.data_seconds, record.compute_seconds, record.reduce_seconds) == ([30.0], [30.0], [0.0])
