@@ -27,6 +27,7 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device, *, now: Callable[[], float] = time.perf_counter) -> None:
+        self._device = device
         self._now = now if device.type == "cpu" else self._recorded_event
         self._marks: list[tuple[int | None, Any]] = []
         self._in_step = self._is_reducing = False
@@ -83,7 +84,7 @@ class StepClock:
 
     def _recorded_event(self) -> torch.cuda.Event:
         event = self._spare_events.pop() if self._spare_events else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
 

@@ -292,10 +292,12 @@ def _steps(precision: str, workers: int = 1, ghosts_per_pass: int = 1) -> list[s
         step = TrainStep(recipe, execution, worker, _state(recipe, execution, device))
         for _ in range(2):
             step(_batches(recipe), 0.1)
-        for batches in (_batches(recipe), _batches(recipe)):
-            with waits.watching():
+        steps = iter([_batches(recipe), _batches(recipe)])
+        with waits.watching():
+            for batches in step.clock.waiting(steps):
                 totals = step(batches, 0.1)
         assert totals.device.type == "cuda"
+        assert [type(mark).__name__ for _, mark in step.clock._marks] == 7 * ["Event"]
     return waits.lines()
 
 

@@ -1,8 +1,11 @@
 """Seconds of each worker's steps. Oracle: a clock whose times are written by hand."""
 
 import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from dist_resnet.tracking.journal import read_journal
@@ -47,6 +50,42 @@ def test_what_happens_before_the_first_wait_for_images_does_not_count():
     for _ in clock.waiting(iter("a")):
         clock.step_done()
     assert clock.take() == (1, [1.0, 1.0, 0.0])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_images_are_late_only_while_it_has_nothing_to_do():
+    """Oracle: the host's clock around the same work, with waits."""
+    device = torch.device("cuda", 0)
+    square = torch.randn(8192, 8192, device=device)
+
+    def work() -> None:
+        for _ in range(10):
+            square @ square
+
+    work()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    busy = time.perf_counter() - began
+    for late, expected in ((busy / 2, 0.0), (busy + 0.2, 0.2)):
+        clock = StepClock(device)
+
+        def images(late: float = late) -> Iterator[int]:
+            for number in range(5):
+                # The first waits for a GPU that has nothing to do.
+                time.sleep(late * (number > 0))
+                yield number
+
+        for _ in clock.waiting(images()):
+            work()
+            clock.step_done()
+        torch.cuda.synchronize()
+        steps, (data, compute, reduce) = clock.take()
+        assert steps == 5
+        assert data == pytest.approx(4 * expected, abs=0.1)
+        assert compute == pytest.approx(5 * busy, rel=0.3)
+        assert reduce == 0
 
 
 def test_one_worker_never_waits_for_gradients(tmp_path: Path):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ from dist_resnet.launch import local
 from dist_resnet.launch.plan import Plan
 from dist_resnet.launch.ray import train as ray_train
 from dist_resnet.recipe import Execution, Recipe, Recovery
+from dist_resnet.tracking import stop
+from dist_resnet.tracking.journal import Tail
+from dist_resnet.tracking.records import Straggler, WorkerSeconds
 
 pytestmark = pytest.mark.ray
 
@@ -45,6 +49,45 @@ def test_a_killed_worker_restarts_and_the_result_is_bit_identical(ray_cluster, r
     killer.join()
     assert summary["weights_sha256"] == whole["weights_sha256"]
     assert len(plan.directory.list("journal")) == 2
+
+
+@pytest.mark.slow
+def test_one_of_three_workers_that_is_slowed_by_signals_is_named_and_no_longer_afterwards(
+    ray_cluster, recipe: Recipe, execution: Execution, capsys
+):
+    evaluation = dataclasses.replace(recipe.evaluation, every_epochs=10_000)
+    recipe = dataclasses.replace(recipe, global_batch=24, epochs=10_000, evaluation=evaluation)
+    checkpoints = dataclasses.replace(execution.checkpoints, every=10_000)
+    execution = dataclasses.replace(execution, workers=3, log_every=5, name="slowed", checkpoints=checkpoints)
+    plan = ray_train.prepare_run(recipe, execution, job="test")
+    findings: list[Straggler] = []
+    slower = threading.Thread(target=_slow_a_worker, args=(plan, findings), daemon=True)
+    slower.start()
+    summary = ray_train.run(plan)
+    slower.join()
+    assert summary["status"] == "stopped"
+    named, over = findings
+    assert (named.rank, named.machine, named.reason) == (over.rank, socket.gethostname(), "computing")
+    assert (named.fraction or 0) > 0.3
+    said = capsys.readouterr().err
+    assert [said.count(f"slowed: step {each.step}: {each}\n") for each in findings] == [1, 1]
+
+
+def _slow_a_worker(plan: Plan, findings: list[Straggler]) -> None:
+    """Stops a worker for four fifths of the time until one is named, and asks the run to stop when that is over."""
+    tail, until = Tail(plan.directory), time.monotonic() + 240
+    worker: psutil.Process | None = None
+    while len(findings) < 2 and time.monotonic() < until:
+        records = tail.poll()
+        findings += [record for record in records if isinstance(record, Straggler)]
+        if worker is None and any(isinstance(record, WorkerSeconds) for record in records):
+            worker = _processes("RayTrainWorker")[0]
+        if worker and not findings:
+            worker.suspend()
+            time.sleep(0.2)
+            worker.resume()
+        time.sleep(0.05)
+    stop.request(plan.directory)
 
 
 @pytest.mark.slow
@@ -82,9 +125,12 @@ def _kill_a_worker_after(run: Path, points: int, name: str = "RayTrainWorker") -
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count('"metrics"') < points):
         time.sleep(0.01)
+    os.kill(_processes(name)[0].pid, signal.SIGKILL)
+
+
+def _processes(name: str) -> list[psutil.Process]:
     # Only this process's descendants, because others on the machine may run Ray too.
-    found = [process for process in psutil.Process().children(recursive=True) if name in " ".join(_command(process))]
-    os.kill(found[0].pid, signal.SIGKILL)
+    return [process for process in psutil.Process().children(recursive=True) if name in " ".join(_command(process))]
 
 
 def _command(process: psutil.Process) -> list[str]:
