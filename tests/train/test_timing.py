@@ -1,5 +1,6 @@
 """Seconds of each worker's steps. Oracle: a clock whose times are written by hand."""
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_resnet.launch import local
+from dist_resnet.recipe import Execution
 from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.records import WorkerSeconds
 from dist_resnet.tracking.run_directory import RunDirectory
+from dist_resnet.train.distributed import data_parallel
 from dist_resnet.train.timing import StepClock, WorkerTimes
 from dist_resnet.worker import Worker
 
@@ -104,3 +108,42 @@ def test_one_worker_never_waits_for_gradients(tmp_path: Path):
     assert isinstance(record, WorkerSeconds)
     assert (record.step, record.steps) == (30, 30)
     assert (record.data_seconds, record.compute_seconds, record.reduce_seconds) == ([30.0], [30.0], [0.0])
+
+
+def _act(folder: Path, worker: Worker) -> None:
+    """Eight steps in DDP of two passes each; rank 1 computes 50 ms longer, rank 2 waits 80 ms for images."""
+    torch.set_num_threads(1)
+    recorder, clock = Recorder.of_rank(worker.rank, RunDirectory(str(folder))), StepClock(CPU)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    parallel = data_parallel(layers, worker, clock.gradients_done)
+    times = WorkerTimes(worker, recorder, clock, ghost_batches=1, seconds_compared=100.0)
+
+    def images() -> Iterator[torch.Tensor]:
+        for _ in range(8):
+            time.sleep(0.08 * (worker.rank == 2))
+            yield torch.ones(2, 4)
+
+    for batch in clock.waiting(images()):
+        time.sleep(0.05 * (worker.rank == 1))
+        with parallel.no_sync():  # pyrefly: ignore
+            parallel(batch).sum().backward()
+            clock.backward_done()
+        parallel(batch).sum().backward()
+        clock.backward_done()
+        clock.step_done()
+    times.share(8)
+    recorder.close()
+
+
+def test_three_workers_wait_for_the_one_that_computes_longer_or_gets_its_images_late(tmp_path: Path):
+    """Oracle: the delays. In each step the longest of 0, 50 and 80 ms delays everyone."""
+    directory = RunDirectory(str(tmp_path))
+    directory.write("recipe.json", b"{}")
+    local.in_processes(Execution(workers=3, device="cpu", cpus_per_worker=1), functools.partial(_act, tmp_path))
+    (record,) = read_journal(directory)
+    assert isinstance(record, WorkerSeconds)
+    assert record.steps == 8
+    assert record.data_seconds[2] >= 8 * 0.08 > 0.2 > max(record.data_seconds[:2])
+    assert record.compute_seconds[1] >= 8 * 0.05
+    assert record.reduce_seconds[0] >= 0.55
+    assert record.reduce_seconds[1] >= 0.15
