@@ -15,7 +15,7 @@ from dist_resnet.tracking.journal import read_journal
 from dist_resnet.tracking.recorder import Recorder
 from dist_resnet.tracking.records import WorkerSeconds
 from dist_resnet.tracking.run_directory import RunDirectory
-from dist_resnet.train.distributed import data_parallel
+from dist_resnet.train.distributed import Gradients
 from dist_resnet.train.timing import StepClock, WorkerTimes
 from dist_resnet.worker import Worker
 
@@ -111,11 +111,11 @@ def test_one_worker_never_waits_for_gradients(tmp_path: Path):
 
 
 def _act(folder: Path, worker: Worker) -> None:
-    """Eight steps in DDP of two passes each; rank 1 computes 50 ms longer, rank 2 waits 80 ms for images."""
+    """Eight steps of two passes each; rank 1 computes 50 ms longer, rank 2 waits 80 ms for images."""
     torch.set_num_threads(1)
     recorder, clock = Recorder.of_rank(worker.rank, RunDirectory(str(folder))), StepClock(CPU)
     layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    parallel = data_parallel(layers, worker, clock.gradients_done)
+    gradients = Gradients([list(layers)], worker)
     times = WorkerTimes(worker, recorder, clock, ghost_batches=1, seconds_compared=100.0)
 
     def images() -> Iterator[torch.Tensor]:
@@ -125,10 +125,11 @@ def _act(folder: Path, worker: Worker) -> None:
 
     for batch in clock.waiting(images()):
         time.sleep(0.05 * (worker.rank == 1))
-        with parallel.no_sync():  # pyrefly: ignore
-            parallel(batch).sum().backward()
-            clock.backward_done()
-        parallel(batch).sum().backward()
+        for _ in range(2):
+            layers(batch).sum().backward()
+        gradients.reduce(0)
+        clock.gradients_done()
+        gradients.wait()
         clock.backward_done()
         clock.step_done()
     times.share(8)
