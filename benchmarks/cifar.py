@@ -176,7 +176,7 @@ def usual_images(folder: str) -> torch.utils.data.Dataset:
     """torchvision's CIFAR10 with the images given and its transforms."""
     from torchvision import datasets, transforms
 
-    constants = DATASETS["cifar10"]
+    constants = DATASETS["cifar10"].normalization
     data = datasets.CIFAR10.__new__(datasets.CIFAR10)
     data.data, data.targets = np.load(f"{folder}/images.npy"), np.load(f"{folder}/labels.npy").tolist()
     steps = [transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]

@@ -51,7 +51,7 @@ def row(depth: int, placement: str, images: torch.Tensor, labels: torch.Tensor) 
 def batch_of(train: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a split as the network's input, and their labels."""
     pixels, labels, _ = load_images(ShardReader(open_split(train)), 32, decode="cpu", device=CPU, num_threads=1)
-    images = Normalizer(DATASETS["cifar10"], CPU, channels_last=True)(pixels[:size])
+    images = Normalizer(DATASETS["cifar10"].normalization, CPU, channels_last=True)(pixels[:size])
     return images, labels[:size]
 
 

@@ -21,6 +21,8 @@ Placement = Literal[
     "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
 ]
 MatchClasses = Literal["names", "numbers"]
+Balance = Literal["none", "square_root", "classes"]
+Color = tuple[float, float, float]
 Decode = Literal["auto", "gpu", "cpu", "pillow"]
 
 # Marks a field that says where data is stored, not what is computed: the fingerprint leaves it out.
@@ -87,13 +89,22 @@ class Data:
     """Training shards: a folder or a glob such as /data/train-*.parquet, as a local path or URI of an object store."""
     validation: str = field(metadata=_LOCATION)
     """Validation shards: a folder or glob, like --data.train."""
-    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
-    """Data set whose mean and standard deviation normalize the images."""
+    dataset: Literal["imagenet", "cifar10", "cifar100", "own"] = "imagenet"
+    """Data set whose mean and standard deviation normalize the images. own: those of the training images, which
+    jobs/prepare_imagenet.py measured and wrote to their manifest.json."""
+    mean: Color | None = field(default=None, metadata=_ADDED)
+    """Mean of red, green and blue in [0, 1], in place of the data set's; together with --data.std. Unset: the data
+    set's."""
+    std: Color | None = field(default=None, metadata=_ADDED)
+    """Standard deviation of red, green and blue in (0, 1], like --data.mean. Unset: the data set's."""
     label_column: str | None = field(default=None, metadata=_ADDED)
     """Column of the shards that holds the labels. Unset: `label`, or the only column with a usual name for labels."""
     match_classes: MatchClasses = field(default="names", metadata=_ADDED)
     """How the classes of validation images are matched to those of training images. names: by class name, in any
     order. numbers: by label, whatever the names."""
+    balance: Balance = field(default="none", metadata=_ADDED)
+    """How often an epoch draws the images of each class. none: each image once. classes: each class equally often.
+    square_root: in proportion to the square root of its number of images. The length of an epoch stays the same."""
     train_digest: str | None = field(default=None, metadata=_RARE)
     """Digest that the training shards must have; other shards are refused. Unset: any shards; the run records their
     digest."""
@@ -107,6 +118,7 @@ class Data:
                 raise ValueError(f"data.{name} is empty; give a glob or folder of Parquet shards: --data.{name} URI")
         if self.label_column == "":
             raise ValueError("data.label_column is empty; give a column's name, or leave the option out")
+        _check_colors(self.mean, self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -620,6 +632,22 @@ def _check_name(name: str) -> None:
         )
     if name in _TAKEN_NAMES:
         raise ValueError(f"execution.name {name} is used by MLflow in the storage; choose another name")
+
+
+def _check_colors(mean: Color | None, std: Color | None) -> None:
+    """Raises ValueError unless mean and deviation are both given or both left out, and those of values in [0, 1]."""
+    if (mean is None) != (std is None):
+        given, lacking = ("mean", "std") if std is None else ("std", "mean")
+        raise ValueError(f"data.{given} is given without data.{lacking}; give --data.mean and --data.std, or neither")
+    for name, values, least in (("mean", mean, "0"), ("std", std, "above 0")):
+        low_enough = values is None or all(
+            value <= 1 and (value > 0 or (name, value) == ("mean", 0)) for value in values
+        )
+        if values is not None and (len(values) != 3 or not low_enough):
+            raise ValueError(
+                f"data.{name} must be three numbers from {least} to 1, for red, green and blue, got {values}; divide "
+                "levels of 0 .. 255 by 255"
+            )
 
 
 def _above_zero(name: str, value: float) -> None:

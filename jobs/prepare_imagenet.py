@@ -147,6 +147,9 @@ def describe(manifest: dict) -> list[str]:
             f"{name}: {split['images']} images of {sum(map(bool, split['class_counts']))} classes in "
             f"{len(split['shards'])} shards, {size_text(split['bytes'])}"
         )
+        if split.get("mean") is not None:
+            mean, std = (" ".join(f"{value:.4f}" for value in split[key]) for key in ("mean", "std"))
+            lines.append(f"{name}: mean {mean}, standard deviation {std} of red, green, blue in [0, 1]")
         if split["shrunk"]:
             share = split["image_bytes"] / split["source_image_bytes"]
             lines.append(f"{name}: {split['shrunk']} shrunk; {share:.0%} of the bytes remain")

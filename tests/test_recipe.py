@@ -37,7 +37,8 @@ def test_the_fingerprint_is_the_sha256_of_the_sorted_compact_json_without_locati
     recipe = _recipe()
     values = recipe.to_dict()
     del values["data"]["train"], values["data"]["validation"]
-    del values["data"]["label_column"], values["data"]["match_classes"]  # newer
+    for newer in ("label_column", "match_classes", "mean", "std", "balance"):
+        del values["data"][newer]
     values["augment"]["color"] = False  # the first release's word for none
     expected = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     assert recipe.fingerprint() == expected
@@ -56,7 +57,8 @@ def test_a_recipe_without_newer_fields_has_the_fingerprint_of_the_first_release(
 
 def test_a_file_of_the_first_release_is_read_and_its_newer_fields_are_at_their_defaults():
     values = _recipe().to_dict()
-    del values["data"]["label_column"], values["data"]["match_classes"]
+    for newer in ("label_column", "match_classes", "mean", "std", "balance"):
+        del values["data"][newer]
     assert Recipe.from_dict(values) == _recipe()
 
 
@@ -130,6 +132,9 @@ def test_reading_a_recipe_is_strict(damage, complaint):
         (lambda: Model(depth=20, num_classes=2, gate_bias=float("nan")), "model.gate_bias must be a finite number"),
         (lambda: Data(train="", validation="b"), "data.train is empty"),
         (lambda: Data(train="a", validation="b", label_column=""), "data.label_column is empty"),
+        (lambda: Data(train="a", validation="b", balance="equal"), "balance must be one of none, square_root, classes"),
+        (lambda: Data(train="a", validation="b", mean=(0.5,) * 3), "data.mean is given without data.std"),
+        (lambda: Data(train="a", validation="b", mean=(0.5,) * 3, std=(0.5, 0.0, 0.5)), "data.std must be three num"),
         (lambda: Augment(size=300), "augment.shorter_side starts at 256, below the crop of 300 pixels"),
         (lambda: Augment(area=(0.5, 0.2)), "augment.area must be a rising pair"),
         (lambda: Optimizer(momentum=0.0, nesterov=True), "optimizer.nesterov needs a momentum above 0"),

@@ -24,6 +24,7 @@ from dist_resnet.data.input.decoders import InputOptions
 from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.loader import TrainingImages
 from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.measured import with_measured
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.model.resnet import ResNet
@@ -373,10 +374,8 @@ def _open(subjects: Sequence[Subject]) -> Split:
 
 
 def _with_images(subject: Subject, train: Split) -> Subject:
-    recipe = subject.recipe
-    return replace(
-        subject, recipe=replace(recipe, data=replace(recipe.data, train=train.uri, train_digest=train.digest))
-    )
+    data = replace(with_measured(subject.recipe.data, train), train=train.uri, train_digest=train.digest)
+    return replace(subject, recipe=replace(subject.recipe, data=data))
 
 
 def _check_unused(probe: Probe) -> None:

@@ -130,7 +130,7 @@ class StreamedImages:
                     if output.is_cuda:
                         output.record_stream(torch.cuda.current_stream(self._device))  # from the decoder's stream
                     pixels = output.to(self._device, non_blocking=True)
-                    images = self._maker.normalized(pixels, request.indices, augmentation)
+                    images = self._maker.normalized(pixels, request.draws, augmentation)
                 labels = on_device(request.labels, self._device)
                 yield self._maker.batch(images, labels, request.indices, request.ghost, request.damaged)
         finally:
@@ -147,7 +147,7 @@ class StreamedImages:
                 # The encoded images are views, which would keep whole row groups in memory.
                 request = replace(request, images=[])
                 if not gpu:
-                    yield request, self._maker.normalized(pixels, request.indices, augmentation)
+                    yield request, self._maker.normalized(pixels, request.draws, augmentation)
                 else:
                     yield request, pixels if pixels.is_cuda else pixels.pin_memory()
 

@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import torch
 
 from dist_resnet.data.input import decoders
+from dist_resnet.data.input.balance import describe_balance
 from dist_resnet.data.input.order import steps_per_epoch
 from dist_resnet.data.input.streams import check_some_whole
 from dist_resnet.data.shards import classes, duplicates
 from dist_resnet.data.shards.classes import Matched
+from dist_resnet.data.shards.measured import with_measured
 from dist_resnet.data.shards.spelling import describe_alike
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
@@ -94,10 +96,12 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     )
     train, validation = (open_split(uri, label_column=data.label_column) for uri in (data.train, data.validation))
     steps_per_epoch(train.num_images, recipe.global_batch)
+    if data.balance != "none":
+        train = train.with_labels()
     for split in (train, validation):
         check_some_whole(split, recipe.augment.image_side)
     data = dataclasses.replace(
-        data,
+        with_measured(data, train),
         train_digest=_digest("train", data.train_digest, train),
         validation_digest=_digest("validation", data.validation_digest, validation),
     )
@@ -127,6 +131,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         notes=(
             *classes.describe_absent_classes(train, "training images"),
             *describe_alike(names or (), "training images"),
+            *describe_balance(recipe, train),
             *duplicates.describe_copies(train, "training images"),
             *duplicates.describe_copies(validation, "validation images"),
             *duplicates.describe_shared(train, validation),

@@ -24,7 +24,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.recipe import Recipe
 from dist_resnet.registry import predictor
 from dist_resnet.storage.uri import without_credentials
@@ -134,14 +134,14 @@ def requirements() -> list[str]:
 
 
 def _preprocessing(recipe: Recipe) -> dict[str, Any]:
-    constants = DATASETS[recipe.data.dataset]
+    normalization = normalization_of(recipe.data)
     return {
         "crop": recipe.evaluation.crops[0],
         "shorter_side": recipe.evaluation.shorter_sides[0],
         "resampling": "bilinear, antialiased",
         "color": "RGB, divided by 255; of 16 bits the high byte, transparency on white",
-        "mean": constants.mean,
-        "std": constants.std,
+        "mean": normalization.mean,
+        "std": normalization.std,
     }
 
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from dist_resnet.data.datasets import Dataset
+from dist_resnet.data.datasets import Normalization
 from dist_resnet.data.input.augment import evaluation_windows
 from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.model import build_model
@@ -58,8 +58,8 @@ class Predictor:
         self.class_names: list[str] = json.loads((folder / CLASSES).read_text())
         rules = json.loads((folder / PREPROCESSING).read_text())
         self.crop, self.shorter_side = int(rules["crop"]), int(rules["shorter_side"])
-        constants = Dataset(len(self.class_names), tuple(rules["mean"]), tuple(rules["std"]))
-        self._normalize = Normalizer(constants, self.device, channels_last=True)
+        normalization = Normalization(tuple(rules["mean"]), tuple(rules["std"]))
+        self._normalize = Normalizer(normalization, self.device, channels_last=True)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """One answer per image: the `top_k` most probable classes (at most all), the most probable first.

@@ -182,7 +182,7 @@ class Session:
     def _note(self, batch: Batch) -> None:
         """Notes a ghost batch that the step takes."""
         if self._state.step == 0 and batch.ghost == 0:
-            self._run_images.augmented_batch(batch.images, self._recipe.data.dataset)
+            self._run_images.augmented_batch(batch.images, self._recipe.data)
         self._damage.add(batch)
 
     def _is_evaluated(self) -> bool:

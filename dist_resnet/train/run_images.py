@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.data.input.normalize import to_pixels
+from dist_resnet.recipe import Data
 from dist_resnet.tracking.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,10 @@ class RunImages:
         """The writer of one rank; ranks other than 0 write nothing."""
         return cls(directory if rank == 0 else None)
 
-    def augmented_batch(self, images: torch.Tensor, dataset: str) -> None:
+    def augmented_batch(self, images: torch.Tensor, data: Data) -> None:
         """Writes the first images, float32 [N, 3, H, W], as the network sees them."""
         if self._directory is not None:
-            self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_IMAGES], DATASETS[dataset])))
+            self._write(AUGMENTED_BATCH, contact_sheet(to_pixels(images[:_MOST_IMAGES], normalization_of(data))))
 
     def confusion(self, counts: torch.Tensor) -> None:
         """Writes the number of images by label and predicted class: int64 [classes, classes]."""

@@ -42,7 +42,7 @@ from dist_resnet.worker import Worker
 
 INCEPTION = recipe()
 PAD = recipe(augment=Augment(kind="pad", size=16))
-MEAN, STD = list(DATASETS["imagenet"].mean), list(DATASETS["imagenet"].std)
+MEAN, STD = list(DATASETS["imagenet"].normalization.mean), list(DATASETS["imagenet"].normalization.std)
 CPU = torch.device("cpu")
 
 
@@ -113,7 +113,7 @@ def test_training_images_are_those_of_the_order_cut_by_pil(split: Split, kind: s
     images = encoded(split)
     for step, batches in enumerate(steps(training(settings, split), 2)):
         for ghost, batch in enumerate(batches):
-            np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
+            np.testing.assert_array_equal(batch.indices, order.draws(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
             assert batch.images.dtype == torch.float32
             sizes = np.array([image_size(images[index]) for index in batch.indices])
@@ -131,7 +131,7 @@ def test_resident_images_are_padded_cut_and_mirrored_as_by_numpy(squares: Split)
     images = encoded(squares)
     for step, batches in enumerate(steps(training(PAD, squares), 1)):
         for ghost, batch in enumerate(batches):
-            np.testing.assert_array_equal(batch.indices, order.indices(step, ghost))
+            np.testing.assert_array_equal(batch.indices, order.draws(step, ghost))
             assert batch.labels.tolist() == (batch.indices % 10).tolist()
             draws = Augmentation(PAD.augment, 3, 1)
             windows = draws.windows(batch.indices, np.full(4, 16), np.full(4, 16))

@@ -1,5 +1,7 @@
 """The order for shards as image indices: what its windows and spans add up to."""
 
+from typing import Any
+
 import numpy as np
 
 from dist_resnet.data.input.order import WindowedOrder
@@ -8,14 +10,15 @@ from dist_resnet.data.input.order import WindowedOrder
 class IndexedOrder(WindowedOrder):
     """A `WindowedOrder` that tells which images make a ghost batch, not only where they are stored."""
 
-    def __init__(self, group_rows: np.ndarray, **options: int) -> None:
+    def __init__(self, group_rows: np.ndarray, **options: Any) -> None:
         super().__init__(group_rows, **options)
-        self._firsts = np.cumsum(group_rows) - group_rows
+        self._first_images = np.cumsum(group_rows) - group_rows
 
-    def indices(self, step: int, ghost: int) -> np.ndarray:
-        """Image indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+    def draws(self, step: int, ghost: int) -> np.ndarray:
+        """The image's index, plus the number of images for each earlier draw of it: int64 [ghost_batch]."""
         parts = []
         for number, start, stop in self.spans(step, ghost):
             window = self.window(ghost, number)
-            parts.append(self._firsts[window.row_groups[window.pieces[start:stop]]] + window.rows[start:stop])
+            firsts = self._first_images[window.row_groups[window.pieces[start:stop]]]
+            parts.append(firsts + window.rows[start:stop] + window.copies[start:stop] * self.num_images)
         return np.concatenate(parts)

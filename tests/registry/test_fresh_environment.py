@@ -95,7 +95,9 @@ def test_three_loaders_give_the_published_networks_logits(
     from dist_resnet.data.datasets import DATASETS
     from dist_resnet.data.input.normalize import Normalizer
 
-    images = Normalizer(DATASETS["cifar10"], torch.device("cpu"), channels_last=True)(torch.from_numpy(pixels))
+    images = Normalizer(DATASETS["cifar10"].normalization, torch.device("cpu"), channels_last=True)(
+        torch.from_numpy(pixels)
+    )
     with torch.no_grad():
         expected = model(images)
     # Bit-identical on the same number of threads; another number sums in another order.

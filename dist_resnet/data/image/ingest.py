@@ -7,13 +7,13 @@ PNG, CMYK JPEG without Adobe's marker, GIF, TIFF and others) become an 8-bit PNG
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from dist_resnet.data.image.headers import check_whole, image_size, oddity
-from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, reason_of
+from dist_resnet.data.image.pixels import DamagedError, decode, flatten, load, reason_of, rgb
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 # Stored as they are: they are small, and read alike.
@@ -44,6 +44,12 @@ class Ingested:
     converted: str | None = None
     """Why it became a PNG, or None if it did not."""
     shrunk: bool = False
+    loaded: Image.Image | None = field(default=None, repr=False, compare=False)
+    """The image of these bytes; None if it was shrunk and has to be decoded again."""
+
+    def pixels(self) -> Image.Image:
+        """The pixels of these bytes, RGB. Raises DamagedError."""
+        return decode(self.encoded) if self.loaded is None else rgb(self.loaded)
 
 
 def ingest(encoded: bytes, shrink: Shrink | None = None) -> Ingested:
@@ -65,8 +71,8 @@ def _ingested(encoded: bytes, image: Image.Image, shrink: Shrink | None) -> Inge
     if smaller is not None and len(smaller) < len(encoded):
         return Ingested(encoded=smaller, shrunk=True)
     if reason := _why_converted(encoded, image):
-        return Ingested(encoded=_png(image), converted=reason)
-    return Ingested(encoded=encoded)
+        return Ingested(encoded=_png(image), converted=reason, loaded=image)
+    return Ingested(encoded=encoded, loaded=image)
 
 
 def _why_converted(encoded: bytes, image: Image.Image) -> str | None:

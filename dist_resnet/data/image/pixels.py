@@ -48,8 +48,13 @@ class DamagedError(ValueError):
 def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
     """The image as 8-bit RGB; with `upright`, turned by its EXIF orientation. Raises DamagedError."""
     image = load(encoded)
+    return rgb(_turned(image) if upright else image)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of `load` as 8-bit RGB. Raises DamagedError."""
     try:
-        return flatten(_turned(image) if upright else image).convert("RGB")
+        return flatten(image).convert("RGB")
     except (DamagedError, MemoryError):
         raise
     except Exception as error:  # Pillow cannot convert from every mode

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.data.input.augment import Augmentation
 from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.data.shards.split import Split
@@ -40,6 +40,9 @@ class Request:
     """Which ghost batch of the step it is, -1 in evaluation."""
     damaged: Mapping[int, str] = field(default_factory=dict)
     """The reason for each damaged image, by position; `without` replaced these with a neutral image."""
+    draws: np.ndarray | None = None
+    """int64 [N]: the number of each image's random draws, which differs between repeats of an image; None in
+    evaluation."""
 
     def without(self, damaged: Mapping[int, str]) -> "Request":
         """The request with the damaged images, given as reasons by position, replaced with a neutral image."""
@@ -131,13 +134,14 @@ class BatchMaker:
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, *, channels_last: bool) -> None:
         self._split, self._device = split, device
-        self._normalize = Normalizer(DATASETS[recipe.data.dataset], device, channels_last=channels_last)
+        self._normalize = Normalizer(normalization_of(recipe.data), device, channels_last=channels_last)
 
     def normalized(
-        self, pixels: torch.Tensor, indices: np.ndarray, augmentation: Augmentation | None = None
+        self, pixels: torch.Tensor, draws: np.ndarray | None = None, augmentation: Augmentation | None = None
     ) -> torch.Tensor:
-        """The network's input of uint8 [N, S, S, 3], its colors augmented in training."""
-        return self._normalize(pixels, augmentation.color_factors(indices) if augmentation else None)
+        """The network's input of uint8 [N, S, S, 3], its colors augmented by the images' draws in training."""
+        factors = None if augmentation is None or draws is None else augmentation.color_factors(draws)
+        return self._normalize(pixels, factors)
 
     def batch(
         self, images: torch.Tensor, labels: torch.Tensor, indices: np.ndarray, ghost: int, damaged: Mapping[int, str]

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import torch
 
-from dist_resnet.data.datasets import Dataset
+from dist_resnet.data.datasets import Normalization
 from dist_resnet.data.input.augment import ColorFactors
 
 # Weights of luminance, and principal components of ImageNet's colors: facebook/fb.resnet.torch.
@@ -21,12 +21,12 @@ def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class Normalizer:
-    """Normalizes uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the mean and deviation of a data set."""
+    """Normalizes uint8 [N, H, W, 3] to float32 [N, 3, H, W] by a mean and a deviation."""
 
-    def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
+    def __init__(self, normalization: Normalization, device: torch.device, *, channels_last: bool) -> None:
         """`device`: where the pixels are."""
-        self._mean = torch.tensor(dataset.mean, device=device)
-        self._std = torch.tensor(dataset.std, device=device)
+        self._mean = torch.tensor(normalization.mean, device=device)
+        self._std = torch.tensor(normalization.std, device=device)
         self._scale, self._shift = 1 / (255 * self._std), self._mean / self._std
         self._channels_last = channels_last
 
@@ -42,9 +42,9 @@ class Normalizer:
         return values if self._channels_last else values.contiguous()
 
 
-def to_pixels(images: torch.Tensor, dataset: Dataset) -> np.ndarray:
+def to_pixels(images: torch.Tensor, normalization: Normalization) -> np.ndarray:
     """Undoes a normalization, for display: float32 [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU."""
-    mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
+    mean, std = (torch.tensor(values, device=images.device) for values in (normalization.mean, normalization.std))
     values = images.permute(0, 2, 3, 1) * std + mean
     return (values * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
 

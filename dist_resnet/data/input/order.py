@@ -24,6 +24,8 @@ class Window:
     """int64 [images]: the position in `row_groups` of each image's row group, in shuffled order."""
     rows: np.ndarray
     """int64 [images]: its row there."""
+    copies: np.ndarray
+    """int64 [images]: how often the epoch has this image before; always 0 unless it draws some repeatedly."""
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
@@ -44,14 +46,30 @@ class WindowedOrder:
     batch, and each stream is shuffled within windows of `WINDOW_ROW_GROUPS` row groups.
     """
 
-    def __init__(self, group_rows: np.ndarray, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
-        """`group_rows`: int64 [R], images of each row group. Raises ValueError for too few images."""
+    def __init__(
+        self,
+        group_rows: np.ndarray,
+        *,
+        global_batch: int,
+        ghost_batch: int,
+        seed: int,
+        epoch: int,
+        repeats: np.ndarray | None = None,
+    ) -> None:
+        """`group_rows`: int64 [R], images of each row group; `repeats`: int64 [images], how often each is drawn, with
+        the number of images as their sum, by default once. Raises ValueError for too few images.
+        """
+        self._repeats, self._firsts = repeats, np.cumsum(group_rows) - group_rows
+        drawn = np.arange(len(group_rows))
+        if repeats is not None:  # a row group then counts as many images as are drawn from it
+            group_rows = np.add.reduceat(repeats, self._firsts)
+            drawn = np.flatnonzero(group_rows)
         self.num_images = int(group_rows.sum())
         self.steps_per_epoch = steps_per_epoch(self.num_images, global_batch)
         self.num_streams = global_batch // ghost_batch
         self._ghost_batch = ghost_batch
         self._key = (seed, epoch)
-        order = _permutation(len(group_rows), self._key, _ROW_GROUPS)
+        order = drawn[_permutation(len(drawn), self._key, _ROW_GROUPS)]
         offset = int(_generator(self._key, _ROTATION).random_raw()) % self.num_images
         self._groups, self._rows, self._lengths = _rotate(order, group_rows[order], offset)
         self._starts = np.cumsum(self._lengths) - self._lengths
@@ -81,7 +99,22 @@ class WindowedOrder:
         pieces = np.repeat(np.arange(len(groups)), lengths)
         rows = np.arange(len(pieces)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + firsts[pieces]
         shuffle = _permutation(len(pieces), self._key, _WINDOW, stream, number)
-        return Window(groups, pieces[shuffle], rows[shuffle])
+        copies = np.zeros_like(rows)
+        if self._repeats is not None:
+            rows, copies = self._drawn(groups[pieces], rows)
+        return Window(groups, pieces[shuffle], rows[shuffle], copies[shuffle])
+
+    def _drawn(self, groups: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each draw of a row group, and which of its repeats it is."""
+        assert self._repeats is not None
+        rows, copies = np.empty_like(draws), np.empty_like(draws)
+        for group in np.unique(groups):
+            first = self._firsts[group]
+            last = self._firsts[group + 1] if group + 1 < len(self._firsts) else len(self._repeats)
+            row_of, copy_of = _repeated(self._repeats[first:last])
+            here = groups == group
+            rows[here], copies[here] = row_of[draws[here]], copy_of[draws[here]]
+        return rows, copies
 
     def _window_bounds(self, stream: int) -> list[int]:
         """The positions in the stream where its windows start, and its end."""
@@ -103,18 +136,42 @@ class WindowedOrder:
 
 
 class FullOrder:
-    """The order for device-resident images: one permutation of all images."""
+    """The order for device-resident images: one permutation of all draws."""
 
-    def __init__(self, num_images: int, *, global_batch: int, ghost_batch: int, seed: int, epoch: int) -> None:
-        """Raises ValueError for too few images."""
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        global_batch: int,
+        ghost_batch: int,
+        seed: int,
+        epoch: int,
+        repeats: np.ndarray | None = None,
+    ) -> None:
+        """`repeats` as for `WindowedOrder`. Raises ValueError for too few images."""
         self.steps_per_epoch = steps_per_epoch(num_images, global_batch)
-        self._batches = _permutation(num_images, (seed, epoch), _FULL)[: self.steps_per_epoch * global_batch].reshape(
+        draws = _permutation(num_images, (seed, epoch), _FULL)
+        if repeats is not None:
+            images, copies = _repeated(repeats)
+            draws = draw_numbers(images, copies, num_images)[draws]
+        self._batches = draws[: self.steps_per_epoch * global_batch].reshape(
             self.steps_per_epoch, global_batch // ghost_batch, ghost_batch
         )
 
-    def indices(self, step: int, ghost: int) -> np.ndarray:
-        """Image indices of ghost batch `ghost` of step `step`: int64 [ghost_batch]."""
+    def draws(self, step: int, ghost: int) -> np.ndarray:
+        """Draw numbers of ghost batch `ghost` of step `step`: int64 [ghost_batch], as of `draw_numbers`."""
         return self._batches[step, ghost]
+
+
+def draw_numbers(images: np.ndarray, copies: np.ndarray, num_images: int) -> np.ndarray:
+    """A number for each draw of an epoch: the image's index, plus `num_images` for each time it was drawn before."""
+    return images + copies * num_images
+
+
+def _repeated(repeats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The image of each draw, in the images' order, and which of its repeats it is: int64 [draws] each."""
+    images = np.repeat(np.arange(len(repeats)), repeats)
+    return images, np.arange(len(images)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
 
 
 def _rotate(groups: np.ndarray, lengths: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,4 +197,9 @@ def _generator(key: tuple[int, int], purpose: int, first: int = 0, second: int =
 
 
 def _permutation(length: int, key: tuple[int, int], purpose: int, first: int = 0, second: int = 0) -> np.ndarray:
-    return np.argsort(_generator(key, purpose, first, second).random_raw(length), kind="stable")
+    return np.argsort(random_words(length, key, purpose, first, second), kind="stable")
+
+
+def random_words(length: int, key: tuple[int, int], purpose: int, first: int = 0, second: int = 0) -> np.ndarray:
+    """Random uint64 [length] for a key (seed, epoch) and a purpose, the same everywhere."""
+    return _generator(key, purpose, first, second).random_raw(length)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
+from dist_resnet.data.input.balance import epoch_repeats
 from dist_resnet.data.input.batch import Batch, BatchMaker
 from dist_resnet.data.input.decoders import InputOptions, open_decoder
 from dist_resnet.data.input.normalize import on_device
@@ -37,14 +38,15 @@ class ResidentImages:
             ghost_batch=recipe.ghost_batch,
             seed=recipe.seed,
             epoch=epoch,
+            repeats=epoch_repeats(recipe, self._reader.split, epoch),
         )
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch)
         places = [(step, ghost) for step in range(start_step, order.steps_per_epoch) for ghost in ghosts]
         at_once = max(1, _CROPS // recipe.ghost_batch)
         for first in range(0, len(places), at_once):
             here = places[first : first + at_once]
-            indices = np.stack([order.indices(step, ghost) for step, ghost in here])
-            yield from self._cropped(indices, [ghost for _, ghost in here], augmentation)
+            draws = np.stack([order.draws(step, ghost) for step, ghost in here])
+            yield from self._cropped(draws, [ghost for _, ghost in here], augmentation)
 
     def center_crops(self, share: range, crop: int, shorter_side: int) -> Generator[Batch]:
         """Yields the center crops of the images with these indices."""
@@ -55,24 +57,25 @@ class ResidentImages:
             indices = np.arange(first, min(first + self._options.evaluation_batch, share.stop))
             here = slice(first, first + len(indices))
             pixels = center_crop(images[here], window, crop)
-            yield self._batch(self._maker.normalized(pixels, indices), labels[here], indices, -1)
+            yield self._batch(self._maker.normalized(pixels), labels[here], indices, -1)
 
     def close(self) -> None:
         """Frees the images."""
         self._loaded = None
 
-    def _cropped(self, indices: np.ndarray, ghosts: Sequence[int], augmentation: Augmentation) -> Generator[Batch]:
-        """The ghost batches with these indices, int64 [ghosts, N]; their crops are made together."""
+    def _cropped(self, draws: np.ndarray, ghosts: Sequence[int], augmentation: Augmentation) -> Generator[Batch]:
+        """The ghost batches with these draws, int64 [ghosts, N]; their crops are made together."""
         images, labels, _ = self._load()
-        together = indices.reshape(-1)
+        together = draws.reshape(-1)
         heights, widths = (np.full(len(together), side) for side in images.shape[1:3])
         windows, flips = augmentation.windows(together, heights, widths), augmentation.flips(together)
-        index = on_device(together, self._device)
+        index = on_device(together % len(images), self._device)
         crops = crop_images(images, index, windows, flips, self._recipe.augment.padding)
-        parts = zip(*(each.split(indices.shape[1]) for each in (*crops, labels[index])), strict=True)
-        for (pixels, inside, own), part, ghost in zip(parts, indices, ghosts, strict=True):
+        parts = zip(*(each.split(draws.shape[1]) for each in (*crops, labels[index])), strict=True)
+        for (pixels, inside, own), part, ghost in zip(parts, draws, ghosts, strict=True):
             # One ghost batch at a time: sums of colors depend on how many images there are.
-            batch = self._batch(self._maker.normalized(pixels, part, augmentation), own, part, ghost)
+            normalized = self._maker.normalized(pixels, part, augmentation)
+            batch = self._batch(normalized, own, part % len(images), ghost)
             # The padding is zero after normalization, as in facebook/fb.resnet.torch: the mean color, not black.
             batch.images.mul_(inside.permute(0, 3, 1, 2))
             yield batch

@@ -18,8 +18,9 @@ import numpy as np
 from dist_resnet.data.image.headers import check_megapixels, check_whole, image_size, oddity
 from dist_resnet.data.image.ingest import ingest
 from dist_resnet.data.input.augment import Augmentation, evaluation_windows
+from dist_resnet.data.input.balance import epoch_repeats
 from dist_resnet.data.input.batch import Request
-from dist_resnet.data.input.order import WindowedOrder
+from dist_resnet.data.input.order import WindowedOrder, draw_numbers
 from dist_resnet.data.shards.reader import RowGroup, ShardReader
 from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Recipe
@@ -49,12 +50,15 @@ class _Window:
             self._groups.append(self._pool.submit(self._reader.read, int(groups[number])))
 
     def images(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
-        """(index, encoded bytes, label) of the images at positions start .. stop - 1; waits for their row groups."""
+        """(draw, encoded bytes, label) of the images at positions start .. stop - 1; waits for their row groups."""
         self.read_ahead(1.0)
-        pieces, rows = self._content.pieces[start:stop].tolist(), self._content.rows[start:stop].tolist()
-        for piece, row in zip(pieces, rows, strict=True):
+        content, here = self._content, slice(start, stop)
+        pieces, rows = content.pieces[here], content.rows[here]
+        firsts = self._reader.split.group_first[content.row_groups[pieces]]
+        draws = draw_numbers(firsts + rows, content.copies[here], self._reader.split.num_images)
+        for piece, row, draw in zip(pieces.tolist(), rows.tolist(), draws.tolist(), strict=True):
             group = self._groups[piece].result()
-            yield group.first_index + row, group.images[row], int(group.labels[row])
+            yield draw, group.images[row], int(group.labels[row])
 
     def __len__(self) -> int:
         return len(self._content.rows)
@@ -70,7 +74,7 @@ class _Stream:
         self._following: _Window | None = None
 
     def ghost_batch(self, step: int) -> list[tuple[int, np.ndarray, int]]:
-        """(index, encoded bytes, label) of each image of the stream's ghost batch in `step`."""
+        """(draw, encoded bytes, label) of each image of the stream's ghost batch in `step`."""
         images = []
         for number, start, stop in self._order.spans(step, self._ghost):
             window = self._at(number)
@@ -106,6 +110,7 @@ def training_requests(
         ghost_batch=recipe.ghost_batch,
         seed=recipe.seed,
         epoch=epoch,
+        repeats=epoch_repeats(recipe, reader.split, epoch),
     )
     if start_step >= order.steps_per_epoch:
         return
@@ -116,7 +121,7 @@ def training_requests(
             stream.start(start_step)
         for step in range(start_step, order.steps_per_epoch):
             for ghost, stream in streams.items():
-                yield _training_request(augmentation, ghost, stream.ghost_batch(step))
+                yield _training_request(augmentation, ghost, stream.ghost_batch(step), reader.split.num_images)
 
 
 def evaluation_requests(
@@ -256,12 +261,15 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _training_request(augmentation: Augmentation, ghost: int, rows: list[tuple[int, np.ndarray, int]]) -> Request:
-    indices, images, labels = _columns(rows)
+def _training_request(
+    augmentation: Augmentation, ghost: int, rows: list[tuple[int, np.ndarray, int]], num_images: int
+) -> Request:
+    draws, images, labels = _columns(rows)
     heights, widths, damaged = image_sizes(images)
-    windows = augmentation.windows(indices, heights, widths)
-    flips, size = augmentation.flips(indices), augmentation.augment.size
-    return Request(images, windows, flips, size, indices, labels, ghost).without(damaged)
+    windows = augmentation.windows(draws, heights, widths)
+    flips, size = augmentation.flips(draws), augmentation.augment.size
+    request = Request(images, windows, flips, size, draws % num_images, labels, ghost, draws=draws)
+    return request.without(damaged)
 
 
 def _columns(rows: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

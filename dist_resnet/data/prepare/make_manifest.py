@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_resnet.data.image.colors import added, mean_and_deviation
 from dist_resnet.data.prepare import repeats
 from dist_resnet.data.prepare.damaged_classes import DamagedClass, refusal
 from dist_resnet.data.prepare.index import Index
@@ -71,9 +72,18 @@ def _damaged_classes(split: str, entry: dict[str, Any]) -> Iterator[DamagedClass
     yield from found.values()
 
 
+def _colors(records: list[ShardRecord]) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and deviation of a split's images; None if an earlier version of this package wrote some shards."""
+    filled = [record for record in records if record.images]
+    if not filled or not all(record.color_sums for record in filled):
+        return None, None
+    return mean_and_deviation(added(record.color_sums for record in filled), sum(record.images for record in filled))
+
+
 def _split_entry(records: list[ShardRecord]) -> dict[str, Any]:
     counts = np.sum([record.class_counts for record in records], axis=0)
     damaged = [one for record in records for one in record.damaged]
+    mean, std = _colors(records)
     keys = ("file", "images", "bytes", "sha256", "footer_sha256", "class_counts")
     return {
         "images": sum(record.images for record in records),
@@ -82,6 +92,8 @@ def _split_entry(records: list[ShardRecord]) -> dict[str, Any]:
         "source_image_bytes": sum(record.source_bytes for record in records),
         "shrunk": sum(record.shrunk for record in records),
         "class_counts": counts.tolist(),
+        "mean": mean,
+        "std": std,
         "shards": [{key: getattr(record, key) for key in keys} for record in records],
         "damaged": damaged,
         "converted": [one for record in records for one in record.converted],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_resnet.data.image.colors import added, color_moments
 from dist_resnet.data.image.ingest import DamagedError, Shrink, ingest
 from dist_resnet.data.prepare import repeats
 from dist_resnet.data.prepare.index import Index
@@ -64,6 +65,8 @@ class ShardRecord:
     """Encoded bytes of the images in the shard."""
     hashes: str = ""
     """The hashes of all images of the task, packed by `repeats`; empty in records of earlier versions."""
+    color_sums: list[float] = field(default_factory=list)
+    """The sums of the images' color moments; empty without images and in records of earlier versions."""
 
 
 def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
@@ -75,6 +78,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
     filesystem, _ = open_uri(task.target)
     counts = np.zeros(len(task.class_names), np.int64)
     hashes: list[int] = []
+    colors: list[list[float]] = []
     found: dict[str, Any] = {"damaged": [], "converted": [], "shrunk": 0, "source_bytes": 0, "image_bytes": 0}
     with whole_file(filesystem, task.path) as stream, ShardWriter(stream, task.class_names) as writer:
         for rows, images in read_blocks(task.index):
@@ -82,6 +86,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
                 label = int(task.index.label[row])
                 try:
                     ingested = ingest(encoded, task.shrink)
+                    moments = color_moments(ingested.pixels())
                 except DamagedError as error:
                     _take_damaged(task, row, str(error), found["damaged"])
                     hashes.append(repeats.NONE)
@@ -93,6 +98,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
                 found["source_bytes"] += len(encoded)
                 found["image_bytes"] += len(ingested.encoded)
                 counts[label] += 1
+                colors.append(moments)
                 writer.add(ingested.encoded, task.index.name[row].as_py(), label)
             yield len(rows)
         footer = writer.finish()
@@ -104,6 +110,7 @@ def write_shard(task: ShardTask) -> Iterator[int | ShardRecord]:
         footer_sha256=hashlib.sha256(footer).hexdigest(),
         class_counts=counts.tolist(),
         hashes=repeats.pack(hashes),
+        color_sums=added(colors),
         **found,
     )
     write_json(filesystem, task.record, dataclasses.asdict(record))

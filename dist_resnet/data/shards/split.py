@@ -31,6 +31,8 @@ from dist_resnet.wording import one_line
 
 logger = logging.getLogger(__name__)
 
+_READERS = 32
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -64,6 +66,8 @@ class Split:
     label_map: np.ndarray | None = None
     """int64 [labels]: the model's class for each label of the files, -1 if it has none; None if they are equal. It is
     applied to every label that is read."""
+    labels: np.ndarray | None = None
+    """int32 [num_images]: the model's class of each image; None until `with_labels` reads them."""
 
     @property
     def num_images(self) -> int:
@@ -90,7 +94,18 @@ class Split:
         """The split with its present labels mapped to the model's classes; `label_map`: int64, as the field."""
         if label_map is not None and self.label_map is not None:
             label_map = _look_up(label_map, self.label_map)
-        return self if label_map is None else dataclasses.replace(self, label_map=label_map)
+        return self if label_map is None else dataclasses.replace(self, label_map=label_map, labels=None)
+
+    def with_labels(self) -> "Split":
+        """The split with its `labels`: from the footers of prepared shards, otherwise from the shards' column.
+
+        Raises ValueError, naming the file, if a column cannot be read.
+        """
+        if self.labels is not None:
+            return self
+        with ThreadPoolExecutor(min(_READERS, len(self.shards))) as pool:
+            found = np.concatenate(list(pool.map(self._read_labels, range(len(self.shards)))))
+        return dataclasses.replace(self, labels=self.classes(found).astype(np.int32))
 
     def classes(self, labels: np.ndarray) -> np.ndarray:
         """The model's classes of the files' labels, int64; -1 for a label that the map does not have."""
@@ -132,9 +147,17 @@ class Split:
 
     def _read_labels(self, shard: int) -> np.ndarray:
         """int64 [rows]: the labels of a shard, as the files have them."""
+        known = image_ranges(self.footers[shard])
+        if known is not None:
+            return known[2]
         filesystem, _ = open_uri(self.uri)
-        column = read_column(filesystem, self.shards[shard], self.label_column)
-        return numbers_of(column, columns_of(self.footers[shard], self.label_column), self.class_names)
+        try:
+            column = read_column(filesystem, self.shards[shard], self.label_column)
+            return numbers_of(column, columns_of(self.footers[shard], self.label_column), self.class_names)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"the labels of {self.shards[shard]} cannot be read ({one_line(error)}); replace it with an intact copy"
+            ) from error
 
     def _are_classes(self, least: int, greatest: int, num_classes: int) -> bool:
         """Whether every label from the least to the greatest has a class in 0 .. num_classes - 1."""
@@ -155,7 +178,7 @@ def open_split(uri: str, *, label_column: str | None = None, allow_paths: bool =
     filesystem, path = open_uri(uri)
     shards, names = find_shards(filesystem, path, uri)
     read = functools.partial(read_head, filesystem, label_column=label_column, allow_paths=allow_paths)
-    with ThreadPoolExecutor(min(32, len(shards))) as pool:
+    with ThreadPoolExecutor(min(_READERS, len(shards))) as pool:
         heads = list(pool.map(read, shards))
     _check_manifest(filesystem, names, shards, heads)
     digest = hashlib.sha256()

@@ -17,10 +17,14 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dataset", sorted(DATASETS))
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalization_equals_that_of_torchvision(dataset: str, channels_last: bool) -> None:
-    ours = Normalizer(DATASETS[dataset], CPU, channels_last=channels_last)(PIXELS)
-    theirs = normalize(PIXELS.permute(0, 3, 1, 2) / 255, list(DATASETS[dataset].mean), list(DATASETS[dataset].std))
+    ours = Normalizer(DATASETS[dataset].normalization, CPU, channels_last=channels_last)(PIXELS)
+    theirs = normalize(
+        PIXELS.permute(0, 3, 1, 2) / 255,
+        list(DATASETS[dataset].normalization.mean),
+        list(DATASETS[dataset].normalization.std),
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert (to_pixels(ours, DATASETS[dataset]) == PIXELS.numpy()).all()
+    assert (to_pixels(ours, DATASETS[dataset].normalization) == PIXELS.numpy()).all()
     memory = torch.channels_last if channels_last else torch.contiguous_format
     assert ours.is_contiguous(memory_format=memory)
 

@@ -23,7 +23,7 @@ def full(num_images: int, seed: int = 1, epoch: int = 0) -> FullOrder:
 
 
 def epoch_of(order: IndexedOrder | FullOrder, streams: int) -> np.ndarray:
-    return np.array([[order.indices(step, k) for k in range(streams)] for step in range(order.steps_per_epoch)])
+    return np.array([[order.draws(step, k) for k in range(streams)] for step in range(order.steps_per_epoch)])
 
 
 @settings(deadline=None, max_examples=150)
@@ -51,7 +51,7 @@ def test_a_ghost_batch_is_known_without_those_before_it(rows: list[int], data: s
     whole = epoch_of(windowed(rows, 3, 4), 3)
     step = data.draw(st.integers(0, len(whole) - 1))
     stream = data.draw(st.integers(0, 2))
-    np.testing.assert_array_equal(windowed(rows, 3, 4).indices(step, stream), whole[step, stream])
+    np.testing.assert_array_equal(windowed(rows, 3, 4).draws(step, stream), whole[step, stream])
 
 
 def test_each_stream_reads_few_row_groups_of_its_own() -> None:
@@ -110,5 +110,5 @@ def test_the_full_order_is_a_permutation() -> None:
 
 def test_the_order_is_the_recorded_one() -> None:
     """Recorded on 2026-11-21: a change here means that saved runs cannot be continued exactly."""
-    assert windowed([5] * 8, 2, 4).indices(3, 1).tolist() == [1, 2, 33, 32]
-    assert full(40).indices(0, 2).tolist() == [8, 6, 33, 0, 35, 24, 31, 4]
+    assert windowed([5] * 8, 2, 4).draws(3, 1).tolist() == [1, 2, 33, 32]
+    assert full(40).draws(0, 2).tolist() == [8, 6, 33, 0, 35, 24, 31, 4]
