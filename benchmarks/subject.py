@@ -96,7 +96,7 @@ def step_on_random_images(
 ) -> tuple[Callable[[], object], TrainState]:
     """The loop's step on random numbers, the same in each ghost batch and each time, and the state that it changes."""
     step, state = training_step(recipe, execution, device)
-    images, labels = random_images(recipe.ghost_batch, recipe.augment.size, recipe.model.num_classes, device)
+    images, labels = random_images(recipe.ghost_batch, recipe.augment.size, recipe.model.num_outputs, device)
     weights, indices = torch.ones(len(labels), device=labels.device), np.arange(len(labels))
     batches = [Batch(images, labels, indices, ghost, weights) for ghost in range(recipe.num_ghost_batches)]
     return lambda: step(batches, LEARNING_RATE), state

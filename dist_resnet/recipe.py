@@ -50,8 +50,8 @@ class Model:
     depth: int
     """Number of weighted layers. ImageNet stem: 50, 101, 152 or 200. CIFAR stem: 6n+2 with basic units (20, 56, 110),
     9n+2 with bottleneck units (164, 1001)."""
-    num_classes: int
-    """Number of classes, which is the number of the head's outputs."""
+    num_classes: int | None = None
+    """Number of classes, which is the number of the head's outputs. Unset: that of the training images."""
     shortcut: Shortcut = "identity"
     """Shortcut h(x), Fig. 2."""
     placement: Placement = "full_preactivation"
@@ -74,11 +74,19 @@ class Model:
     def __post_init__(self) -> None:
         _check_literals(self)
         _at_least("model.depth", self.depth, 8)
-        _at_least("model.num_classes", self.num_classes, 2)
+        if self.num_classes is not None:
+            _at_least("model.num_classes", self.num_classes, 2)
         _in_range("model.dropout_rate", self.dropout_rate, 0.0, 1.0, open_end=True)
         for name in ("gate_bias", "shortcut_scale", "residual_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"model.{name} must be a finite number, got {getattr(self, name)}")
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of classes. Raises ValueError if it is left to the training images, which a run looks up."""
+        if self.num_classes is None:
+            raise ValueError("model.num_classes is unset, so the network has no outputs; give --model.num-classes")
+        return self.num_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +100,10 @@ class Data:
     dataset: Literal["imagenet", "cifar10", "cifar100", "own"] = "imagenet"
     """Data set whose mean and standard deviation normalize the images. own: those of the training images, which
     jobs/prepare_imagenet.py measured and wrote to their manifest.json."""
-    mean: Color | None = field(default=None, metadata=_ADDED)
+    mean: Color | None = field(default=None, metadata=_ADDED | {"metavar": "RED GREEN BLUE"})
     """Mean of red, green and blue in [0, 1], in place of the data set's; together with --data.std. Unset: the data
     set's."""
-    std: Color | None = field(default=None, metadata=_ADDED)
+    std: Color | None = field(default=None, metadata=_ADDED | {"metavar": "RED GREEN BLUE"})
     """Standard deviation of red, green and blue in (0, 1], like --data.mean. Unset: the data set's."""
     label_column: str | None = field(default=None, metadata=_ADDED)
     """Column of the shards that holds the labels. Unset: `label`, or the only column with a usual name for labels."""

@@ -147,6 +147,9 @@ def describe(manifest: dict) -> list[str]:
             f"{name}: {split['images']} images of {sum(map(bool, split['class_counts']))} classes in "
             f"{len(split['shards'])} shards, {size_text(split['bytes'])}"
         )
+        counts = [count for count in split["class_counts"] if count]
+        if name == "train" and max(counts) > 2 * min(counts):
+            lines.append(f"{name}: {min(counts)} to {max(counts)} images in a class; --data.balance can even them out")
         if split.get("mean") is not None:
             mean, std = (" ".join(f"{value:.4f}" for value in split[key]) for key in ("mean", "std"))
             lines.append(f"{name}: mean {mean}, standard deviation {std} of red, green, blue in [0, 1]")

@@ -318,7 +318,7 @@ def _card(probe: Probe) -> RunDescription:
                 context="training",
                 source=without_credentials(probe.train.uri),
                 images=probe.train.num_images,
-                classes=recipe.model.num_classes,
+                classes=recipe.model.num_outputs,
             ),
         ),
     )
@@ -362,11 +362,11 @@ def _open(subjects: Sequence[Subject]) -> Split:
     recipe = subjects[0].recipe
     train = open_split(absolute_uri(recipe.data.train), label_column=recipe.data.label_column)
     if all(subject.weights is None for subject in subjects):
-        train.check_labels(recipe.model.num_classes)
+        train.check_labels(recipe.model.num_outputs)
         return train
     names = next((subject.classes for subject in subjects if subject.classes is not None), None)
     matched = classes.match(
-        train, names, recipe.model.num_classes, by=recipe.data.match_classes, option=None, what="training images"
+        train, names, recipe.model.num_outputs, by=recipe.data.match_classes, option=None, what="training images"
     )
     for note in matched.notes:
         logger.info("%s", note)

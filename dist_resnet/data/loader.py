@@ -179,6 +179,6 @@ def open_source(recipe: Recipe, split: Split, worker: Worker, options: InputOpti
 
     Raises ValueError for labels outside the classes.
     """
-    split.check_labels(recipe.model.num_classes)
+    split.check_labels(recipe.model.num_outputs)
     kind = ResidentImages if recipe.augment.kind == "pad" else StreamedImages
     return kind(recipe, ShardReader(split, options.access), worker.device, options)

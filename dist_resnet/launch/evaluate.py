@@ -106,7 +106,7 @@ def evaluate_trained(
         check_one_split(split.uri, split.shards)
     names = trained.classes_beside(split.class_names)
     by = match_classes or (recipe.data.match_classes if validation is None else "names")
-    matched = classes.match(split, names, recipe.model.num_classes, by=by, option="--match-classes")
+    matched = classes.match(split, names, recipe.model.num_outputs, by=by, option="--match-classes")
     if recipe.augment.image_side is not None:
         check_some_whole(split, recipe.augment.image_side)
     for note in matched.notes:
@@ -123,7 +123,7 @@ def evaluate_trained(
         metrics=found["metrics"],
         validation_digest=split.digest,
         evaluation=recipe.evaluation,
-        num_classes=recipe.model.num_classes if names is None else len(names),
+        num_classes=recipe.model.num_outputs if names is None else len(names),
         lacking=matched.lacking,
         version=trained.version,
     )

@@ -74,7 +74,7 @@ def _data_set(plan: Plan, split: Split, context: str) -> DataSet:
         context=context,
         source=without_credentials(split.uri),
         images=split.num_images,
-        classes=len(split.class_names) if split.class_names else plan.recipe.model.num_classes,
+        classes=len(split.class_names) if split.class_names else plan.recipe.model.num_outputs,
     )
 
 

@@ -18,7 +18,7 @@ from dist_resnet.data.shards.spelling import describe_alike
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
 from dist_resnet.model import build_model
-from dist_resnet.recipe import Execution, Recipe, check_pair
+from dist_resnet.recipe import Execution, Model, Recipe, check_pair
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 from dist_resnet.tracking import journal
 from dist_resnet.tracking.mlflow import address
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     check_pair(recipe, execution)
     decoders.check(execution.decode_on)
     with torch.device("meta"):
-        build_model(recipe.model)
+        build_model(dataclasses.replace(recipe.model, num_classes=recipe.model.num_classes or 2))
     _check_no_passwords(recipe, execution)
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         train_digest=_digest("train", data.train_digest, train),
         validation_digest=_digest("validation", data.validation_digest, validation),
     )
-    recipe = dataclasses.replace(recipe, data=data)
+    recipe = dataclasses.replace(recipe, data=data, model=_with_classes(recipe.model, train))
     execution = dataclasses.replace(
         execution,
         storage=absolute_uri(execution.storage),
@@ -141,6 +141,23 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     )
 
 
+def _with_classes(model: Model, train: Split) -> Model:
+    """The model with as many outputs as its training images have classes, if the recipe leaves that to them."""
+    if model.num_classes is not None:
+        return model
+    count, least = classes.count_of(train), train.label_range[0]
+    if least < 0:
+        train.check_labels(max(count, 1))  # raises ValueError for an image without a label
+    if count < 2:
+        raise ValueError(f"the training images at {train.uri} have one class; give images of two classes or more")
+    if train.class_names is None and count > train.num_images:
+        raise ValueError(
+            f"the labels of the {train.num_images} training images at {train.uri} run to {count - 1}, which are hardly "
+            "numbers of classes; choose their column with --data.label-column, or give --model.num-classes"
+        )
+    return dataclasses.replace(model, num_classes=count)
+
+
 def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
     """Raises ValueError if an address that will be recorded contains a password."""
     for name, uri in (
@@ -170,7 +187,7 @@ def _match_classes(
 
     A resumed run keeps the classes that it started with. Raises ValueError if the classes of a new run do not match.
     """
-    outputs = recipe.model.num_classes
+    outputs = recipe.model.num_outputs
     if known is not None and "classes" in known:
         train.check_labels(outputs)
         names = classes.recorded(known, recipe)

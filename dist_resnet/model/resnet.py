@@ -44,7 +44,7 @@ class ResNet(nn.Module):
                 units.append(ResidualUnit(passage, model, bottleneck=layout.bottleneck, is_first=is_first))
                 in_width = width
             self.stages.append(Stage(units))
-        self.head = Head(in_width, model.num_classes, PLACEMENTS[model.placement])
+        self.head = Head(in_width, model.num_outputs, PLACEMENTS[model.placement])
 
     @property
     def units(self) -> list[ResidualUnit]:

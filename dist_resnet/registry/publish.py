@@ -180,7 +180,7 @@ def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
 
 def _class_names(record: dict[str, Any], recipe: Recipe) -> tuple[list[str], str]:
     """A name for each output, and where the names come from: the training images, or numbers if those have none."""
-    outputs, names = recipe.model.num_classes, classes.recorded(record, recipe)
+    outputs, names = recipe.model.num_outputs, classes.recorded(record, recipe)
     if names is not None:
         return classes.for_outputs(names, outputs), FROM_IMAGES
     logger.warning(

@@ -210,7 +210,7 @@ class Session:
         """Evaluates at every crop with rank 0's BN statistics, and records the errors."""
         self._reported_at = time.monotonic()
         self._step.statistics.broadcast(self._worker)
-        classes = self._recipe.model.num_classes
+        classes = self._recipe.model.num_outputs
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self._worker.device)
         self._metrics = self._evaluator.at_crops(self._recipe.evaluation, confusion)
         self._run_images.confusion(confusion)

@@ -17,6 +17,7 @@ from oracle.sources import rename_classes
 from dist_resnet.data.shards import classes
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.launch.plan import prepare
+from dist_resnet.model import build_model
 from dist_resnet.recipe import Augment, Execution, Model, Recipe, Tracking
 from dist_resnet.tracking.journal import Journal
 from dist_resnet.tracking.records import Metrics, Session
@@ -468,3 +469,37 @@ def test_a_run_uses_the_given_column_of_labels(recipe: Recipe, execution: Execut
     plan = prepare(fine, execution, job="test")
     assert (plan.train.label_range, plan.validation.label_range) == ((0, 3), (0, 3))
     assert plan.recipe.fingerprint() != prepare(recipe, execution, job="test").recipe.fingerprint()
+
+
+def _with_classes_of_the_images(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=None))
+
+
+def test_the_number_of_classes_is_that_of_the_training_images_unless_it_is_given(recipe: Recipe, execution: Execution):
+    plan = prepare(_with_classes_of_the_images(recipe), execution, job="test")
+    assert plan.recipe == prepare(recipe, execution, job="test").recipe
+    assert (plan.recipe.model.num_classes, len(plan.classes or ())) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ([0] * 40, "have one class; give images of two classes or more"),
+        (
+            [0, 1, 7, 10**9] * 10,
+            "labels of the 40 training images at .* run to 1000000000, .* choose their column with",
+        ),
+        ([0, 1, -1, 2] * 10, "label -1 in .*a.parquet row 2 .* a label below 0 means no label"),
+    ],
+)
+def test_labels_that_give_no_number_of_classes_are_refused(
+    recipe: Recipe, execution: Execution, tmp_path: Path, labels: list[int], complaint: str
+):
+    images = [jpeg(smooth(32, 32, number)) for number in range(40)]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "a.parquet")
+    _refused(_with_train(_with_classes_of_the_images(recipe), str(tmp_path)), execution, complaint)
+
+
+def test_a_network_without_a_number_of_classes_is_refused_where_no_images_give_it(recipe: Recipe):
+    with pytest.raises(ValueError, match="model.num_classes is unset, .*; give --model.num-classes"):
+        build_model(_with_classes_of_the_images(recipe).model)

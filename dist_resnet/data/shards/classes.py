@@ -41,7 +41,7 @@ def of_training(train: Split, num_classes: int, *, spare_outputs: bool) -> tuple
     names = train.class_names
     _check_named(train)
     train.check_labels(num_classes)
-    count = len(names) if names is not None else train.label_range[1] + 1
+    count = count_of(train)
     if count < num_classes and not spare_outputs:
         way_out = f"give --model.num-classes {count}" if count > 1 else "give images of two classes or more"
         raise ValueError(
@@ -49,6 +49,11 @@ def of_training(train: Split, num_classes: int, *, spare_outputs: bool) -> tuple
             f"{count} class{'es' * (count > 1)}; {way_out}, or keep spare outputs with --execution.spare-outputs"
         )
     return names and names[:num_classes]
+
+
+def count_of(train: Split) -> int:
+    """The number of classes of training images: of their names, otherwise of the labels from 0 to the greatest."""
+    return len(train.class_names) if train.class_names is not None else train.label_range[1] + 1
 
 
 def match(
@@ -92,7 +97,7 @@ def recorded(record: dict[str, Any], recipe: Recipe) -> tuple[str, ...] | None:
     except (OSError, ValueError):
         return None
     is_same = train.digest == recipe.data.train_digest
-    return train.class_names[: recipe.model.num_classes] if is_same and train.class_names else None
+    return train.class_names[: recipe.model.num_outputs] if is_same and train.class_names else None
 
 
 def as_recorded(validation: Split, record: dict[str, Any], num_classes: int) -> Matched:

@@ -34,6 +34,8 @@ def image_path(value: pa.Scalar) -> str | None:
 
 def label_numbers(column: pa.ChunkedArray) -> np.ndarray:
     """The labels of a column of numbers, int64 [N]. Raises LabelError for the first that is missing or no integer."""
+    if pa.types.is_decimal(column.type):  # pyarrow refuses whole numbers of the narrow decimal types
+        column = column.cast(pa.decimal256(76, column.type.scale))
     try:
         numbers = column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -43,8 +45,11 @@ def label_numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def label_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The labels of a column of text, as large strings. Raises LabelError for the first that is missing."""
-    texts = column.cast(pa.large_string())
+    """The labels of a column of text, as large strings. Raises LabelError for the first that is missing or no UTF-8."""
+    try:
+        texts = column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        raise _first_not_text(column) from None
     _check_present(texts)
     if (row := texts.index("").as_py()) >= 0:
         raise LabelError(row, "has an empty label")
@@ -74,6 +79,16 @@ def _first_not_whole(column: pa.ChunkedArray) -> LabelError:
         if value != value or value % 1 or not -(1 << 63) <= value < 1 << 63:
             return LabelError(row, f"has the label {value}, which is not a 64-bit integer")
     raise AssertionError("every label is an integer")
+
+
+def _first_not_text(column: pa.ChunkedArray) -> LabelError:
+    """The error for the first label whose bytes are not text."""
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            bytes(value or b"").decode()
+        except UnicodeDecodeError:
+            return LabelError(row, f"has the label {value[:16]!r}, which is not text in UTF-8")
+    raise AssertionError("every label is text")
 
 
 def _views(chunk: pa.Array) -> list[np.ndarray | None]:

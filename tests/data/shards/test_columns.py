@@ -139,7 +139,10 @@ FORMS: dict[str, list[Form]] = {
     "`label` of bool, floating-point or decimal type": [
         form(pa.table(IMAGE | {"label": numbers(pa.float64())})),
         form(pa.table(IMAGE | {"label": numbers(pa.float16())})),
-        form(pa.table(IMAGE | {"label": pa.array([Decimal(label) for label in LABELS], pa.decimal128(5, 2))})),
+        *(
+            form(pa.table(IMAGE | {"label": pa.array([Decimal(label) for label in LABELS], kind)}))
+            for kind in (pa.decimal32(5, 0), pa.decimal64(9, 2), pa.decimal128(5, 2), pa.decimal256(50, 3))
+        ),
     ],
     "`label` of strings": [
         form(pa.table(IMAGE | {"label": WORDS}), names=NAMES),
@@ -340,6 +343,12 @@ def test_shards_of_one_split_have_the_same_columns(tmp_path: Path, first: dict, 
         ),
         (pa.array(["a"] * 6 + [None, "b", "b"]), "has no label"),
         (pa.array(["a"] * 6 + ["", "b", "b"]), "has an empty label"),
+        (pa.array([b"a"] * 6 + [b"\xff\xfe", b"b", b"b"]), r"has the label b'.*', which is not text in UTF-8"),
+        (
+            pa.array([Decimal(0)] * 6 + [Decimal("0.5"), Decimal(1), Decimal(1)], pa.decimal32(5, 1)),
+            "has the label 0.5",
+        ),
+        (pa.array([Decimal(0)] * 6 + [None, Decimal(1), Decimal(1)], pa.decimal32(5, 0)), "has no label"),
         (pa.array(["a"] * 6 + [None, "b", "b"]).dictionary_encode(), "has no label"),
     ],
 )
