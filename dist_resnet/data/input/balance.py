@@ -12,6 +12,7 @@ from dist_resnet.data.input.order import random_words
 from dist_resnet.data.shards.split import Split
 from dist_resnet.recipe import Balance, Recipe
 
+# Purposes of random words, after those of `order`.
 _CLASSES, _IMAGES = 4, 5
 
 
