@@ -3,16 +3,30 @@
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet
     python jobs/prepare_imagenet.py --source s3://bucket/raw --target s3://bucket/imagenet --seed 1
     python jobs/prepare_imagenet.py --source ~/imagenet --target /data/imagenet-small --shorter-side 400 --quality 90
+    python jobs/prepare_imagenet.py --source ~/birds --labels ~/birds/labels.csv --target /data/birds --split train
+    python jobs/prepare_imagenet.py --source ~/scenes --target /data/scenes --validation-split test
     python jobs/prepare_imagenet.py --check /data/imagenet
 
 --source and --target are local paths or URIs of an object store. The source is one of
 
 - a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`, as torchvision's ImageFolder reads it, with images of any
-  format and file ending (`Train` and `Valid` work too); class folders alone need --split;
+  format and file ending (`Train` and `Valid` work too); class folders alone need --split; if validation has another
+  name, such as `test`, give --validation-split test;
+- Kaggle's ImageNet, unpacked: `ILSVRC/` and, above its images, `LOC_val_solution.csv`;
+- images without class folders and a table of their classes: `labels.csv` with a line of column names and one image
+  per line, such as `file_name,label` or `id,label,split`. Files may be named with or without folder and ending. A
+  column `split`, one table for each split (`train.csv`, `val.csv`), folders `train/` and `val/`, or --split state the
+  split. If several tables list the images, choose one with --labels;
+- a folder with WebDataset archives, which are not unpacked: `train-0000.tar` and so on, with `KEY.jpg` beside `KEY.cls`
+  (a class or a number) or `KEY.json` (its field `label`, or --label-column). If classes are numbers, their names are
+  taken from `classes.txt` or `classnames.txt` beside the archives, or from --class-map;
 - a folder with the original archives, which are not unpacked: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and,
   for the classes of the latter, `ILSVRC2012_devkit_t12.tar.gz`;
 - a folder with Parquet shards, such as Hugging Face's imagenet-1k as downloaded. They are unpacked under the target
   while the job runs; images without bytes are read from their paths.
+
+The labels number the classes by sorted name, in ImageNet by synset id; --class-map gives another order, and keeps
+classes that have no image.
 
 The job writes globally shuffled shards of about 500 MB, `train-00000-of-00290.parquet` and so on, and at the end
 `manifest.json`. Train on them with `--data.train "/data/imagenet/train-*.parquet"` and `--data.validation
@@ -44,7 +58,28 @@ class Options:
     split: str | None = None
     """Split of a source that does not name its splits, such as train. Unset: the source must name them."""
     label_column: str | None = None
-    """Column of labels in Parquet shards. Unset: `label`, or the only column with a usual name for labels."""
+    """Column of classes in Parquet shards or in a table of classes, or field of WebDataset's JSON. Unset: `label`, or
+    the only one with a usual name; in WebDataset the .cls files first."""
+    labels: str | None = None
+    """Local path or URI of a table of images and classes, CSV or tab-separated. Unset: the table in the source that
+    lists its images, if they are not in class folders."""
+    file_column: str | None = None
+    """Column of files in this table. Unset: `file_name`, or the only one with a usual name (`image_id`, `path`)."""
+    split_column: str | None = None
+    """Column of splits in this table. Unset: `split`, or another usual name; none is needed if the names of tables or
+    folders, or --split, state the split."""
+    class_map: str | None = None
+    """Local path or URI of a text file with one class per line, whose order is the order of the labels. A line may go
+    on with words after a synset id, as in LOC_synset_mapping.txt. Unset: classes are sorted by name; numbers are the
+    labels themselves."""
+    train_split: str | None = None
+    """What the source calls the training images: a folder, the beginning of shards' names, or a table's split, such
+    as seg_train. Unset: train, Train, training and so on."""
+    validation_split: str | None = None
+    """What the source calls the validation images, such as test. Unset: val, Valid, validation, dev and so on."""
+    test_split: str | None = None
+    """What the source calls the labeled test images, such as test; if given, they must have classes. Unset: test,
+    testing and so on, left out if they have no classes."""
     shorter_side: int | None = None
     """Shrink images with a longer shorter side to this many pixels, as JPEG. Unset: every size is kept."""
     quality: int | None = None
@@ -103,6 +138,13 @@ def _prepare(options: Options) -> None:
             target=options.target,
             split=options.split,
             label_column=options.label_column,
+            labels=options.labels,
+            file_column=options.file_column,
+            split_column=options.split_column,
+            class_map=options.class_map,
+            train_split=options.train_split,
+            validation_split=options.validation_split,
+            test_split=options.test_split,
             seed=options.seed,
             shard_megabytes=options.shard_megabytes,
             on_damaged=options.on_damaged,
@@ -120,9 +162,13 @@ def _check(folder: str) -> int:
     from dist_resnet.storage.uri import open_uri
 
     progress = ImageProgress()
-    progress.begin("reading shards", None)
     try:
-        manifest, complaints = verify(*open_uri(folder), threads=os.cpu_count() or 1, advance=progress.advance)
+        manifest, complaints = verify(
+            *open_uri(folder),
+            threads=os.cpu_count() or 1,
+            begin=lambda images: progress.begin("reading shards", images),
+            advance=progress.advance,
+        )
     finally:
         progress.close()
     print("\n".join(describe(manifest)))

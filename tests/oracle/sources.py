@@ -192,6 +192,62 @@ def write_downloaded(root: Path, images: Images, *, shards: int = 3) -> Path:
     return root
 
 
+def write_kaggle(root: Path, images: Images, folder: str = "ILSVRC/Data/CLS-LOC") -> Path:
+    """As the archive of Kaggle's challenge unpacks."""
+    write_folders(root / folder, {"train": images["train"]})
+    (root / folder / "val").mkdir()
+    lines = ["ImageId,PredictionString"]
+    for synset, files in images["validation"].items():
+        for name, encoded in files:
+            (root / folder / "val" / name).write_bytes(encoded)
+            lines.append(f"{name.removesuffix('.JPEG')},{synset} 85 1 499 272 {synset} 1 1 9 9 ")
+    (root / "LOC_val_solution.csv").write_text("\r\n".join(lines) + "\r\n")
+    (root / "LOC_synset_mapping.txt").write_text("".join(f"{synset} a word, another\n" for synset in images["train"]))
+    return root
+
+
+def write_webdataset(
+    root: Path,
+    images: Images,
+    *,
+    ending: str = "cls",
+    names: dict[str, str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Path:
+    """Two WebDataset archives of each split; `classes`: state numbers, the places of the synsets among these."""
+    for split, name in (names or {"train": "train-{:04d}.tar", "validation": "val-{:04d}.tar"}).items():
+        files = []
+        for synset, ones in images[split].items():
+            stated = synset if classes is None else classes.index(synset)
+            for file, encoded in ones:
+                key = file.partition(".")[0]
+                told = str(stated) if ending == "cls" else json.dumps({"width": 3, "label": stated})
+                files += [(f"{key}.JPEG", encoded), (f"{key}.{ending}", told.encode())]
+        half = len(files) // 4 * 2
+        for shard, content in enumerate((files[:half], files[half:])):
+            file = root / name.format(shard)
+            file.parent.mkdir(exist_ok=True, parents=True)
+            file.write_bytes(tar(content))
+    return root
+
+
+def write_table(root: Path, images: Images, *, name: str = "labels.csv", separator: str = ",") -> Path:
+    """All images in one folder, and a table with a column of splits."""
+    (root / "images").mkdir(parents=True)
+    lines = [("file_name", "label", "split")]
+    for split, classes in images.items():
+        for synset, files in classes.items():
+            for file, encoded in files:
+                (root / "images" / file).write_bytes(encoded)
+                lines.append((file, synset, {"validation": "val"}.get(split, split)))
+    (root / name).write_text("\n".join(map(separator.join, lines)) + "\n")
+    return root
+
+
+WRITERS = [write_folders, write_archives, write_downloaded, write_kaggle, write_webdataset, write_table]
+"""Every kind of source."""
+
+
 def expected_rows(images: Images, split: str) -> list[tuple[str, bytes, int]]:
     """(name, encoded, label) of a split's images, sorted, with labels in the order of the sorted classes."""
     names = sorted(images["train"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from dist_resnet.data.prepare.index_source import WORK
 from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.request import WORK
 from dist_resnet.data.shards.manifest import PREPARING, check_sizes, read_manifest
 from dist_resnet.storage.files import PARTIAL, exists, is_partial_of_here, now_at, read_json, write_json
 from dist_resnet.storage.lock import LockedError, lock

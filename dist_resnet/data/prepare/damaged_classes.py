@@ -12,8 +12,8 @@ import numpy as np
 
 from dist_resnet.data.image.ingest import DamagedError, ingest
 from dist_resnet.data.prepare.index import Index, Source
-from dist_resnet.data.prepare.index_source import PrepareProgress
 from dist_resnet.data.prepare.read_blocks import read_blocks
+from dist_resnet.data.prepare.request import PrepareProgress
 
 _THREADS = 16
 _AT_ONCE = 64

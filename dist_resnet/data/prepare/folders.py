@@ -15,26 +15,32 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from dist_resnet.data.image.kinds import HEAD_BYTES, IMAGES, is_named_image, kind_of
+from dist_resnet.data.prepare import tables
+from dist_resnet.data.prepare.files_below import FilesBelow
 from dist_resnet.data.prepare.index import Container, Index, IndexBuilder, Source
+from dist_resnet.data.prepare.label_table import Table
 from dist_resnet.data.prepare.left_out import LeftOut
-from dist_resnet.data.prepare.tree import Folder, leads_back, list_folder, walk
+from dist_resnet.data.prepare.request import SourceRequest
+from dist_resnet.data.prepare.tree import Folder, leads_back, list_files, list_folder, walk
 from dist_resnet.data.shards.spelling import key, nearest
 from dist_resnet.data.shards.split_names import ORDER, resembled_split, split_of
-from dist_resnet.storage.uri import is_local, open_uri
+from dist_resnet.storage.uri import is_local
 from dist_resnet.wording import some
 
 _THREADS = 16
+_FEW = 3
 
 Classes = dict[str, list[Folder]]
 """The folders of each class, by its name."""
 
 
-def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
+def find_splits(request: SourceRequest) -> dict[str, str]:
     """The folder of each split: {"train": ".../train", "validation": ".../Valid"}.
 
-    Empty if all folders are class folders of `split`: none that is named like a split holds folders, and there are
+    Empty if all folders are class folders of --split: none that is named like a split holds folders, and there are
     others. Raises ValueError if two folders are of one split, or one is a broken link.
     """
+    filesystem, root, split, split_of = request.filesystem, request.root, request.split, request.choice.split_of
     left = LeftOut()
     names = list_folder(filesystem, root, left)[0]
     for link in left.broken:
@@ -55,33 +61,59 @@ def find_splits(filesystem: pafs.FileSystem, root: str, split: str | None) -> di
     return {found: f"{root}/{named[found][0]}" for found in ORDER if found in named}
 
 
+def find_flat(request: SourceRequest, splits: dict[str, str]) -> dict[str, str]:
+    """The splits whose folder has images but no class folders; test only if its name is chosen.
+
+    The images are in the folder itself or in its only folder, `images`.
+    """
+    chosen = {split: folder for split, folder in splits.items() if split != "test" or request.choice.test}
+    flat = {}
+    for split, folder in chosen.items():
+        inner = list_folder(request.filesystem, folder, LeftOut())[0]
+        if not inner or inner == ["images"]:
+            files = list_files(request.filesystem, f"{folder}/{inner[0]}" if inner else folder)
+            flat |= {split: folder} if any(map(is_named_image, files)) else {}
+    return flat
+
+
+def is_flat(request: SourceRequest) -> bool:
+    """Whether the source has images of its own, or in one folder among few, and no class folders."""
+    folders, files = list_folder(request.filesystem, request.root, LeftOut())
+    if any(map(is_named_image, files)):
+        return True
+    if len(folders) > _FEW:
+        return False
+    holding = [any(map(is_named_image, list_files(request.filesystem, f"{request.root}/{name}"))) for name in folders]
+    return sum(holding) == 1
+
+
 def has_folders(filesystem: pafs.FileSystem, root: str) -> bool:
     """Whether there are folders in the folder."""
     return bool(list_folder(filesystem, root, LeftOut())[0])
 
 
-def index_folders(
-    filesystem: pafs.FileSystem, uri: str, splits: dict[str, str], advance: Callable[[int], None]
-) -> Source:
+def index_folders(request: SourceRequest, splits: dict[str, str], flat: dict[str, tuple[FilesBelow, Table]]) -> Source:
     """The index of every split's class folders; the classes are the sorted folder names of the first split.
 
-    A test split without class folders, or with none of the first split's, has no labels and is left out. Raises
-    ValueError for another split without class folders, an empty class, a class that the first split does not have, and
-    folders of splits instead of classes.
+    `flat`: the files and the table of classes of splits without class folders. A test split without class folders, or
+    with none of the first split's, has no labels and is left out. Raises ValueError for another split without class
+    folders, an empty class, a class that the first split does not have, and folders of splits instead of classes.
     """
+    filesystem, uri, root, advance = request.filesystem, request.uri, request.root, request.progress.advance
     left, notes = LeftOut(), []
-    _, root = open_uri(uri)
     read: dict[str, Classes] = {}
     for split, folder in splits.items():
+        if split in flat and read:
+            continue
         names, loose = list_folder(filesystem, folder, left)
         if split == "test" and read and not set(names) & next(iter(read.values())).keys():
             first = next(iter(read))
             notes += [f"{folder}, whose folders ({some(names)}) are not classes of {first}"] if names else []
             continue
-        if not names:
+        if not names or (names == ["images"] and read and "images" not in next(iter(read.values()))):
             raise ValueError(
-                f"{folder} has no class folders; put the images of each class into a separate folder, or give the "
-                "folder of the original tar archives as --source"
+                f"{folder} has no class folders; put the images of each class into a separate folder, give a table of "
+                "their classes as --labels, or give the folder of the original tar archives as --source"
             )
         read[split] = _read_classes(filesystem, folder, names, left)
         notes += [f"{some(loose)}, outside the class folders of {split}"] if loose else []
@@ -95,6 +127,9 @@ def index_folders(
         index = _index_split(filesystem, uri, splits[split], class_names, classes, left, advance)
         if split != "test" or len(index):
             indexes[split] = index
+    for split, (files, table) in flat.items():
+        indexes[split], unlisted = tables.index_split(request, files, table, split, class_names, left)
+        notes += unlisted
     notes = _beside_splits(filesystem, root, [splits[split] for split in indexes], left) + notes
     return Source("folder", class_names, indexes, (*notes, *left.lines()))
 

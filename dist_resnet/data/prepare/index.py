@@ -84,11 +84,13 @@ class Source:
     """An indexed source."""
 
     kind: str
-    """`folder`, `tar` or `parquet`."""
+    """`folder`, `table`, `tar`, `webdataset` or `parquet`."""
     class_names: tuple[str, ...]
     splits: dict[str, Index]
     notes: tuple[str, ...]
     """What was left out, one line each."""
+    listed: bool = False
+    """Whether the classes come from a list or are numbers, so that some may have no image."""
 
 
 class IndexBuilder:
@@ -152,7 +154,10 @@ def check_index(index: Index, split: str, class_names: Sequence[str], *, every_c
     empty = np.flatnonzero(np.bincount(index.label, minlength=len(class_names)) == 0)
     if every_class and len(empty):
         classes = some([class_names[int(label)] for label in empty], most=1)
-        raise ValueError(f"class {classes} has no {split} image; complete the source, or remove the class")
+        raise ValueError(
+            f"class {classes} has no {split} image; complete the source, remove the class, or list the "
+            "classes with --class-map to keep it empty"
+        )
     _check_names(index, class_names)
 
 

@@ -1,98 +1,68 @@
 """Detects the kind of a source, and indexes it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
 
-import pyarrow.fs as pafs
-
-from dist_resnet.data.prepare import archives, folders, other_layouts, spool
+from dist_resnet.data.prepare import archives, class_map, folders, other_layouts, spool, tables, webdataset
+from dist_resnet.data.prepare.class_numbers import MOST_CLASSES
+from dist_resnet.data.prepare.files_below import FilesBelow
 from dist_resnet.data.prepare.index import Source, check_no_split, join, named_apart, read_index
+from dist_resnet.data.prepare.label_table import Table, TableColumns, read_table
+from dist_resnet.data.prepare.left_out import LeftOut
+from dist_resnet.data.prepare.options import Options
+from dist_resnet.data.prepare.request import WORK, PrepareProgress, SourceRequest, TaskRunner
 from dist_resnet.data.shards import classes, duplicates
 from dist_resnet.data.shards.columns import UnlabeledError
 from dist_resnet.data.shards.footers import columns_of
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.storage.files import check_space, exists
-from dist_resnet.storage.uri import open_uri
-
-TaskRunner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
-"""Runs a generator for each task somewhere, and yields what they yield, in any order."""
-WORK = "preparing"
-"""The folder under the target for files that are needed until the set is finished."""
-_MOST_CLASSES = 1_000_000
+from dist_resnet.storage.uri import child_uri, open_uri
 
 
-class PrepareProgress(Protocol):
-    """Receives the progress of preparing a set."""
+def index_source(options: Options, *, run: TaskRunner, progress: PrepareProgress) -> Source:
+    """The index of a source.
 
-    def begin(self, what: str, total: int | None) -> None:
-        """Starts a phase of `total` images; None if their number is unknown."""
-        ...
-
-    def advance(self, images: int) -> None:
-        """Counts images that are done."""
-        ...
-
-    def say(self, line: str) -> None:
-        """Shows a line."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceRequest:
-    """A folder to be indexed, and how."""
-
-    uri: str
-    """The folder's address."""
-    filesystem: pafs.FileSystem
-    root: str
-    """The folder's path in the file system."""
-    split: str | None
-    """Its split, if the source does not name its splits."""
-    target: str
-    """Address of the folder for images that have to be unpacked first."""
-    label_column: str | None
-    """The column of labels, if Parquet shards have several."""
-    run: TaskRunner
-    progress: PrepareProgress
-
-
-def index_source(
-    uri: str,
-    split: str | None,
-    target: str,
-    *,
-    label_column: str | None = None,
-    run: TaskRunner,
-    progress: PrepareProgress,
-) -> Source:
-    """The index of the source at a local path or URI; `split` is its split if it does not name its splits.
-
-    `label_column` chooses among several columns of labels in Parquet. Parquet shards that are not yet unpacked are
-    unpacked under `target`. Raises FileNotFoundError if there is no such folder, ValueError if its kind is unknown or
-    it cannot be read.
+    Parquet shards that are not yet unpacked are unpacked under the target. Raises FileNotFoundError if there is no
+    such folder, table or class map, ValueError if the source's kind is unknown or it cannot be read.
     """
-    filesystem, root = open_uri(uri)
+    filesystem, root = open_uri(options.source)
     if not exists(filesystem, root):
-        raise FileNotFoundError(f"the source {uri} does not exist; give the folder that holds the images")
+        raise FileNotFoundError(f"the source {options.source} does not exist; give the folder that holds the images")
     other_layouts.refuse_file(filesystem, root)
+    names = None if options.class_map is None else class_map.read_class_map(options.class_map)
     request = SourceRequest(
-        uri=uri,
+        uri=options.source,
         filesystem=filesystem,
         root=root,
-        split=split,
-        target=target,
-        label_column=label_column,
+        split=options.split_name,
+        target=options.target,
+        columns=TableColumns(file=options.file_column, label=options.label_column, split=options.split_column),
+        choice=options.split_choice,
+        labels=options.labels,
+        has_class_map=names is not None,
         run=run,
         progress=progress,
     )
+    source = _first_source(request)
+    options.split_choice.check_found(source.splits, options.source)
+    return source if names is None else class_map.apply(source, names, str(options.class_map))
+
+
+def _first_source(request: SourceRequest) -> Source:
+    """The index of the first kind that the source is of. Raises ValueError if it is of none."""
+    if given := request.table_options:
+        if source := _tables(request) or _folders(request):
+            return source
+        raise ValueError(
+            f"{request.uri} has no table of images and classes, which {given} needs; give its address as --labels"
+        )
     for kind in KINDS:
         if source := kind(request):
             return source
     raise ValueError(
-        f"{uri} is not a known kind of source; give folders train and val of class folders (or class "
-        "folders and --split), the archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
+        f"{request.uri} is not a known kind of source; give folders train and val of class folders (or class "
+        "folders and --split), images with a table of their classes (--labels), WebDataset archives, the archives "
+        "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or Parquet shards"
     )
 
 
@@ -108,29 +78,85 @@ def _archives(request: SourceRequest) -> Source | None:
 
 def _parquet(request: SourceRequest) -> Source | None:
     """Parquet shards in the Hugging Face layout."""
-    globs = spool.find_globs(request.filesystem, request.root, request.uri, request.split)
+    globs = spool.find_globs(request.filesystem, request.root, request.uri, request.split, request.choice)
     return _spool(globs, request) if globs else None
 
 
-def _folders(request: SourceRequest) -> Source | None:
-    """Folders of class folders."""
-    splits = _find_folders(request.filesystem, request.root, request.split)
-    if not splits:
+def _webdataset(request: SourceRequest) -> Source | None:
+    """WebDataset archives."""
+    tars = webdataset.find_tars(request)
+    if not tars:
         return None
     request.progress.begin("finding images", None)
-    return folders.index_folders(request.filesystem, request.uri, splits, request.progress.advance)
+    return webdataset.index_tars(request, tars)
 
 
-KINDS: tuple[Callable[[SourceRequest], Source | None], ...] = (_archives, _parquet, _folders)
+def _tables(request: SourceRequest) -> Source | None:
+    """Images without class folders, and a table of their classes."""
+    request = _inside_kaggle(request)
+    splits = folders.find_splits(request)
+    flat = folders.find_flat(request, splits)
+    if len(flat) < len(splits) and next(iter(splits)) not in flat and (flat or request.labels is None):
+        return None
+    if request.labels is None and not flat and not folders.is_flat(request):
+        return None
+    others = [folder for split, folder in splits.items() if split not in flat and split != "test"]
+    if others and request.labels is None:
+        raise ValueError(
+            f"{others[0]} has class folders, {next(iter(flat.values()))} has none; give all splits of one kind, or a "
+            "table of all images as --labels"
+        )
+    left = LeftOut()
+    files = FilesBelow(request.filesystem, request.root, left)
+    found = _labels(request, files, [request.root, *flat.values()])
+    if not found:
+        return None
+    request.progress.begin("finding images", None)
+    return tables.index_tables(request, files, found, left)
+
+
+def _folders(request: SourceRequest) -> Source | None:
+    """Folders of class folders; a split's folder may have a table of its images' classes instead."""
+    request = _inside_kaggle(request)
+    splits = _find_folders(request)
+    if not splits:
+        return None
+    flat = {}
+    for split, folder in folders.find_flat(request, splits).items():
+        files = FilesBelow(request.filesystem, folder, LeftOut())
+        if found := _labels(request, files, [folder, request.root]):
+            flat[split] = (files, found[0])
+    if request.table_options and not flat:
+        return None
+    request.progress.begin("finding images", None)
+    return folders.index_folders(request, splits, flat)
+
+
+KINDS: tuple[Callable[[SourceRequest], Source | None], ...] = (_archives, _parquet, _webdataset, _tables, _folders)
 """Each returns the index of a source of its kind, None for other kinds; the first index is used."""
 
 
-def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> dict[str, str]:
+def _inside_kaggle(request: SourceRequest) -> SourceRequest:
+    """The request for the folder of images in Kaggle's ImageNet, whichever of its folders is given."""
+    inner = other_layouts.find_kaggle(request.filesystem, request.root)
+    if inner is None:
+        return request
+    return dataclasses.replace(request, uri=child_uri(request.uri, inner), root=f"{request.root}/{inner}")
+
+
+def _labels(request: SourceRequest, files: FilesBelow, places: list[str]) -> list[Table]:
+    """The table of --labels, or those that list some of the files; none if there are none."""
+    if request.labels is not None:
+        return [tables.open_given(request.labels, request.columns)]
+    listed = tables.find_tables(request, places, files)
+    return [read_table(request.filesystem, path, request.columns) for path in tables.choose_tables(request, listed)]
+
+
+def _find_folders(request: SourceRequest) -> dict[str, str]:
     """The folder of each split's class folders. Raises ValueError for layouts that are not supported."""
-    other_layouts.refuse_kaggle(filesystem, root)
-    splits = folders.find_splits(filesystem, root, split)
+    filesystem, root, split = request.filesystem, request.root, request.split
+    splits = folders.find_splits(request)
     other_layouts.refuse_archives(filesystem, root, list(splits.values()))
-    other_layouts.refuse_tables(filesystem, root, list(splits.values()))
     other_layouts.refuse_partitions(filesystem, root, list(splits.values()))
     for name, folder in splits.items():
         check_no_split(split, folder, name)
@@ -144,7 +170,7 @@ def _find_folders(filesystem: pafs.FileSystem, root: str, split: str | None) -> 
 def _spool(globs: dict[str, str], request: SourceRequest) -> Source:
     """Unpacks the images of Parquet shards as plain bytes and indexes those."""
     uri, target, progress = request.uri, request.target, request.progress
-    opened, notes = _open(globs, request.label_column)
+    opened, notes = _open(globs, request.columns.label)
     if not opened:
         raise ValueError(f"{uri} holds no labeled images; give the train and validation shards")
     for one in opened.values():
@@ -178,7 +204,7 @@ def _spool(globs: dict[str, str], request: SourceRequest) -> Source:
     for split, of_split in tasks.items():
         index = named_apart(join([read_index(filesystem, f"{task.path}.index", target) for task in of_split]))
         indexes[split] = dataclasses.replace(index, label=opened[split].classes(index.label))
-    return Source("parquet", class_names, indexes, tuple(notes))
+    return Source("parquet", class_names, indexes, tuple(notes), listed=True)
 
 
 def _open(globs: dict[str, str], label_column: str | None) -> tuple[dict[str, Split], list[str]]:
@@ -211,10 +237,10 @@ def _judge_copies(opened: dict[str, Split], progress: PrepareProgress) -> None:
 
 def _check_numbers(split: Split) -> None:
     """Raises ValueError for a label that is too large for a class number."""
-    if split.label_range[1] >= _MOST_CLASSES and (found := split.find_outside(_MOST_CLASSES)):
+    if split.label_range[1] >= MOST_CLASSES and (found := split.find_outside(MOST_CLASSES)):
         shard, row, label = found
         raise ValueError(
-            f"label {label} in {shard} row {row} is not a class number, 0 .. {_MOST_CLASSES - 1}; "
+            f"label {label} in {shard} row {row} is not a class number, 0 .. {MOST_CLASSES - 1}; "
             "number the classes from 0, or store the labels as text"
         )
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dist_resnet.data.image.ingest import Shrink
+from dist_resnet.data.prepare.split_choice import SplitChoice
 from dist_resnet.data.shards.split_names import split_of
 
 _MAX_SEED = (1 << 64) - 1
@@ -18,7 +19,19 @@ class Options:
     split: str | None = None
     """The split of a source that does not name its splits."""
     label_column: str | None = None
-    """The column of labels, if the Parquet shards have several."""
+    """The column of labels, if Parquet shards have several; of classes in a table or in WebDataset's JSON."""
+    labels: str | None = None
+    """Address of a table of images and classes, if the source has several or none of its own."""
+    file_column: str | None = None
+    """The column of files of such a table."""
+    split_column: str | None = None
+    """The column of splits of such a table."""
+    class_map: str | None = None
+    """Address of a list of classes in the order of their labels."""
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
+    """What the source calls a split, if not by a usual name."""
     seed: int = 0
     shard_megabytes: float = 500
     on_damaged: Literal["skip", "error"] = "skip"
@@ -34,6 +47,8 @@ class Options:
         name = self.split_name
         if name is not None and not (name.isascii() and name.islower() and name.isalpha()):
             raise ValueError(f"the split's name must consist of the letters a .. z, got {self.split!r}")
+        if self.split is not None and (named := [f"--{split}-split" for split in self.split_choice.names]):
+            raise ValueError(f"--split is for images of one split; leave out {' and '.join(named)}, or --split")
         if self.source.rstrip("/") == self.target.rstrip("/"):
             raise ValueError(f"source and target are both {self.source}; give another --target")
 
@@ -42,12 +57,24 @@ class Options:
         """The split's name in the set: train, validation or test for any known form of these."""
         return None if self.split is None else split_of(self.split) or self.split
 
+    @property
+    def split_choice(self) -> SplitChoice:
+        """What the source calls its splits."""
+        return SplitChoice(train=self.train_split, validation=self.validation_split, test=self.test_split)
+
     def identity(self) -> dict[str, Any]:
         """The options that the shards depend on."""
         return {
             "source": self.source,
             "split": self.split,
             "label_column": self.label_column,
+            "labels": self.labels,
+            "file_column": self.file_column,
+            "split_column": self.split_column,
+            "class_map": self.class_map,
+            "train_split": self.train_split,
+            "validation_split": self.validation_split,
+            "test_split": self.test_split,
             "seed": self.seed,
             "shard_megabytes": self.shard_megabytes,
             "shrink": None if self.shrink is None else asdict(self.shrink),

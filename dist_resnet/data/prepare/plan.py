@@ -11,9 +11,10 @@ import pyarrow.fs as pafs
 from dist_resnet.data.image.ingest import DamagedError, difference, ingest
 from dist_resnet.data.prepare.damaged_classes import DamagedClass, find_damaged_classes, refusal
 from dist_resnet.data.prepare.index import Index, Source, check_index, read_index, write_index
-from dist_resnet.data.prepare.index_source import WORK, PrepareProgress, TaskRunner, index_source
+from dist_resnet.data.prepare.index_source import index_source
 from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.prepare.read_blocks import read_blocks
+from dist_resnet.data.prepare.request import WORK, PrepareProgress, TaskRunner
 from dist_resnet.data.shards.manifest import renamed
 from dist_resnet.data.shards.spelling import describe_alike
 from dist_resnet.storage.files import check_space, read_json, whole_file, write_json
@@ -48,14 +49,7 @@ def make_plan(
         plan = Plan(**kept | {key: tuple(kept[key]) for key in ("class_names", "notes")})
         uri = options.target if plan.kind == "parquet" else options.source
         return plan, {split: read_index(filesystem, _index_path(folder, split), uri) for split in plan.shards}
-    source = index_source(
-        options.source,
-        options.split_name,
-        options.target,
-        label_column=options.label_column,
-        run=run,
-        progress=progress,
-    )
+    source = index_source(options, run=run, progress=progress)
     _check_source(source, options, progress)
     plan = _new_plan(source, filesystem, folder, options, progress)
     for split, index in source.splits.items():
@@ -87,8 +81,8 @@ def _new_plan(
 def _check_source(source: Source, options: Options, progress: PrepareProgress) -> None:
     """Raises ValueError for impossible labels, names given twice, and classes without an image or an intact one."""
     for split, index in source.splits.items():
-        # Parquet may name classes that it has no image of; an empty class folder or archive is a mistake.
-        check_index(index, split, source.class_names, every_class=source.kind != "parquet" and split != "test")
+        # A list may name classes without an image; an empty class folder or archive is a mistake.
+        check_index(index, split, source.class_names, every_class=not source.listed and split != "test")
     for line in describe_alike(source.class_names, "source"):
         progress.say(line)
     if damaged := find_damaged_classes(source, progress):

@@ -19,10 +19,10 @@ import pyarrow.fs as pafs
 
 from dist_resnet.data.prepare.claim import check_undamaged, claim, clean_up, locked, release
 from dist_resnet.data.prepare.index import Index
-from dist_resnet.data.prepare.index_source import WORK, PrepareProgress, TaskRunner
 from dist_resnet.data.prepare.make_manifest import describe_repeats, make_manifest
 from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.prepare.plan import Plan, make_plan, shuffled
+from dist_resnet.data.prepare.request import WORK, PrepareProgress, TaskRunner
 from dist_resnet.data.prepare.write_shard import ShardRecord, ShardTask, write_shard
 from dist_resnet.data.shards.manifest import renamed, write_manifest
 from dist_resnet.storage.files import read_json

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from dist_resnet.data.prepare.index import Container, IndexBuilder, check_no_split, read_index, write_index
 from dist_resnet.data.prepare.left_out import LeftOut
+from dist_resnet.data.prepare.split_choice import SplitChoice
 from dist_resnet.data.prepare.tree import list_files, list_folder
 from dist_resnet.data.shards.column_values import LabelError, encoded_images, image_path
 from dist_resnet.data.shards.columns import Columns, may_lack_bytes
@@ -52,14 +53,16 @@ class SpoolTask:
     class_names: tuple[str, ...]
 
 
-def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
+def find_globs(
+    filesystem: pafs.FileSystem, root: str, uri: str, split: str | None, choice: SplitChoice
+) -> dict[str, str]:
     """The glob of each split's Parquet shards in a folder, in its split folders or in its `data/`, by their names.
 
     If no name says which split it is, all are of `split`. Raises ValueError if the names show that shards are missing,
     if they name no split, or if two kinds of names, or a name and `split`, stand for one split.
     """
     folder, shards = root, _list_shards(filesystem, root)
-    if not shards and (in_folders := _in_folders(filesystem, root, uri, split)):
+    if not shards and (in_folders := _in_folders(filesystem, root, uri, split, choice)):
         return in_folders
     if not shards:
         folder, uri = f"{root}/data", child_uri(uri, "data")
@@ -67,8 +70,10 @@ def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | No
     named: dict[str, list[str]] = {}
     for shard in shards:
         begin = shard[: len(shard) - len(shard.lstrip(string.ascii_letters))]
-        if found := split_of(begin):
+        if found := choice.split_of(begin):
             check_no_split(split, f"{folder}/{shard}", found)
+        elif split_of(begin) in choice.names:
+            continue  # another name is chosen for this split
         elif split is None:
             raise ValueError(
                 f"{folder}/{shard} does not name its split; begin the name with train-, validation- or test-, or give "
@@ -77,7 +82,7 @@ def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | No
         named.setdefault("" if split else begin, []).append(shard)
     splits: dict[str, str] = {}
     for begin, names in named.items():
-        found = split_of(begin) or str(split)
+        found = choice.split_of(begin) or str(split)
         if found in splits:
             raise ValueError(
                 f"{folder} holds {named[splits[found]][0]} and {names[0]}, both by their names the split {found}; move "
@@ -89,10 +94,12 @@ def find_globs(filesystem: pafs.FileSystem, root: str, uri: str, split: str | No
     return {found: child_uri(uri, globs[begin]) for found, begin in splits.items()}
 
 
-def _in_folders(filesystem: pafs.FileSystem, root: str, uri: str, split: str | None) -> dict[str, str]:
+def _in_folders(
+    filesystem: pafs.FileSystem, root: str, uri: str, split: str | None, choice: SplitChoice
+) -> dict[str, str]:
     """The glob of the Parquet shards in each split's folder, called `train` or `split=train`, if there are any."""
     folders = list_folder(filesystem, root, LeftOut())[0]
-    named = {name: found for name in folders if (found := split_of(name.removeprefix("split=")))}
+    named = {name: found for name in folders if (found := choice.split_of(name.removeprefix("split=")))}
     shards = {name: _list_shards(filesystem, f"{root}/{name}") for name in named}
     splits: dict[str, str] = {}
     for name, found in named.items() if any(shards.values()) else ():

@@ -49,6 +49,15 @@ class UnlabeledError(ValueError):
     """A shard or some of its rows have no label."""
 
 
+def is_label_name(name: str) -> bool:
+    """Whether a column of this name usually has labels.
+
+    >>> [is_label_name(name) for name in ("label", "fine_label", "class_id", "Category", "width")]
+    [True, True, True, True, False]
+    """
+    return _LABEL_NAME.fullmatch(name.lower()) is not None
+
+
 def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None) -> Columns:
     """The columns of images and labels, by names and types; `label_column` chooses among several.
 
@@ -151,7 +160,7 @@ def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str
     """`label`, or the only column that is marked as labels or has a name for labels."""
     if "label" in schema.names:
         return "label"
-    named = [name for name in schema.names if _LABEL_NAME.fullmatch(name.lower()) and name not in _IMAGE_NAMES]
+    named = [name for name in schema.names if is_label_name(name) and name not in _IMAGE_NAMES]
     found = [name for name in schema.names if name in {*named, *_marked(features, schema, "ClassLabel")}]
     if len(found) > 1:
         raise ValueError(f"{shard} has several columns of labels, {', '.join(found)}; choose one with {_CHOOSE}")

@@ -152,11 +152,17 @@ def check_sizes(filesystem: pafs.FileSystem, folder: str, manifest: dict[str, An
 
 
 def verify(
-    filesystem: pafs.FileSystem, folder: str, *, threads: int, advance: Callable[[int], None]
+    filesystem: pafs.FileSystem,
+    folder: str,
+    *,
+    threads: int,
+    begin: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> tuple[dict[str, Any], list[str]]:
     """Reads every byte of a prepared set: (its manifest, a line for each shard that differs from it).
 
-    `advance` is called with the images of each shard that was read. Raises FileNotFoundError if there is no manifest,
+    `begin` is called with the number of images once there is a set to be read, `advance` with the images of each shard
+    that was read. Raises FileNotFoundError if there is no manifest,
     ValueError if it cannot be read or the set is not fully prepared.
     """
     _check_ended(filesystem, folder)
@@ -164,6 +170,7 @@ def verify(
     if manifest is None:
         raise FileNotFoundError(f"{folder} has no {MANIFEST}; only sets of jobs/prepare_imagenet.py can be checked")
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    begin(sum(shard["images"] for shard in shards))
     with ThreadPoolExecutor(threads) as pool:
         complaints = []
         results = pool.map(lambda shard: _verify_shard(filesystem, folder, shard), shards)

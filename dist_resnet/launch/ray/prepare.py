@@ -24,17 +24,24 @@ def prepare(options: Options, *, workers: int | None) -> dict[str, Any]:
     `workers` tasks run at once, by default as many as the cluster has CPU cores. Raises as `data.prepare.prepare`
     does, and ValueError if no cluster answers or an address contains a password.
     """
-    for name, uri in (("source", options.source), ("target", options.target)):
-        check_no_password(name, uri)
     # Workers run in other folders.
     options = dataclasses.replace(
-        options, source=absolute_uri(options.source).rstrip("/"), target=absolute_uri(options.target).rstrip("/")
+        options,
+        source=_absolute("source", options.source),
+        target=_absolute("target", options.target),
+        labels=options.labels and _absolute("labels", options.labels),
+        class_map=options.class_map and _absolute("class-map", options.class_map),
     )
     progress = ImageProgress()
     try:
         return preparation.prepare(options, run=_Tasks(workers), progress=progress)
     finally:
         progress.close()
+
+
+def _absolute(name: str, uri: str) -> str:
+    check_no_password(name, uri)
+    return absolute_uri(uri).rstrip("/")
 
 
 class _Tasks:

@@ -6,22 +6,19 @@ from pathlib import Path
 import pytest
 from oracle.sources import (
     SYNSETS,
+    WRITERS,
     Images,
     Silent,
     in_turn,
     prepare_here,
     prepared_rows,
     small_images,
-    write_archives,
-    write_downloaded,
     write_folders,
 )
 
 from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.data.shards.split import open_split
-
-WRITERS = [write_folders, write_archives, write_downloaded]
 
 
 def broken(split: str, *classes: str) -> Images:

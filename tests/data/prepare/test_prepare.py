@@ -10,6 +10,7 @@ import pytest
 from oracle.images import jpeg, smooth
 from oracle.sources import (
     SYNSETS,
+    WRITERS,
     damaged_images,
     expected_rows,
     in_turn,
@@ -25,8 +26,6 @@ from oracle.sources import (
 from dist_resnet.data.image.ingest import Shrink
 from dist_resnet.data.shards import byte_offsets
 from dist_resnet.data.shards.split import open_split
-
-WRITERS = [write_folders, write_archives, write_downloaded]
 
 
 def sums(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 from oracle.sources import (
+    WRITERS,
     Silent,
     damaged_images,
     expected_rows,
@@ -20,8 +21,6 @@ from oracle.sources import (
     prepare_here,
     prepared_rows,
     small_images,
-    write_archives,
-    write_downloaded,
     write_folders,
 )
 
@@ -29,8 +28,6 @@ from dist_resnet.data.image.ingest import Shrink
 from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.prepare.prepare import prepare
 from dist_resnet.storage.files import PARTIAL
-
-WRITERS = [write_folders, write_archives, write_downloaded]
 
 
 def sums(folder: Path) -> dict[str, str]:

@@ -27,8 +27,6 @@ from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.storage.files import PARTIAL
 
-WRITERS = [write_folders, write_archives, write_downloaded]
-
 
 def sums(folder: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir() if one.is_file()}

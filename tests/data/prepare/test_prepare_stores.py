@@ -7,17 +7,14 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 from oracle.sources import (
+    WRITERS,
     prepare_here,
     small_images,
-    write_archives,
-    write_downloaded,
     write_folders,
 )
 
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.storage.uri import child_uri, list_entries, open_uri
-
-WRITERS = [write_folders, write_archives, write_downloaded]
 
 
 def test_a_set_is_prepared_from_s3_to_s3(tmp_path: Path, s3: str) -> None:

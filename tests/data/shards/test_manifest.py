@@ -33,8 +33,10 @@ def target(prepared: Path, tmp_path: Path) -> Path:
 
 
 def check(target: Path) -> list[str]:
+    total: list[int] = []
     counted: list[int] = []
-    _, complaints = verify(LOCAL, str(target), threads=2, advance=counted.append)
+    _, complaints = verify(LOCAL, str(target), threads=2, begin=total.append, advance=counted.append)
+    assert total == [50]
     assert sum(counted) == 50
     return complaints
 
@@ -156,7 +158,7 @@ def test_a_set_that_an_earlier_version_prepared_is_read_and_checked(target: Path
 
 def test_a_folder_without_a_manifest_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json; only sets of jobs/prepare_imagenet.py"):
-        verify(LOCAL, str(tmp_path), threads=1, advance=lambda count: None)
+        verify(LOCAL, str(tmp_path), threads=1, begin=lambda count: None, advance=lambda count: None)
     assert read_manifest(LOCAL, str(tmp_path)) is None
 
 

@@ -1,0 +1,308 @@
+"""WebDataset archives: images as byte ranges of tar files, with their classes in files beside them.
+
+A sample is the files with one key, which is the path up to the first dot of the file's name: `0001.jpg` is the image,
+`0001.cls` has its class in words or as a number, and so has a field of `0001.json`.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from dist_resnet.data.image.kinds import HEAD_BYTES, is_named_image, kind_of
+from dist_resnet.data.prepare import class_map
+from dist_resnet.data.prepare.archives import walk_members
+from dist_resnet.data.prepare.class_numbers import Stated, number_classes
+from dist_resnet.data.prepare.index import Container, IndexBuilder, Source, check_no_split, named_apart
+from dist_resnet.data.prepare.left_out import LeftOut
+from dist_resnet.data.prepare.other_layouts import decompress
+from dist_resnet.data.prepare.request import SourceRequest
+from dist_resnet.data.prepare.tree import list_folder
+from dist_resnet.data.shards.columns import is_label_name
+from dist_resnet.data.shards.split_names import ORDER
+from dist_resnet.storage.files import read_bytes
+from dist_resnet.storage.uri import is_local
+from dist_resnet.wording import some
+
+_CLASS_ENDINGS = ("cls", "cls.txt")
+_JSON = "json"
+_THREADS, _THREADS_REMOTE = 2, 64
+_MOST_BYTES = 1 << 20
+_SAMPLED_MEMBERS = 30
+_ENDINGS = {"gzip": "gz", "xz": "xz"}
+_NUMBER = re.compile(r"(\d+)(?:-of-(\d+))?\.tar$")
+
+
+@dataclass
+class _Sample:
+    """A key's files: (member, offset, bytes) of each."""
+
+    image: tuple[str, int, int] | None = None
+    classes: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    """Those that may state the class, by their endings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tar:
+    """The images of one tar, and their classes; None for those that state none."""
+
+    path: str
+    images: Sequence[tuple[str, int, int]]
+    texts: Sequence[str | None]
+    lonely: Sequence[str]
+    """Keys that have no image."""
+    others: Counter[str]
+    """Endings of the files that are neither images nor state a class, with their numbers."""
+    left: LeftOut
+
+
+def find_tars(request: SourceRequest) -> dict[str, list[str]]:
+    """The paths of each split's tars in the source or in its split folders; empty if there are none of WebDataset.
+
+    Raises ValueError if no name says which split a tar is of and --split is not given.
+    """
+    filesystem, root = request.filesystem, request.root
+    folders, files = list_folder(filesystem, root, LeftOut())
+    found: dict[str, list[str]] = {}
+    if tars := [name for name in files if name.endswith(".tar")]:
+        if folders or not _has_samples(filesystem, f"{root}/{tars[0]}"):
+            return {}
+        for name in tars:
+            found.setdefault(_split_of_tar(request, f"{root}/{name}"), []).append(f"{root}/{name}")
+    for folder in folders:
+        split = request.choice.split_of(folder)
+        inner, files = list_folder(filesystem, f"{root}/{folder}", LeftOut()) if split else ([], [])
+        tars = [f"{root}/{folder}/{name}" for name in files if name.endswith(".tar")]
+        if split is None or inner or not tars or not _has_samples(filesystem, tars[0]):
+            continue
+        check_no_split(request.split, f"{root}/{folder}", split)
+        if split in found:
+            raise ValueError(f"{root} has two folders of the split {split}, one is {folder}; move one elsewhere")
+        found[split] = tars
+    return {split: found[split] for split in [*(one for one in ORDER if one in found), *sorted(found.keys() - ORDER)]}
+
+
+def index_tars(request: SourceRequest, tars: dict[str, list[str]]) -> Source:
+    """The index of WebDataset archives, by their headers.
+
+    Raises ValueError for an archive that is cut short, images without a class, keys that are given twice, and classes
+    that validation has and train does not.
+    """
+    left, notes = LeftOut(), []
+    read: dict[str, list[_Tar]] = {}
+    for split, paths in tars.items():
+        notes += _missing_numbers(paths)
+        found = list(_read_tars(request, paths))
+        if split == "test" and not any(text is not None for tar in found for text in tar.texts):
+            notes.append(f"the {sum(len(tar.images) for tar in found)} images of test, which have no class")
+        else:
+            read[split] = found
+            _check_stated(found)
+        for tar in found:
+            left.add(tar.left)
+        notes += _other_files(found)
+    if not read:
+        raise ValueError(f"{request.uri} has no labeled images; give the train and validation archives")
+    numbered = number_classes({split: _stated(found) for split, found in read.items()})
+    indexes = {}
+    for split, found in read.items():
+        builder, first = IndexBuilder(request.uri), 0
+        for tar in found:
+            labels = numbered.labels[split][first : first + len(tar.images)]
+            names, offsets, sizes = zip(*tar.images, strict=True) if tar.images else ((), (), ())
+            container = Container(tar.path, f"{tar.path.rpartition('/')[2]}/")
+            builder.add(container, np.array(offsets), np.array(sizes), labels, names)
+            first += len(tar.images)
+        indexes[split] = named_apart(builder.build())
+    source = Source("webdataset", numbered.class_names, indexes, (*notes, *left.lines()), listed=numbered.by_number)
+    beside = (
+        class_map.find_beside(request.filesystem, request.root)
+        if numbered.by_number and not request.has_class_map
+        else None
+    )
+    if beside is None:
+        return source
+    request.progress.say(f"the names of the classes are those in {beside[0]}")
+    return class_map.apply(source, beside[1], beside[0])
+
+
+def _split_of_tar(request: SourceRequest, path: str) -> str:
+    """The split of a tar by its name, as in `train-0001.tar` or `imagenet1k-train-0001.tar`, else that of --split."""
+    words = re.split(r"[^A-Za-z]+", path.rpartition("/")[2].removesuffix(".tar"))
+    named = {split for word in words if (split := request.choice.split_of(word))}
+    if len(named) == 1:
+        check_no_split(request.split, path, next(iter(named)))
+        return next(iter(named))
+    if request.split is None:
+        raise ValueError(
+            f"{path} does not name its split; begin the name with train-, validation- or test-, or give --split for "
+            "archives of one split"
+        )
+    return request.split
+
+
+def _missing_numbers(paths: Sequence[str]) -> list[str]:
+    """A line about the numbers that are missing among archives. Raises ValueError if their names give the total."""
+    series: dict[str, dict[int, str]] = {}
+    for path in paths:
+        if match := _NUMBER.search(path):
+            series.setdefault(path[: match.start()], {})[int(match[1])] = path
+    for begin, numbers in series.items():
+        total = _NUMBER.search(next(iter(numbers.values())))
+        wanted = range(int(total[2])) if total and total[2] else range(min(numbers), max(numbers))
+        missing = sorted(set(wanted) - numbers.keys())
+        if missing and total and total[2]:
+            raise ValueError(
+                f"{begin}* are {len(numbers)} of {total[2]} archives, the first missing one is number {missing[0]}; "
+                "download the rest"
+            )
+        if missing:
+            return [f"{len(missing)} archives {begin}*.tar that do not exist, the first is number {missing[0]}"]
+    return []
+
+
+def _has_samples(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a tar begins with files that share a key, one of them an image.
+
+    Raises ValueError if it is compressed although its name does not say so.
+    """
+    if (kind := kind_of(path, read_bytes(filesystem, path, size=HEAD_BYTES))) in ("gzip", "xz"):
+        raise ValueError(
+            f"{path} is compressed ({kind}), so that its images cannot be read one by one; if the archives are "
+            f"WebDataset's, rename them to .tar.{_ENDINGS[kind]} and {decompress(f'.{_ENDINGS[kind]}')}"
+        )
+    endings: dict[str, list[str]] = {}
+    try:
+        with filesystem.open_input_file(path) as file:
+            members = walk_members(file, path, 0, file.size(), LeftOut())
+            for (name, _, _), _ in zip(members, range(_SAMPLED_MEMBERS), strict=False):
+                key, ending = _key(name)
+                endings.setdefault(key, []).append(ending)
+    except ValueError:
+        return bool(endings)  # cut short: reading it will say so
+    return any(len(one) > 1 and any(is_named_image(f".{ending}") for ending in one) for one in endings.values())
+
+
+def _key(name: str) -> tuple[str, str]:
+    """(key, ending) of a file: `a/1.cls.txt` has the key `a/1` and the ending `cls.txt`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _read_tars(request: SourceRequest, paths: Sequence[str]) -> Iterator[_Tar]:
+    with ThreadPoolExecutor(_THREADS if is_local(request.filesystem) else _THREADS_REMOTE) as pool:
+        for tar in pool.map(lambda path: _read_tar(request, path), paths):
+            request.progress.advance(len(tar.images))
+            yield tar
+
+
+def _read_tar(request: SourceRequest, path: str) -> _Tar:
+    left, others = LeftOut(), Counter()
+    with request.filesystem.open_input_file(path) as file:
+        samples: dict[str, _Sample] = {}
+        for name, offset, size in walk_members(file, path, 0, file.size(), left):
+            key, ending = _key(name)
+            sample = samples.setdefault(key, _Sample())
+            if is_named_image(f".{ending}"):
+                if sample.image is not None:
+                    raise ValueError(f"{path} has {sample.image[0]} and {name} of one key; {_ONE}")
+                sample.image = (name, offset, size)
+            elif ending == _JSON or ending in _CLASS_ENDINGS:
+                if ending in sample.classes:
+                    raise ValueError(f"{path} has {name} twice; {_ONE}")
+                sample.classes[ending] = (name, offset, size)
+            else:
+                others[f".{ending}" if ending else "no ending"] += 1
+        images = {key: sample for key, sample in samples.items() if sample.image is not None}
+        return _Tar(
+            path=path,
+            images=[sample.image for sample in images.values() if sample.image is not None],
+            texts=[_class_of(file, path, sample, request.columns.label) for sample in images.values()],
+            lonely=[key for key, sample in samples.items() if sample.image is None and sample.classes],
+            others=others,
+            left=left,
+        )
+
+
+_ONE = "give each key one image and one class"
+
+
+def _class_of(file: Any, path: str, sample: _Sample, column: str | None) -> str | None:
+    """The class of a sample as text; None if no file states it. `column`: the field of its JSON, if chosen."""
+    for ending in _CLASS_ENDINGS if column is None else ():
+        if ending in sample.classes:
+            name, offset, size = sample.classes[ending]
+            text = _text(file.read_at(min(size, _MOST_BYTES), offset), path, name).strip()
+            if "\n" in text:
+                raise ValueError(f"{path} has several lines in {name}; a class is one line")
+            return text or None
+    return _class_in_json(file, path, sample.classes[_JSON], column) if _JSON in sample.classes else None
+
+
+def _text(content: bytes, path: str, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} has {name}, which is not UTF-8 text; write the class as text or as a number"
+        ) from error
+
+
+def _class_in_json(file: Any, path: str, member: tuple[str, int, int], column: str | None) -> str | None:
+    name, offset, size = member
+    try:
+        content = json.loads(file.read_at(min(size, _MOST_BYTES), offset))
+    except ValueError as error:
+        raise ValueError(f"{path} has {name}, which is not JSON ({error}); write it again") from error
+    fields = content if isinstance(content, dict) else {}
+    named = [column or "label"] if column or "label" in fields else list(filter(is_label_name, fields))
+    if len(named) > 1:
+        raise ValueError(
+            f"{path} has several fields that may be the class in {name}, {some(named)}; choose one with --label-column"
+        )
+    if column is not None and column not in fields:
+        raise ValueError(f"{path} has no field {column} in {name}, it has {some(list(fields), most=8)}; choose another")
+    value = fields.get(named[0]) if named else None
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise ValueError(
+            f"{path} has {named[0]} {str(value)[:80]} in {name}; a class is a text or a whole number: choose another "
+            "field with --label-column"
+        )
+    return None if value is None else str(value).strip() or None
+
+
+def _check_stated(tars: Sequence[_Tar]) -> None:
+    """Raises ValueError for an image without a class, and if there is no image at all."""
+    for tar in tars:
+        for (name, _, _), text in zip(tar.images, tar.texts, strict=True):
+            if text is None:
+                raise ValueError(
+                    f"{tar.path} has no class for {name}: neither a file {_key(name)[0]}.cls nor a label in "
+                    f"{_key(name)[0]}.json; write one, choose its field with --label-column, or unpack the images "
+                    "into class folders"
+                )
+
+
+def _stated(tars: Sequence[_Tar]) -> Stated:
+    names = [(tar.path, name) for tar in tars for name, _, _ in tar.images]
+    texts = [text for tar in tars for text in tar.texts if text is not None]
+    return Stated(texts=texts, place=lambda row: f"{names[row][1]} in {names[row][0]}")
+
+
+def _other_files(tars: Sequence[_Tar]) -> list[str]:
+    """Lines about the files of archives that are not used."""
+    lonely = [f"{key} in {tar.path.rpartition('/')[2]}" for tar in tars for key in tar.lonely]
+    others: Counter[str] = sum((tar.others for tar in tars), Counter())
+    listed = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items())[:10])
+    notes = [f"{len(lonely)} classes without an image, such as of {lonely[0]}"] if lonely else []
+    return notes + ([f"{others.total()} other files of samples: {listed}"] if others else [])
