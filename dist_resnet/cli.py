@@ -27,6 +27,9 @@ T = TypeVar("T")
 # A shell's exit code for a command that Ctrl-C ended.
 _STOPPED = 128 + signal.SIGINT
 
+# In the parser's complaint: the options that are missing, each with its help.
+_REQUIRED = re.compile(r"(?:^Missing from \S+:|\(required\)) (--[\w.-]+|\{[^}]+\})")
+
 # Options of the previous version: old name -> new name. They still work, with a warning.
 _RENAMED = {
     **{
@@ -228,6 +231,10 @@ def _one_line(complaint: str) -> str:
     )
     # The parser's name for the group of options is that of a class.
     wrong = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", " ".join(sections[0])).rstrip(".")
+    if required := _REQUIRED.findall(wrong):
+        wrong = "give " + " and ".join(
+            f"one of {', '.join(name.strip('{}').split(','))}" if name.startswith("{") else name for name in required
+        )
     if unknown := re.search(r"--[\w.-]+", wrong):
         # The parser may name a longer option that contains the given one's words first.
         meant.sort(key=lambda name: -SequenceMatcher(None, unknown[0], name).ratio())

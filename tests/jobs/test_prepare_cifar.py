@@ -34,5 +34,8 @@ def test_an_empty_source_exits_2_with_one_line(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_options_exit_2(tmp_path: Path) -> None:
-    assert run("--source", str(tmp_path)).returncode == 2
+    ended = run("--source", str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr == "prepare_cifar.py: give --target; see --help\n"
+    assert run().stderr == "prepare_cifar.py: give --source and --target; see --help\n"
     assert run("--source", str(tmp_path), "--target", "x", "--size", "9").returncode == 2
