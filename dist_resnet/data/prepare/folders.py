@@ -76,15 +76,13 @@ def find_flat(request: SourceRequest, splits: dict[str, str]) -> dict[str, str]:
     return flat
 
 
-def is_flat(request: SourceRequest) -> bool:
-    """Whether the source has images of its own, or in one folder among few, and no class folders."""
+def may_be_classes(request: SourceRequest) -> bool:
+    """Whether the source's folders may be class folders of --split, and not folders of images that a table lists."""
     folders, files = list_folder(request.filesystem, request.root, LeftOut())
-    if any(map(is_named_image, files)):
-        return True
-    if len(folders) > _FEW:
+    if request.split is None or len(folders) < 2 or any(map(is_named_image, files)):
         return False
-    holding = [any(map(is_named_image, list_files(request.filesystem, f"{request.root}/{name}"))) for name in folders]
-    return sum(holding) == 1
+    few = folders if len(folders) <= _FEW else ()
+    return sum(any(map(is_named_image, list_files(request.filesystem, f"{request.root}/{one}"))) for one in few) != 1
 
 
 def has_folders(filesystem: pafs.FileSystem, root: str) -> bool:

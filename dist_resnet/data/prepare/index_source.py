@@ -98,7 +98,10 @@ def _tables(request: SourceRequest) -> Source | None:
     flat = folders.find_flat(request, splits)
     if len(flat) < len(splits) and next(iter(splits)) not in flat and (flat or request.labels is None):
         return None
-    if request.labels is None and not flat and not folders.is_flat(request):
+    places = [request.root, *flat.values()]
+    if request.labels is None and (
+        not tables.list_tables(request, places) or (not flat and folders.may_be_classes(request))
+    ):
         return None
     others = [folder for split, folder in splits.items() if split not in flat and split != "test"]
     if others and request.labels is None:
@@ -108,7 +111,7 @@ def _tables(request: SourceRequest) -> Source | None:
         )
     left = LeftOut()
     files = FilesBelow(request.filesystem, request.root, left)
-    found = _labels(request, files, [request.root, *flat.values()])
+    found = _labels(request, files, places)
     if not found:
         return None
     request.progress.begin("finding images", None)
@@ -118,6 +121,8 @@ def _tables(request: SourceRequest) -> Source | None:
 def _folders(request: SourceRequest) -> Source | None:
     """Folders of class folders; a split's folder may have a table of its images' classes instead."""
     request = _inside_kaggle(request)
+    if request.table_options and not folders.find_flat(request, folders.find_splits(request)):
+        return None
     splits = _find_folders(request)
     if not splits:
         return None
@@ -126,8 +131,6 @@ def _folders(request: SourceRequest) -> Source | None:
         files = FilesBelow(request.filesystem, folder, LeftOut())
         if found := _labels(request, files, [folder, request.root]):
             flat[split] = (files, found[0])
-    if request.table_options and not flat:
-        return None
     request.progress.begin("finding images", None)
     return folders.index_folders(request, splits, flat)
 
@@ -148,8 +151,8 @@ def _labels(request: SourceRequest, files: FilesBelow, places: list[str]) -> lis
     """The table of --labels, or those that list some of the files; none if there are none."""
     if request.labels is not None:
         return [tables.open_given(request.labels, request.columns)]
-    listed = tables.find_tables(request, places, files)
-    return [read_table(request.filesystem, path, request.columns) for path in tables.choose_tables(request, listed)]
+    chosen = tables.choose_tables(request, tables.list_tables(request, places), files)
+    return [read_table(request.filesystem, path, request.columns) for path in chosen]
 
 
 def _find_folders(request: SourceRequest) -> dict[str, str]:

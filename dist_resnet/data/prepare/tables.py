@@ -52,35 +52,34 @@ def open_given(address: str, columns: TableColumns) -> Table:
     return read_table(filesystem, path, columns)
 
 
-def find_tables(request: SourceRequest, folders: Sequence[str], files: FilesBelow) -> list[str]:
-    """The paths of the tables in some folders, and above them for Kaggle's ImageNet, that list some of the files.
+def list_tables(request: SourceRequest, folders: Sequence[str]) -> list[str]:
+    """The paths of the files in some folders, and above them for Kaggle's ImageNet, that may be tables of classes."""
+    paths = [f"{folder}/{name}" for folder in folders for name in list_files(request.filesystem, folder)]
+    paths += [path] if (path := other_layouts.find_kaggles_table(request.filesystem, request.root)) else []
+    # Kaggle's sample_submission.csv has invented classes.
+    found = [path for path in paths if path.lower().endswith(TABLES) and "submission" not in _stem(path).lower()]
+    return list(dict.fromkeys(found))
 
-    Raises ValueError for a table that lists them but cannot be read, if there is no other.
+
+def choose_tables(request: SourceRequest, paths: Sequence[str], files: FilesBelow) -> list[str]:
+    """The table among some paths that lists some of the files, or the one of each split; empty if there is none.
+
+    Raises ValueError if several do that are not all named like splits, and for a table that lists them but cannot be
+    read, if there is no other.
     """
-    filesystem = request.filesystem
-    paths = [f"{folder}/{name}" for folder in folders for name in list_files(filesystem, folder)]
-    paths += [path] if (path := other_layouts.find_kaggles_table(filesystem, request.root)) else []
     found, faults = [], []
-    for path in dict.fromkeys(paths):
-        # Kaggle's sample_submission.csv has invented classes.
-        if not path.lower().endswith(TABLES) or "submission" in path.rpartition("/")[2].lower():
-            continue
-        lines, table = sample_table(filesystem, path, request.columns)
+    for path in paths:
+        lines, table = sample_table(request.filesystem, path, request.columns)
         if isinstance(table, Table):
             found += [path] if any(files.find(row.file) for row in table.rows) else []
-        elif 2 * sum(any(files.find(field) for field in fields) for fields in lines) >= len(lines) > 1:
+        elif 4 * sum(any(files.find(field) for field in fields) for fields in lines) >= len(lines) > 1:
             faults.append(table)
     if faults and not found:
         raise ValueError(faults[0])
+    splits = [request.choice.split_of(_stem(path)) for path in found]
+    if len(found) > 1 and (None in splits or len(set(splits)) < len(splits)):
+        raise ValueError(f"{some(found)} list the same images; choose one, such as --labels {found[0]}")
     return found
-
-
-def choose_tables(request: SourceRequest, paths: Sequence[str]) -> list[str]:
-    """The only table, or the one of each split if all are named like splits. Raises ValueError for others."""
-    splits = [request.choice.split_of(_stem(path)) for path in paths]
-    if len(paths) > 1 and (None in splits or len(set(splits)) < len(splits)):
-        raise ValueError(f"{some(paths)} list the same images; choose one, such as --labels {paths[0]}")
-    return list(paths)
 
 
 def index_tables(request: SourceRequest, files: FilesBelow, tables: Sequence[Table], left: LeftOut) -> Source:

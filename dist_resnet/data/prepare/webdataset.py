@@ -160,7 +160,7 @@ def _missing_numbers(paths: Sequence[str]) -> list[str]:
         missing = sorted(set(wanted) - numbers.keys())
         if missing and total and total[2]:
             raise ValueError(
-                f"{begin}* are {len(numbers)} of {total[2]} archives, the first missing one is number {missing[0]}; "
+                f"{begin}* are {len(numbers)} of {int(total[2])} archives, the first missing one is number {missing[0]}; "
                 "download the rest"
             )
         if missing:
