@@ -1,5 +1,6 @@
 """docs/extending.md. Oracle: git applies each diff to a copy of the package, which then does what the section says."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -107,15 +108,15 @@ def test_a_network_trains_and_resumes_exactly_after_a_kill(
     assert float(_run(folder, code, *shards, runs).splitlines()[-1]) < 0.6
 
 
-def test_a_folder_with_a_table_of_labels_becomes_a_data_set(tmp_path: Path):
+def test_a_folder_with_a_table_of_labels_in_json_lines_becomes_a_data_set(tmp_path: Path):
     images = small_images()["train"]
-    (tmp_path / "raw/images").mkdir(parents=True)
-    rows = ["file,label"]
+    (tmp_path / "raw").mkdir()
+    rows = []
     for label, files in images.items():
         for name, encoded in files:
-            (tmp_path / "raw/images" / name).write_bytes(encoded)
-            rows.append(f"{name},{label}")
-    (tmp_path / "raw/labels.csv").write_text("\n".join(rows))
+            (tmp_path / "raw" / name).write_bytes(encoded)
+            rows.append(json.dumps({"file": name, "label": label}))
+    (tmp_path / "raw/labels.jsonl").write_text("\n".join(rows))
     code = (
         "import sys; sys.path.append(sys.argv[3])\n"
         "from oracle.sources import prepare_here\n"

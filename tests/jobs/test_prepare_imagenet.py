@@ -102,6 +102,10 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
         (["--source", "{0}", "--target", "{0}/target", "--seed", "-1"], "the seed must be in 0 .. "),
         (["--source", "{0}", "--target", "{0}/target", "--shorter-side", "5"], "must be at least 32 pixels, got 5"),
         (["--check", "{0}"], "{0} has no manifest.json"),
+        (["--source", "{0}", "--target", "{0}/target", "--labels", "{0}/no.csv"], "{0}/no.csv does not exist; give a"),
+        (["--source", "{0}", "--target", "{0}/target", "--class-map", "{0}/no"], "class map {0}/no does not exist; give"),
+        (["--source", "{0}", "--target", "{0}/target", "--validation-split", "a/b"], "takes the name of one folder"),
+        (["--source", "{0}", "--target", "{0}/target", "--labels", "s3://a:b@c/d"], "labels contains a password"),
     ],
 )
 def test_what_cannot_be_done_exits_2_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
@@ -168,6 +172,12 @@ def test_the_manual_names_every_kind_of_source() -> None:
         "ImageFolder",
         "ILSVRC2012_devkit_t12.tar.gz",
         "Hugging Face",
+        "Kaggle",
+        "WebDataset",
+        "labels.csv",
+        "--labels",
+        "--class-map",
+        "--validation-split test",
         "--on-damaged",
         "--on-damaged-class",
         "--check",

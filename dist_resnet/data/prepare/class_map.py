@@ -18,7 +18,8 @@ from dist_resnet.wording import some
 _SYNSET = re.compile(r"(n\d{8})(\s.*)?")
 _WHOLE = re.compile(r"0|[1-9]\d{0,17}")
 _NUMBERED = re.compile(r"\d+[\s,:.]+\S")
-_NAMES = ("classes", "classes.txt", "classnames.txt", "class_names.txt")
+NAMES = ("classes", "classes.txt", "classnames.txt", "class_names.txt")
+"""How a class map beside WebDataset archives is called."""
 _MOST_BYTES = 64 << 20
 
 
@@ -70,7 +71,7 @@ def find_beside(filesystem: pafs.FileSystem, folder: str) -> tuple[str, tuple[st
 
     Raises ValueError if there are several.
     """
-    found = [f"{folder}/{name}" for name in list_files(filesystem, folder) if name.lower() in _NAMES]
+    found = [f"{folder}/{name}" for name in list_files(filesystem, folder) if name.lower() in NAMES]
     if len(found) > 1:
         raise ValueError(f"{found[0]} and {found[1]} both name the classes; choose one with --class-map")
     return (found[0], parse(read_bytes(filesystem, found[0], size=_MOST_BYTES), found[0])) if found else None

@@ -12,10 +12,11 @@ from dist_resnet.data.prepare.tree import leads_back, walk
 class FilesBelow:
     """The files below a folder, found by their paths, the ends of their paths, or their names without ending."""
 
-    def __init__(self, filesystem: pafs.FileSystem, folder: str, left: LeftOut) -> None:
-        """Lists the folder; hidden and tools' files are counted in `left`."""
+    def __init__(self, filesystem: pafs.FileSystem, folder: str) -> None:
         self.folder = folder
-        self.sizes: dict[str, int] = dict(sorted(_walk(filesystem, folder, left)))
+        self.left = LeftOut()
+        """Counts of hidden and tools' files."""
+        self.sizes: dict[str, int] = dict(sorted(_walk(filesystem, folder, self.left)))
         """The bytes of each file, by its path below the folder."""
         self._by_name: dict[str, list[str]] = {}
         for path in self.sizes:

@@ -126,8 +126,9 @@ def index_folders(request: SourceRequest, splits: dict[str, str], flat: dict[str
         if split != "test" or len(index):
             indexes[split] = index
     for split, (files, table) in flat.items():
-        indexes[split], unlisted = tables.index_split(request, files, table, split, class_names, left)
+        indexes[split], unlisted = tables.index_split(request, files, table, split, class_names)
         notes += unlisted
+        left.add(files.left)
     notes = _beside_splits(filesystem, root, [splits[split] for split in indexes], left) + notes
     return Source("folder", class_names, indexes, (*notes, *left.lines()))
 

@@ -8,7 +8,6 @@ from dist_resnet.data.prepare.class_numbers import MOST_CLASSES
 from dist_resnet.data.prepare.files_below import FilesBelow
 from dist_resnet.data.prepare.index import Source, check_no_split, join, named_apart, read_index
 from dist_resnet.data.prepare.label_table import Table, TableColumns, read_table
-from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.options import Options
 from dist_resnet.data.prepare.request import WORK, PrepareProgress, SourceRequest, TaskRunner
 from dist_resnet.data.shards import classes, duplicates
@@ -109,13 +108,10 @@ def _tables(request: SourceRequest) -> Source | None:
             f"{others[0]} has class folders, {next(iter(flat.values()))} has none; give all splits of one kind, or a "
             "table of all images as --labels"
         )
-    left = LeftOut()
-    files = FilesBelow(request.filesystem, request.root, left)
-    found = _labels(request, files, places)
-    if not found:
-        return None
     request.progress.begin("finding images", None)
-    return tables.index_tables(request, files, found, left)
+    files = FilesBelow(request.filesystem, request.root)
+    found = _labels(request, files, places)
+    return tables.index_tables(request, files, found) if found else None
 
 
 def _folders(request: SourceRequest) -> Source | None:
@@ -126,12 +122,12 @@ def _folders(request: SourceRequest) -> Source | None:
     splits = _find_folders(request)
     if not splits:
         return None
+    request.progress.begin("finding images", None)
     flat = {}
     for split, folder in folders.find_flat(request, splits).items():
-        files = FilesBelow(request.filesystem, folder, LeftOut())
+        files = FilesBelow(request.filesystem, folder)
         if found := _labels(request, files, [folder, request.root]):
             flat[split] = (files, found[0])
-    request.progress.begin("finding images", None)
     return folders.index_folders(request, splits, flat)
 
 

@@ -43,6 +43,10 @@ class SplitChoice:
                 return split
         return None if found in self.names else found
 
+    def is_replaced(self, name: str) -> bool:
+        """Whether a name usually stands for a split for which another name is chosen."""
+        return split_of(name) in self.names and self.split_of(name) is None
+
     def check_found(self, found: Collection[str], uri: str) -> None:
         """Raises ValueError if a chosen split is not among the splits found."""
         for split, name in self.names.items():

@@ -28,7 +28,6 @@ from dist_resnet.data.shards.column_values import LabelError, encoded_images, im
 from dist_resnet.data.shards.columns import Columns, may_lack_bytes
 from dist_resnet.data.shards.footers import columns_of, find_without_bytes, metadata_of, numbers_of
 from dist_resnet.data.shards.split import Split
-from dist_resnet.data.shards.split_names import split_of
 from dist_resnet.storage.files import exists, whole_file
 from dist_resnet.storage.uri import child_uri, open_uri
 from dist_resnet.wording import one_line
@@ -72,8 +71,8 @@ def find_globs(
         begin = shard[: len(shard) - len(shard.lstrip(string.ascii_letters))]
         if found := choice.split_of(begin):
             check_no_split(split, f"{folder}/{shard}", found)
-        elif split_of(begin) in choice.names:
-            continue  # another name is chosen for this split
+        elif choice.is_replaced(begin):
+            continue
         elif split is None:
             raise ValueError(
                 f"{folder}/{shard} does not name its split; begin the name with train-, validation- or test-, or give "

@@ -6,6 +6,7 @@ first folder of the image (`train/`, `val_images/`), or by --split.
 """
 
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ from dist_resnet.data.prepare.class_numbers import Stated, number_classes
 from dist_resnet.data.prepare.files_below import FilesBelow
 from dist_resnet.data.prepare.index import Container, Index, IndexBuilder, Source, check_no_split
 from dist_resnet.data.prepare.label_table import TABLES, Row, Table, TableColumns, read_table, sample_table
-from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.request import SourceRequest
 from dist_resnet.data.prepare.tree import list_files
 from dist_resnet.data.shards.split_names import ORDER
@@ -82,7 +82,7 @@ def choose_tables(request: SourceRequest, paths: Sequence[str], files: FilesBelo
     return found
 
 
-def index_tables(request: SourceRequest, files: FilesBelow, tables: Sequence[Table], left: LeftOut) -> Source:
+def index_tables(request: SourceRequest, files: FilesBelow, tables: Sequence[Table]) -> Source:
     """The index of the images that some tables list.
 
     Raises ValueError for rows without an image, split or class, and for an image that is listed twice.
@@ -99,12 +99,12 @@ def index_tables(request: SourceRequest, files: FilesBelow, tables: Sequence[Tab
         for split in [*(split for split in ORDER if split in splits), *sorted(splits - set(ORDER))]
     }
     numbered = number_classes({split: _stated(images) for split, images in by_split.items()})
-    indexes = {
-        split: _index(request, files, images, numbered.labels[split], left) for split, images in by_split.items()
-    }
+    indexes = {split: _index(request, files, images, numbered.labels[split]) for split, images in by_split.items()}
     notes = [f"{len(listed) - len(labeled)} images of test, which have no class"] if len(labeled) < len(listed) else []
+    replaced = Counter(row.split for table in tables for row in table.rows if request.choice.is_replaced(row.split))
+    notes += [f"{count} lines of the split {split}: another is chosen" for split, count in sorted(replaced.items())]
     notes += _unlisted(files, listed, [table.path for table in tables])
-    return Source("table", numbered.class_names, indexes, (*notes, *left.lines()), listed=numbered.by_number)
+    return Source("table", numbered.class_names, indexes, (*notes, *files.left.lines()), listed=numbered.by_number)
 
 
 def index_split(
@@ -113,7 +113,6 @@ def index_split(
     table: Table,
     split: str,
     class_names: Sequence[str] | None,
-    left: LeftOut,
 ) -> tuple[Index, list[str]]:
     """(index, notes) of one split whose folder has no class folders and whose classes a table states.
 
@@ -133,13 +132,15 @@ def index_split(
     if notes and table.is_complete:
         raise ValueError(f"{files.folder} holds {notes[0]}; download both again")
     labels = number_classes({split: _stated(listed)}, class_names).labels[split]
-    return _index(request, files, listed, labels, left), notes
+    return _index(request, files, listed, labels), notes
 
 
 def _resolve(request: SourceRequest, files: FilesBelow, table: Table) -> Iterator[_Listed]:
     """The images of a table's rows, with their splits."""
     choice, named = request.choice, request.choice.split_of(_stem(table.path))
     for row in table.rows:
+        if choice.is_replaced(row.split):
+            continue
         split = choice.split_of(row.split) if row.split else named
         if row.split and split is None:
             raise ValueError(
@@ -197,9 +198,7 @@ def _stated(listed: Sequence[_Listed]) -> Stated:
     return Stated(texts=[one.row.label for one in listed], place=lambda row: listed[row].place)
 
 
-def _index(
-    request: SourceRequest, files: FilesBelow, listed: Sequence[_Listed], labels: np.ndarray, left: LeftOut
-) -> Index:
+def _index(request: SourceRequest, files: FilesBelow, listed: Sequence[_Listed], labels: np.ndarray) -> Index:
     """The index of some images, in the order of their classes and then of their paths, without those of other kinds."""
     kept = []
     for number in np.argsort(labels, kind="stable").tolist():
@@ -210,7 +209,7 @@ def _index(
         if kind is None or kind in IMAGES:
             kept.append(number)
         else:
-            left.kinds[kind] += 1
+            files.left.kinds[kind] += 1
     builder = IndexBuilder(request.uri)
     paths = [listed[number].path for number in kept]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""

@@ -74,7 +74,7 @@ def find_tars(request: SourceRequest) -> dict[str, list[str]]:
     if tars := [name for name in files if name.endswith(".tar")]:
         if folders or not _has_samples(filesystem, f"{root}/{tars[0]}"):
             return {}
-        for name in tars:
+        for name in (name for name in tars if not any(map(request.choice.is_replaced, _words(name)))):
             found.setdefault(_split_of_tar(request, f"{root}/{name}"), []).append(f"{root}/{name}")
     for folder in folders:
         split = request.choice.split_of(folder)
@@ -121,6 +121,7 @@ def index_tars(request: SourceRequest, tars: dict[str, list[str]]) -> Source:
             builder.add(container, np.array(offsets), np.array(sizes), labels, names)
             first += len(tar.images)
         indexes[split] = named_apart(builder.build())
+    notes += _beside(request, [path for paths in tars.values() for path in paths])
     source = Source("webdataset", numbered.class_names, indexes, (*notes, *left.lines()), listed=numbered.by_number)
     beside = (
         class_map.find_beside(request.filesystem, request.root)
@@ -135,8 +136,7 @@ def index_tars(request: SourceRequest, tars: dict[str, list[str]]) -> Source:
 
 def _split_of_tar(request: SourceRequest, path: str) -> str:
     """The split of a tar by its name, as in `train-0001.tar` or `imagenet1k-train-0001.tar`, else that of --split."""
-    words = re.split(r"[^A-Za-z]+", path.rpartition("/")[2].removesuffix(".tar"))
-    named = {split for word in words if (split := request.choice.split_of(word))}
+    named = {split for word in _words(path.rpartition("/")[2]) if (split := request.choice.split_of(word))}
     if len(named) == 1:
         check_no_split(request.split, path, next(iter(named)))
         return next(iter(named))
@@ -146,6 +146,10 @@ def _split_of_tar(request: SourceRequest, path: str) -> str:
             "archives of one split"
         )
     return request.split
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^A-Za-z]+", name.removesuffix(".tar"))
 
 
 def _missing_numbers(paths: Sequence[str]) -> list[str]:
@@ -160,8 +164,8 @@ def _missing_numbers(paths: Sequence[str]) -> list[str]:
         missing = sorted(set(wanted) - numbers.keys())
         if missing and total and total[2]:
             raise ValueError(
-                f"{begin}* are {len(numbers)} of {int(total[2])} archives, the first missing one is number {missing[0]}; "
-                "download the rest"
+                f"{begin}* are {len(numbers)} of {int(total[2])} archives, the first missing one is number "
+                f"{missing[0]}; download the rest"
             )
         if missing:
             return [f"{len(missing)} archives {begin}*.tar that do not exist, the first is number {missing[0]}"]
@@ -187,7 +191,7 @@ def _has_samples(filesystem: pafs.FileSystem, path: str) -> bool:
                 endings.setdefault(key, []).append(ending)
     except ValueError:
         return bool(endings)  # cut short: reading it will say so
-    return any(len(one) > 1 and any(is_named_image(f".{ending}") for ending in one) for one in endings.values())
+    return any(len(one) > 1 and any(map(_is_image, one)) for one in endings.values())
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -195,6 +199,11 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _is_image(ending: str) -> bool:
+    """Whether a sample's file is its image: `jpg` is, `mask.png` is not."""
+    return "." not in ending and is_named_image(f".{ending}")
 
 
 def _read_tars(request: SourceRequest, paths: Sequence[str]) -> Iterator[_Tar]:
@@ -211,7 +220,7 @@ def _read_tar(request: SourceRequest, path: str) -> _Tar:
         for name, offset, size in walk_members(file, path, 0, file.size(), left):
             key, ending = _key(name)
             sample = samples.setdefault(key, _Sample())
-            if is_named_image(f".{ending}"):
+            if _is_image(ending):
                 if sample.image is not None:
                     raise ValueError(f"{path} has {sample.image[0]} and {name} of one key; {_ONE}")
                 sample.image = (name, offset, size)
@@ -297,6 +306,16 @@ def _stated(tars: Sequence[_Tar]) -> Stated:
     names = [(tar.path, name) for tar in tars for name, _, _ in tar.images]
     texts = [text for tar in tars for text in tar.texts if text is not None]
     return Stated(texts=texts, place=lambda row: f"{names[row][1]} in {names[row][0]}")
+
+
+def _beside(request: SourceRequest, tars: Sequence[str]) -> list[str]:
+    """A line about other files and folders beside the archives, or beside their folders."""
+    folders, files = list_folder(request.filesystem, request.root, LeftOut())
+    used = {path[len(request.root) + 1 :].partition("/")[0] for path in tars}
+    others = [f"{name}/" for name in folders if name not in used] + [
+        name for name in files if name not in used and name.lower() not in class_map.NAMES
+    ]
+    return [f"{some(others)} next to the archives"] if others else []
 
 
 def _other_files(tars: Sequence[_Tar]) -> list[str]:

@@ -130,6 +130,29 @@ def test_the_other_folder_of_a_chosen_split_is_left_out_with_a_word(tmp_path: Pa
     assert manifest["splits"]["validation"]["images"] == 10
 
 
+@pytest.mark.parametrize("write", [write_webdataset, write_table, write_downloaded])
+def test_the_images_of_a_split_that_is_not_chosen_are_left_out(tmp_path: Path, write) -> None:
+    images = small_images(per_class=4)
+    three = {"train": images["train"], "test": images["validation"]}
+    three["validation"] = {synset: files[:1] for synset, files in small_images(per_class=5)["train"].items()}
+    if write is write_webdataset:
+        source = write_webdataset(tmp_path / "source", three, names={one: f"{one}-{{:04d}}.tar" for one in three})
+    else:
+        source = write(tmp_path / "source", three)
+    for shard in source.glob("data/test-00000-of-00001.parquet"):
+        shard.unlink()  # the one without labels
+    manifest = prepare_here(source, tmp_path / "target", validation_split="test")
+    assert sorted(prepared_rows(tmp_path / "target", "validation")) == expected_rows(images, "validation")
+    assert (
+        manifest["left_out"][:1]
+        == {
+            write_webdataset: ["validation-0000.tar, validation-0001.tar next to the archives"],
+            write_table: ["5 lines of the split val: another is chosen"],
+            write_downloaded: [],
+        }[write]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

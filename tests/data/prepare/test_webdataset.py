@@ -119,7 +119,7 @@ def test_keys_that_start_anew_in_each_archive_are_told_apart(tmp_path: Path) -> 
 
 def test_files_of_a_sample_may_be_in_any_order_and_in_folders(tmp_path: Path) -> None:
     files = [("./b/1.v2.cls", b"x"), ("a/1.cls", b"b"), ("a/1.txt", b"text"), ("a/1.png", IMAGE), ("c/2.cls", b"c")]
-    files += [("._a.jpg", b"x"), ("b/1.jpg", OTHER), ("b/1.cls", b"a"), ("a/1.json", b"{}")]
+    files += [("._a.jpg", b"x"), ("b/1.jpg", OTHER), ("b/1.cls", b"a"), ("a/1.json", b"{}"), ("a/1.mask.png", OTHER)]
     manifest = prepare_here(write_one(tmp_path / "source", files), tmp_path / "target")
     assert sorted((name, label) for name, _, label in prepared_rows(tmp_path / "target", "train")) == [
         ("a/1.png", 1),
@@ -127,7 +127,7 @@ def test_files_of_a_sample_may_be_in_any_order_and_in_folders(tmp_path: Path) ->
     ]
     assert manifest["left_out"] == [
         "1 classes without an image, such as of c/2 in train-0000.tar",
-        "2 other files of samples: .txt (1), .v2.cls (1)",
+        "3 other files of samples: .mask.png (1), .txt (1), .v2.cls (1)",
         "1 hidden and tools' files and folders: ._* (1)",
     ]
 
