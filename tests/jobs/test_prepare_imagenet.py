@@ -103,7 +103,10 @@ def test_the_job_says_what_it_made_and_the_check_what_it_found(tmp_path: Path) -
         (["--source", "{0}", "--target", "{0}/target", "--shorter-side", "5"], "must be at least 32 pixels, got 5"),
         (["--check", "{0}"], "{0} has no manifest.json"),
         (["--source", "{0}", "--target", "{0}/target", "--labels", "{0}/no.csv"], "{0}/no.csv does not exist; give a"),
-        (["--source", "{0}", "--target", "{0}/target", "--class-map", "{0}/no"], "class map {0}/no does not exist; give"),
+        (
+            ["--source", "{0}", "--target", "{0}/target", "--class-map", "{0}/no"],
+            "class map {0}/no does not exist; give",
+        ),
         (["--source", "{0}", "--target", "{0}/target", "--validation-split", "a/b"], "takes the name of one folder"),
         (["--source", "{0}", "--target", "{0}/target", "--labels", "s3://a:b@c/d"], "labels contains a password"),
     ],

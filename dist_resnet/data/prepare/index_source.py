@@ -29,15 +29,16 @@ def index_source(options: Options, *, run: TaskRunner, progress: PrepareProgress
         raise FileNotFoundError(f"the source {options.source} does not exist; give the folder that holds the images")
     other_layouts.refuse_file(filesystem, root)
     names = None if options.class_map is None else class_map.read_class_map(options.class_map)
+    columns = TableColumns(file=options.file_column, label=options.label_column, split=options.split_column)
     request = SourceRequest(
         uri=options.source,
         filesystem=filesystem,
         root=root,
         split=options.split_name,
         target=options.target,
-        columns=TableColumns(file=options.file_column, label=options.label_column, split=options.split_column),
+        columns=columns,
         choice=options.split_choice,
-        labels=options.labels,
+        labels=None if options.labels is None else tables.open_given(options.labels, columns),
         has_class_map=names is not None,
         run=run,
         progress=progress,
@@ -146,7 +147,7 @@ def _inside_kaggle(request: SourceRequest) -> SourceRequest:
 def _labels(request: SourceRequest, files: FilesBelow, places: list[str]) -> list[Table]:
     """The table of --labels, or those that list some of the files; none if there are none."""
     if request.labels is not None:
-        return [tables.open_given(request.labels, request.columns)]
+        return [request.labels]
     chosen = tables.choose_tables(request, tables.list_tables(request, places), files)
     return [read_table(request.filesystem, path, request.columns) for path in chosen]
 

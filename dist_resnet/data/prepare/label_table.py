@@ -22,7 +22,7 @@ TABLES = (".csv", ".tsv", ".txt")
 _HEAD_BYTES = 1 << 16
 _SAMPLED_LINES = 50
 _FILE_NAME = re.compile(
-    r"(.*[_ .-])?(files?|file[_ .-]?(names?|paths?)|paths?|images?|imgs?|photos?|pictures?)"
+    r"(.*[_ .-])?(files?|file[_ .-]?(names?|paths?)|paths?|images?|imgs?|photos?)"
     r"([_ .-]?(ids?|names?|paths?|files?|filenames?))?"
 )
 # Names that say it only if no other does.

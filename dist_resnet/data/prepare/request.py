@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import pyarrow.fs as pafs
 
-from dist_resnet.data.prepare.label_table import TableColumns
+from dist_resnet.data.prepare.label_table import Table, TableColumns
 from dist_resnet.data.prepare.split_choice import SplitChoice
 
 TaskRunner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
@@ -48,8 +48,8 @@ class SourceRequest:
     """The columns of a table; its `label` is also that of Parquet shards and of WebDataset's JSON."""
     choice: SplitChoice
     """The splits whose names in the source are chosen."""
-    labels: str | None
-    """Address of the table of classes, if it is given."""
+    labels: Table | None
+    """The table of classes, if it is given."""
     has_class_map: bool
     """Whether the names of the classes are given."""
     run: TaskRunner
