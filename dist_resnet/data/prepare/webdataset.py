@@ -4,19 +4,15 @@ A sample is the files with one key, which is the path up to the first dot of the
 `0001.cls` has its class in words or as a number, and so has a field of `0001.json`.
 """
 
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
 
-from dist_resnet.data.image.kinds import HEAD_BYTES, is_named_image, kind_of
+from dist_resnet.data.image.kinds import HEAD_BYTES, kind_of
 from dist_resnet.data.prepare import class_map
 from dist_resnet.data.prepare.archives import walk_members
 from dist_resnet.data.prepare.class_numbers import Stated, number_classes
@@ -25,42 +21,16 @@ from dist_resnet.data.prepare.left_out import LeftOut
 from dist_resnet.data.prepare.other_layouts import decompress
 from dist_resnet.data.prepare.request import SourceRequest
 from dist_resnet.data.prepare.tree import list_folder
-from dist_resnet.data.shards.columns import is_label_name
+from dist_resnet.data.prepare.webdataset_tar import Tar, is_image, key_of, read_tar
 from dist_resnet.data.shards.split_names import ORDER
 from dist_resnet.storage.files import read_bytes
 from dist_resnet.storage.uri import is_local
 from dist_resnet.wording import some
 
-_CLASS_ENDINGS = ("cls", "cls.txt")
-_JSON = "json"
 _THREADS, _THREADS_REMOTE = 2, 64
-_MOST_BYTES = 1 << 20
 _SAMPLED_MEMBERS = 30
 _ENDINGS = {"gzip": "gz", "xz": "xz"}
 _NUMBER = re.compile(r"(\d+)(?:-of-(\d+))?\.tar$")
-
-
-@dataclass
-class _Sample:
-    """A key's files: (member, offset, bytes) of each."""
-
-    image: tuple[str, int, int] | None = None
-    classes: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    """Those that may state the class, by their endings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tar:
-    """The images of one tar, and their classes; None for those that state none."""
-
-    path: str
-    images: Sequence[tuple[str, int, int]]
-    texts: Sequence[str | None]
-    lonely: Sequence[str]
-    """Keys that have no image."""
-    others: Counter[str]
-    """Endings of the files that are neither images nor state a class, with their numbers."""
-    left: LeftOut
 
 
 def find_tars(request: SourceRequest) -> dict[str, list[str]]:
@@ -96,7 +66,7 @@ def index_tars(request: SourceRequest, tars: dict[str, list[str]]) -> Source:
     that validation has and train does not.
     """
     left, notes = LeftOut(), []
-    read: dict[str, list[_Tar]] = {}
+    read: dict[str, list[Tar]] = {}
     for split, paths in tars.items():
         notes += _missing_numbers(paths)
         found = list(_read_tars(request, paths))
@@ -187,122 +157,33 @@ def _has_samples(filesystem: pafs.FileSystem, path: str) -> bool:
         with filesystem.open_input_file(path) as file:
             members = walk_members(file, path, 0, file.size(), LeftOut())
             for (name, _, _), _ in zip(members, range(_SAMPLED_MEMBERS), strict=False):
-                key, ending = _key(name)
+                key, ending = key_of(name)
                 endings.setdefault(key, []).append(ending)
     except ValueError:
         return bool(endings)  # cut short: reading it will say so
-    return any(len(one) > 1 and any(map(_is_image, one)) for one in endings.values())
+    return any(len(one) > 1 and any(map(is_image, one)) for one in endings.values())
 
 
-def _key(name: str) -> tuple[str, str]:
-    """(key, ending) of a file: `a/1.cls.txt` has the key `a/1` and the ending `cls.txt`."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return f"{folder}{slash}{stem}", ending.lower()
-
-
-def _is_image(ending: str) -> bool:
-    """Whether a sample's file is its image: `jpg` is, `mask.png` is not."""
-    return "." not in ending and is_named_image(f".{ending}")
-
-
-def _read_tars(request: SourceRequest, paths: Sequence[str]) -> Iterator[_Tar]:
+def _read_tars(request: SourceRequest, paths: Sequence[str]) -> Iterator[Tar]:
     with ThreadPoolExecutor(_THREADS if is_local(request.filesystem) else _THREADS_REMOTE) as pool:
-        for tar in pool.map(lambda path: _read_tar(request, path), paths):
+        for tar in pool.map(lambda path: read_tar(request.filesystem, path, request.columns.label), paths):
             request.progress.advance(len(tar.images))
             yield tar
 
 
-def _read_tar(request: SourceRequest, path: str) -> _Tar:
-    left, others = LeftOut(), Counter()
-    with request.filesystem.open_input_file(path) as file:
-        samples: dict[str, _Sample] = {}
-        for name, offset, size in walk_members(file, path, 0, file.size(), left):
-            key, ending = _key(name)
-            sample = samples.setdefault(key, _Sample())
-            if _is_image(ending):
-                if sample.image is not None:
-                    raise ValueError(f"{path} has {sample.image[0]} and {name} of one key; {_ONE}")
-                sample.image = (name, offset, size)
-            elif ending == _JSON or ending in _CLASS_ENDINGS:
-                if ending in sample.classes:
-                    raise ValueError(f"{path} has {name} twice; {_ONE}")
-                sample.classes[ending] = (name, offset, size)
-            else:
-                others[f".{ending}" if ending else "no ending"] += 1
-        images = {key: sample for key, sample in samples.items() if sample.image is not None}
-        return _Tar(
-            path=path,
-            images=[sample.image for sample in images.values() if sample.image is not None],
-            texts=[_class_of(file, path, sample, request.columns.label) for sample in images.values()],
-            lonely=[key for key, sample in samples.items() if sample.image is None and sample.classes],
-            others=others,
-            left=left,
-        )
-
-
-_ONE = "give each key one image and one class"
-
-
-def _class_of(file: Any, path: str, sample: _Sample, column: str | None) -> str | None:
-    """The class of a sample as text; None if no file states it. `column`: the field of its JSON, if chosen."""
-    for ending in _CLASS_ENDINGS if column is None else ():
-        if ending in sample.classes:
-            name, offset, size = sample.classes[ending]
-            text = _text(file.read_at(min(size, _MOST_BYTES), offset), path, name).strip()
-            if "\n" in text:
-                raise ValueError(f"{path} has several lines in {name}; a class is one line")
-            return text or None
-    return _class_in_json(file, path, sample.classes[_JSON], column) if _JSON in sample.classes else None
-
-
-def _text(content: bytes, path: str, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} has {name}, which is not UTF-8 text; write the class as text or as a number"
-        ) from error
-
-
-def _class_in_json(file: Any, path: str, member: tuple[str, int, int], column: str | None) -> str | None:
-    name, offset, size = member
-    try:
-        content = json.loads(file.read_at(min(size, _MOST_BYTES), offset))
-    except ValueError as error:
-        raise ValueError(f"{path} has {name}, which is not JSON ({error}); write it again") from error
-    fields = content if isinstance(content, dict) else {}
-    named = [column or "label"] if column or "label" in fields else list(filter(is_label_name, fields))
-    if len(named) > 1:
-        raise ValueError(
-            f"{path} has several fields that may be the class in {name}, {some(named)}; choose one with --label-column"
-        )
-    if column is not None and column not in fields:
-        raise ValueError(f"{path} has no field {column} in {name}, it has {some(list(fields), most=8)}; choose another")
-    value = fields.get(named[0]) if named else None
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-        raise ValueError(
-            f"{path} has {named[0]} {str(value)[:80]} in {name}; a class is a text or a whole number: choose another "
-            "field with --label-column"
-        )
-    return None if value is None else str(value).strip() or None
-
-
-def _check_stated(tars: Sequence[_Tar]) -> None:
+def _check_stated(tars: Sequence[Tar]) -> None:
     """Raises ValueError for an image without a class, and if there is no image at all."""
     for tar in tars:
         for (name, _, _), text in zip(tar.images, tar.texts, strict=True):
             if text is None:
                 raise ValueError(
-                    f"{tar.path} has no class for {name}: neither a file {_key(name)[0]}.cls nor a label in "
-                    f"{_key(name)[0]}.json; write one, choose its field with --label-column, or unpack the images "
+                    f"{tar.path} has no class for {name}: neither a file {key_of(name)[0]}.cls nor a label in "
+                    f"{key_of(name)[0]}.json; write one, choose its field with --label-column, or unpack the images "
                     "into class folders"
                 )
 
 
-def _stated(tars: Sequence[_Tar]) -> Stated:
+def _stated(tars: Sequence[Tar]) -> Stated:
     names = [(tar.path, name) for tar in tars for name, _, _ in tar.images]
     texts = [text for tar in tars for text in tar.texts if text is not None]
     return Stated(texts=texts, place=lambda row: f"{names[row][1]} in {names[row][0]}")
@@ -318,7 +199,7 @@ def _beside(request: SourceRequest, tars: Sequence[str]) -> list[str]:
     return [f"{some(others)} next to the archives"] if others else []
 
 
-def _other_files(tars: Sequence[_Tar]) -> list[str]:
+def _other_files(tars: Sequence[Tar]) -> list[str]:
     """Lines about the files of archives that are not used."""
     lonely = [f"{key} in {tar.path.rpartition('/')[2]}" for tar in tars for key in tar.lonely]
     others: Counter[str] = sum((tar.others for tar in tars), Counter())
