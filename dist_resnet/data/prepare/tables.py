@@ -157,6 +157,11 @@ def _resolve(request: SourceRequest, files: FilesBelow, table: Table) -> Iterato
                 f"{table.path} does not state the split of {row.file}, and neither does its folder; give --split, a "
                 "column split, or a table of each split, named train.csv and val.csv"
             )
+        if row.split and request.split is not None:
+            raise ValueError(
+                f"{table.path} line {row.line} states the split {row.split}; leave out --split {request.split}, or give "
+                "another table as --labels"
+            )
         if found is not None:
             check_no_split(request.split, table.path if named else f"{files.folder}/{path}", found)
         yield _Listed(row=row, table=table.path, path=path, split=found or str(request.split))
