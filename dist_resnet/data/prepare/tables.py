@@ -159,8 +159,8 @@ def _resolve(request: SourceRequest, files: FilesBelow, table: Table) -> Iterato
             )
         if row.split and request.split is not None:
             raise ValueError(
-                f"{table.path} line {row.line} states the split {row.split}; leave out --split {request.split}, or give "
-                "another table as --labels"
+                f"{table.path} line {row.line} states the split {row.split}; leave out --split {request.split}, or "
+                "give another table as --labels"
             )
         if found is not None:
             check_no_split(request.split, table.path if named else f"{files.folder}/{path}", found)
