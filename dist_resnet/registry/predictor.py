@@ -33,15 +33,20 @@ def load_model(folder: Path) -> torch.nn.Module:
     Raises ValueError if recipe and weights do not match.
     """
     recipe = Recipe.from_dict(json.loads((folder / RECIPE).read_text()))
-    with torch.device("meta"):
-        model = build_model(recipe.model)
-    model.to_empty(device="cpu")
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS), strict=True)
+        return rebuild(recipe, safetensors.torch.load_file(folder / WEIGHTS))
     except RuntimeError as error:
         raise ValueError(
             f"{WEIGHTS} does not match the network in {RECIPE}: {str(error).splitlines()[-1].strip()}"
         ) from error
+
+
+def rebuild(recipe: Recipe, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The network of a recipe with these weights, as `load_model` gives it. Raises RuntimeError if they differ."""
+    with torch.device("meta"):
+        model = build_model(recipe.model)
+    model.to_empty(device="cpu")
+    model.load_state_dict(weights, strict=True)
     return model.to(memory_format=torch.channels_last).eval()
 
 

@@ -25,6 +25,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What a PNG has that says how it is turned: a chunk, or the name of a text.
+_PNG_METADATA = (b"eXIf", b"exif", b"xmp")
 # Files that are sent instead of images.
 _NO_IMAGES = (
     (png.SIGNATURE, "a damaged PNG"),
@@ -59,6 +61,20 @@ def rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:  # Pillow cannot convert from every mode
         raise DamagedError(f"an image of mode {image.mode}, which cannot be read ({reason_of(error)})") from error
+
+
+def is_turned(encoded: bytes) -> bool:
+    """Whether `decode` turns the image if it is to be upright. False for an image that it cannot read."""
+    if encoded.startswith(png.SIGNATURE) and not any(mark in encoded for mark in _PNG_METADATA):
+        return False  # Pillow looks for it behind the pixels, and so decodes them
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _turn(Image.open(io.BytesIO(encoded), formats=_formats())) is not None
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises nearly anything for damaged bytes
+        return False
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -137,13 +153,17 @@ def reason_of(error: Exception) -> str:
 
 
 def _turned(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata: no turn
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _transparent_value(image: Image.Image, bits: int) -> object:

@@ -64,14 +64,23 @@ def find_columns(shard: str, schema: pa.Schema, label_column: str | None = None)
     Raises UnlabeledError if no column has a name for labels, ValueError if a column has an unsupported type or the
     choice is ambiguous; both name the shard.
     """
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise ValueError(f"{shard} has two columns named {twice[0]}; rename or remove one")
+    _check_names(shard, schema)
     features = _features(schema)
     label = _find_label(shard, schema, features, label_column)
     image = _find_image(shard, schema, features, label)
     inside, path = _parts(shard, schema.field(image))
     text = is_text(schema.field(label).type) or is_bytes(schema.field(label).type)
     return Columns(image, inside, path, label, text, None if text else _class_names(features, label))
+
+
+def find_image_columns(shard: str, schema: pa.Schema) -> tuple[str, str | None, str | None]:
+    """(column of images, of their bytes, of their paths) of a shard that need not have labels.
+
+    Raises ValueError, naming the shard, if no column or several could hold the images, or one has another type.
+    """
+    _check_names(shard, schema)
+    image = _find_image(shard, schema, _features(schema), label=None)
+    return image, *_parts(shard, schema.field(image))
 
 
 def label_statistics(metadata: pq.FileMetaData, columns: Columns) -> tuple[int, int] | None:
@@ -173,7 +182,12 @@ def _only_label(shard: str, schema: pa.Schema, features: dict[str, dict]) -> str
     return found[0]
 
 
-def _find_image(shard: str, schema: pa.Schema, features: dict[str, dict], label: str) -> str:
+def _check_names(shard: str, schema: pa.Schema) -> None:
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ValueError(f"{shard} has two columns named {twice[0]}; rename or remove one")
+
+
+def _find_image(shard: str, schema: pa.Schema, features: dict[str, dict], label: str | None) -> str:
     """`image` or `img`, or the only column that is marked as images or holds bytes."""
     others = [name for name in schema.names if name != label]
     for name in _IMAGE_NAMES:

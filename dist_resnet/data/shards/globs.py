@@ -1,8 +1,8 @@
 """Finds the shards that a folder or a glob names, on a disk or an object store.
 
 A wildcard (`*`, `?`, `[...]`) matches within one folder. It matches no name that begins with a dot or, unless it is a
-shard, with `_`, such as Spark's `_SUCCESS`; `**` matches any number of folders. A file or folder with exactly the given
-name is taken, even if that contains wildcards.
+shard or an image, with `_`, such as Spark's `_SUCCESS`; `**` matches any number of folders. A file or folder with
+exactly the given name is taken, even if that contains wildcards.
 """
 
 import fnmatch
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dist_resnet.data.image.kinds import is_named_image
 from dist_resnet.data.shards import hive
 from dist_resnet.storage.uri import list_entries, lists_folders, path_of
 from dist_resnet.terminal import escaped, not_text
@@ -28,10 +29,7 @@ def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[
     Lists only folders that the glob can match, and everything below them only for `**`. Raises FileNotFoundError if
     nothing matches, ValueError if a folder cannot be listed or the name of a shard is not UTF-8.
     """
-    try:
-        shards, names = _find(filesystem, path)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
+    shards, names = find_files(filesystem, path, uri)
     if not shards:
         below = _shard_below(filesystem, path)
         todo = f"some are in subfolders, such as {below}; give {_glob_of(path, below)}" if below else _ADVICE
@@ -39,16 +37,24 @@ def find_shards(filesystem: pafs.FileSystem, path: str, uri: str) -> tuple[list[
     return shards, names
 
 
-def _find(filesystem: pafs.FileSystem, path: str) -> tuple[list[str], str]:
+def find_files(filesystem: pafs.FileSystem, path: str, uri: str, *, inside: str = _SHARDS) -> tuple[list[str], str]:
+    """As `find_shards`, but of any name: of a folder, and after a last `**`, those that match `inside`; may be none."""
+    try:
+        return _find(filesystem, path, inside)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{uri} cannot be listed ({one_line(error)}); check the address and the access") from error
+
+
+def _find(filesystem: pafs.FileSystem, path: str, inside: str) -> tuple[list[str], str]:
     kind = filesystem.get_file_info(path).type
     if kind == pafs.FileType.File:
         return [path], glob.escape(path.rpartition("/")[2])
     parts = path.split("/")
     if kind == pafs.FileType.Directory or not _is_glob(path):
-        first, parts = len(parts), [*parts, _SHARDS]
+        first, parts = len(parts), [*parts, inside]
     else:
         first = next(number for number, part in enumerate(parts) if _is_glob(part))
-        parts += [_SHARDS] if parts[-1] == "**" else []
+        parts += [inside] if parts[-1] == "**" else []
     return sorted(set(_files(filesystem, "/".join(parts[:first]), parts[first:]))), parts[-1]
 
 
@@ -90,7 +96,7 @@ def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
     """
     if not parts or not names:
         return not parts and not names
-    is_hidden = names[0].startswith((".", "_")) and names[0][0] != parts[0][0] and not _is_shard(names[0])
+    is_hidden = names[0].startswith((".", "_")) and names[0][0] != parts[0][0] and not _is_data(names[0])
     if parts[0] == "**":
         return _fits(names, parts[1:]) or (not is_hidden and _fits(names[1:], parts))
     return not is_hidden and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
@@ -102,8 +108,9 @@ def _glob_of(folder: str, shard: str) -> str:
     return f"{folder}/*/{_SHARDS}" if hive.is_partition(below.rpartition("/")[2]) else f"{below}/{_SHARDS}"
 
 
-def _is_shard(name: str) -> bool:
-    return name.startswith("_") and name.endswith(".parquet")
+def _is_data(name: str) -> bool:
+    """Whether a file whose name begins with `_` is a shard or an image, such as a camera's `_DSC0001.JPG`."""
+    return name.startswith("_") and (name.endswith(".parquet") or is_named_image(name))
 
 
 def _shard_below(filesystem: pafs.FileSystem, path: str) -> str | None:

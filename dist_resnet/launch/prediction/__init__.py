@@ -1,0 +1,1 @@
+"""Prediction: what a worker does with a block of images, and what becomes of its answers."""
