@@ -32,6 +32,7 @@ from dist_resnet.launch.progress import ImageProgress
 from dist_resnet.launch.resources import settle_workers
 from dist_resnet.launch.trained import Trained, Weights, open_trained
 from dist_resnet.recipe import Decode, Execution, Recipe
+from dist_resnet.registry import predictor
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 from dist_resnet.wording import one_line
 
@@ -88,6 +89,7 @@ def predict(options: Options) -> Predicted:
     decoders.check(options.decode_on)
     with open_trained(options.model, tracking_uri=options.tracking_uri) as trained:
         model, weights = _model_of(trained, options), trained.read_weights()
+    _check_weights(options.model, model.recipe, weights)
     images, left_out = find_images([absolute_uri(uri) for uri in options.images])
     for line in left_out:
         logger.info("left out: %s", line)
@@ -114,6 +116,14 @@ def _model_of(trained: Trained, options: Options) -> _Model:
         top_k=min(options.top_k, outputs),
         batch=options.batch,
     )
+
+
+def _check_weights(source: str, recipe: Recipe, weights: Weights) -> None:
+    try:
+        predictor.rebuild(recipe, weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"the weights of {source} are of another network than its recipe's: {reason}") from error
 
 
 def _block_size(num_images: int) -> int:
@@ -161,7 +171,9 @@ def _classify_all(
     if not todo:
         return
     progress = ImageProgress()
-    workers = _start(options, model, weights, most=len(todo))
+    settled = _settle(options, most=len(todo))
+    shared = ray.put(weights)  # held here, so that a worker that starts again finds them
+    workers = _start(settled, model, [shared], most=len(todo))
     progress.begin("predicting", sum(count(blocks[number]) for number in todo))
     if finished:
         progress.say(f"{len(finished)} of {len(blocks)} parts were finished by an earlier start")
@@ -177,8 +189,11 @@ def _classify_all(
             ray.kill(worker)
 
 
-def _start(options: Options, model: _Model, weights: Weights, *, most: int) -> list[Any]:
-    """The workers, no more than `most`. Raises ValueError if the cluster lacks cores or GPUs for them."""
+def _settle(options: Options, *, most: int) -> Execution:
+    """The workers, by default no more than `most`, and the device and cores of each; connects to Ray.
+
+    Raises ValueError if the cluster lacks cores or GPUs for them.
+    """
     execution = Execution(workers=options.workers or 1, device=options.device)
     connect(execution)
     available = resources()
@@ -186,12 +201,15 @@ def _start(options: Options, model: _Model, weights: Weights, *, most: int) -> l
         gpus = 0 if options.device == "cpu" else available.gpus
         wanted = gpus or sum(max(1, node.cores // _CORES_PER_WORKER) for node in available.nodes if node.cores)
         execution = dataclasses.replace(execution, workers=max(1, min(wanted, most)))
-    settled = settle_workers(execution, available)
+    return settle_workers(execution, available)
+
+
+def _start(settled: Execution, model: _Model, weights: list[Any], *, most: int) -> list[Any]:
+    """The workers; `weights` is a reference to them in Ray's object store."""
     cores, on_gpu = settled.cpus_per_worker or 1, settled.device == "gpu"
-    shared = ray.put(weights)
     worker = _remote.options(num_cpus=cores, num_gpus=1 if on_gpu else 0)
     return [
-        worker.remote(rank, model, shared, cores, "cuda" if on_gpu else "cpu")
+        worker.remote(rank, model, weights, cores, "cuda" if on_gpu else "cpu")
         for rank in range(min(settled.most_workers, most))
     ]
 
@@ -237,13 +255,19 @@ def _check_seen(names: Sequence[str], errors: Sequence[str | None]) -> None:
 class _Worker:
     """Classifies blocks on one GPU, or on a few cores."""
 
-    def __init__(self, rank: int, model: _Model, weights: Weights, cores: int, device: str) -> None:
+    def __init__(self, rank: int, model: _Model, weights: list[Any], cores: int, device: str) -> None:
         logs.configure(rank)
         torch.set_num_threads(cores)
         place = torch.device(device, 0) if device == "cuda" else torch.device(device)
         gpu.take(place)
         self._classifier = Classifier(
-            model.recipe, weights, model.cut, top_k=model.top_k, batch=model.batch, threads=cores, device=place
+            model.recipe,
+            ray.get(weights[0]),
+            model.cut,
+            top_k=model.top_k,
+            batch=model.batch,
+            threads=cores,
+            device=place,
         )
 
     def classify(self, block: list[Images]) -> Iterator[Answers]:
