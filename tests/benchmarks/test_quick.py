@@ -23,6 +23,10 @@ RUNS = {
     "memory": ("memory.py --threads 1", ("CIFAR ResNet-164", "bf16, recomputed")),
     "precision": ("precision.py --train {cifar} --threads 1", ("ResNet-20",)),
     "ray_helpers": ("ray_helpers.py --lean", ("ray::TrainController",)),
+    "predict": (
+        "predict.py --data {cifar} --threads 1",
+        ("dist_resnet, jobs/predict.py", "the same network, DataLoader", "its network alone"),
+    ),
     "recovery": ("recovery.py", ("ours under Ray Train", "a plain script under torchrun")),
     "remote": ("remote.py --data {shards} --latency 5", ("local disk", "store, 5 ms, cached")),
     "serving": ("serving.py", ("registration", "HTTP, 16 images a request", "images/s")),

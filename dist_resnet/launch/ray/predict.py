@@ -66,7 +66,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class Model:
     """What a worker needs besides the weights, and the names of the classes."""
 
     recipe: Recipe
@@ -88,7 +88,7 @@ def predict(options: Options) -> Predicted:
     check_output(options.output)
     decoders.check(options.decode_on)
     with open_trained(options.model, tracking_uri=options.tracking_uri) as trained:
-        model, weights = _model_of(trained, options), trained.read_weights()
+        model, weights = prepare_model(trained, options), trained.read_weights()
     _check_weights(options.model, model.recipe, weights)
     images, left_out = find_images([absolute_uri(uri) for uri in options.images])
     for line in left_out:
@@ -101,10 +101,11 @@ def predict(options: Options) -> Predicted:
         return results.finish()
 
 
-def _model_of(trained: Trained, options: Options) -> _Model:
+def prepare_model(trained: Trained, options: Options) -> Model:
+    """A model as the options have it classify."""
     recipe = trained.recipe
     outputs = recipe.model.num_classes
-    return _Model(
+    return Model(
         recipe=recipe,
         names=classes.numbers(outputs) if trained.classes is None else classes.for_outputs(trained.classes, outputs),
         cut=Cut(
@@ -135,7 +136,7 @@ def _block_size(num_images: int) -> int:
     return _UNIT * min(_MOST_UNITS, -(-num_images // (_UNIT * _BLOCKS)))
 
 
-def _job(images: Sequence[Images], model: _Model, weights: Weights) -> dict[str, Any]:
+def _job(images: Sequence[Images], model: Model, weights: Weights) -> dict[str, Any]:
     """What an earlier start must have in common to be continued."""
     listed, known = hashlib.sha256(), hashlib.sha256()
     for part in images:
@@ -160,7 +161,7 @@ def _job(images: Sequence[Images], model: _Model, weights: Weights) -> dict[str,
 
 def _classify_all(
     options: Options,
-    model: _Model,
+    model: Model,
     weights: Weights,
     blocks: list[list[Images]],
     finished: set[int],
@@ -171,14 +172,14 @@ def _classify_all(
     if not todo:
         return
     progress = ImageProgress()
-    settled = _settle(options, most=len(todo))
-    shared = ray.put(weights)  # held here, so that a worker that starts again finds them
-    workers = _start(settled, model, [shared], most=len(todo))
+    settled = settle(options, most=len(todo))
+    shared = share(weights)  # held here, so that a worker that starts again finds them
+    workers = start_workers(settled, model, shared, most=len(todo))
     progress.begin("predicting", sum(count(blocks[number]) for number in todo))
     if finished:
         progress.say(f"{len(finished)} of {len(blocks)} parts were finished by an earlier start")
     try:
-        for number, answers in _answers(workers, [(number, blocks[number]) for number in todo], progress):
+        for number, answers in answers_of(workers, [(number, blocks[number]) for number in todo], progress):
             names = [name for part in blocks[number] for name in part.names()]
             table = table_of(names, answers, model.names)
             _check_seen(names, table["error"].to_pylist())
@@ -189,7 +190,7 @@ def _classify_all(
             ray.kill(worker)
 
 
-def _settle(options: Options, *, most: int) -> Execution:
+def settle(options: Options, *, most: int) -> Execution:
     """The workers, by default no more than `most`, and the device and cores of each; connects to Ray.
 
     Raises ValueError if the cluster lacks cores or GPUs for them.
@@ -204,8 +205,13 @@ def _settle(options: Options, *, most: int) -> Execution:
     return settle_workers(execution, available)
 
 
-def _start(settled: Execution, model: _Model, weights: list[Any], *, most: int) -> list[Any]:
-    """The workers; `weights` is a reference to them in Ray's object store."""
+def share(weights: Weights) -> list[Any]:
+    """A reference to weights in Ray's object store, as `start_workers` takes it."""
+    return [ray.put(weights)]
+
+
+def start_workers(settled: Execution, model: Model, weights: list[Any], *, most: int) -> list[Any]:
+    """The workers; `weights`, from `share`, have to be kept while they work."""
     cores, on_gpu = settled.cpus_per_worker or 1, settled.device == "gpu"
     worker = _remote.options(num_cpus=cores, num_gpus=1 if on_gpu else 0)
     return [
@@ -214,7 +220,7 @@ def _start(settled: Execution, model: _Model, weights: list[Any], *, most: int) 
     ]
 
 
-def _answers(
+def answers_of(
     workers: Sequence[Any], blocks: Sequence[tuple[int, list[Images]]], progress: ImageProgress
 ) -> Iterator[tuple[int, list[Answers]]]:
     """(number, answers) of each block as it is finished; each worker has one block at a time."""
@@ -255,7 +261,7 @@ def _check_seen(names: Sequence[str], errors: Sequence[str | None]) -> None:
 class _Worker:
     """Classifies blocks on one GPU, or on a few cores."""
 
-    def __init__(self, rank: int, model: _Model, weights: list[Any], cores: int, device: str) -> None:
+    def __init__(self, rank: int, model: Model, weights: list[Any], cores: int, device: str) -> None:
         logs.configure(rank)
         torch.set_num_threads(cores)
         place = torch.device(device, 0) if device == "cuda" else torch.device(device)
