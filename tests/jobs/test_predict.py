@@ -30,6 +30,14 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def _finish(*arguments: object) -> str:
+    """What a job that succeeds writes to standard output."""
+    job = _start(*arguments)
+    told, said = job.communicate()
+    assert job.returncode == 0, said
+    return told
+
+
 def _wait_for(job: subprocess.Popen[str], what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not what():
@@ -124,8 +132,7 @@ def test_a_killed_job_continues_to_the_same_file(published_run: dict[str, Any], 
     assert again.returncode == 0, said
     assert kept == finished
     assert f"{len(finished)} of 63 parts were finished by an earlier start" in said
-    undisturbed = _start(*options, "--output", tmp_path / "undisturbed.parquet")
-    assert undisturbed.wait() == 0, undisturbed.communicate()
+    _finish(*options, "--output", tmp_path / "undisturbed.parquet")
     assert output.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
     assert [row["path"] for row in _rows(output)] == [f"{tmp_path}/images.parquet#{n}" for n in range(4000)]
     assert [number for number, row in enumerate(_rows(output)) if row["error"]] == [70]
@@ -140,14 +147,11 @@ def test_images_and_output_on_an_object_store(published_run: dict[str, Any], pho
     for file in photos.rglob("*.jpg"):
         client.put_object(Bucket="bucket", Key=f"photos/{file.relative_to(photos)}", Body=file.read_bytes())
     options = ["--model", published_run["run"], "--device", "cpu", "--workers", "1", "--images"]
-    job = _start(*options, f"{s3}/photos", "--output", f"{s3}/out.parquet")
-    told, said = job.communicate()
-    assert job.returncode == 0, said
+    told = _finish(*options, f"{s3}/photos", "--output", f"{s3}/out.parquet")
     assert told.startswith(
         f"{s3}/out.parquet: 8 images\n1 of them could not be read; the first: {s3}/photos/page.jpg ("
     )
-    here = _start(*options, photos, "--output", tmp_path / "out.parquet")
-    assert here.wait() == 0, here.communicate()
+    _finish(*options, photos, "--output", tmp_path / "out.parquet")
     stored = pq.read_table(pa.BufferReader(client.get_object(Bucket="bucket", Key="out.parquet")["Body"].read()))
     expected = _rows(tmp_path / "out.parquet")
     assert stored.to_pylist() == [row | {"path": row["path"].replace(str(photos), f"{s3}/photos")} for row in expected]
