@@ -60,6 +60,8 @@ class Classifier:
     @torch.inference_mode()
     def _answers(self, crops: Crops, values: torch.Tensor) -> Answers:
         if self._device.type == "cuda":
+            if values.is_cuda:
+                values.record_stream(torch.cuda.current_stream(self._device))  # from the decoder's stream
             values = self._normalize(values.to(self._device))
         best = self._model(values).float().softmax(1).topk(self._top_k)
         return Answers(

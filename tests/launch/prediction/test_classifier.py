@@ -53,8 +53,16 @@ def _cut(decode: Decode, *, upright: bool = True) -> Cut:
     return Cut(crop=64, shorter_side=72, upright=upright, decode=decode)
 
 
-def _classify(folder: Path, weights: dict[str, torch.Tensor], cut: Cut, *, top_k: int = 3, batch: int = 4) -> Answers:
-    classifier = Classifier(RECIPE, weights, cut, top_k=top_k, batch=batch, threads=2, device=CPU)
+def _classify(
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    cut: Cut,
+    *,
+    top_k: int = 3,
+    batch: int = 4,
+    device: torch.device = CPU,
+) -> Answers:
+    classifier = Classifier(RECIPE, weights, cut, top_k=top_k, batch=batch, threads=2, device=device)
     parts = list(classifier.classify(find_images([str(folder)])[0]))
     assert all(len(part.classes) == batch for part in parts[:-1])
     return Answers(
@@ -148,6 +156,23 @@ def test_answers_are_those_of_the_network_called_by_hand(weights: dict[str, torc
     found = _classify(tmp_path, weights, _cut("pillow"), top_k=7)
     assert found.classes.tolist() == best.indices.tolist()
     np.testing.assert_allclose(found.probabilities, best.values, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", get_args(Decode))
+def test_a_gpu_gives_the_answers_of_the_cpu(decode: Decode, weights: dict[str, torch.Tensor], tmp_path: Path):
+    for name, make in (ODD | DAMAGED).items():
+        (tmp_path / f"{name}.jpg").write_bytes(make())
+    expected = _classify(tmp_path, weights, _cut("pillow"), top_k=7)
+    found = _classify(tmp_path, weights, _cut(decode), top_k=7, device=torch.device("cuda", 0))
+    assert found.errors == expected.errors
+    by_class = [
+        np.take_along_axis(one.probabilities, np.argsort(one.classes, 1), 1)[
+            [n not in one.errors for n in range(len(ODD | DAMAGED))]
+        ]
+        for one in (found, expected)
+    ]
+    np.testing.assert_allclose(*by_class, atol=0.02)  # the GPU's filter and arithmetic
 
 
 def test_dalis_pixels_are_those_of_the_evaluation(images: tuple[str, str]):
