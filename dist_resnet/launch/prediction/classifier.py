@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.data.input.normalize import Normalizer
 from dist_resnet.data.input.prefetch import Prefetched
 from dist_resnet.data.unlabeled.images import Images
@@ -40,7 +40,7 @@ class Classifier:
     ) -> None:
         """Raises RuntimeError if the weights are not those of the recipe's network."""
         self._model = predictor.rebuild(recipe, weights).to(device)
-        self._normalize = Normalizer(DATASETS[recipe.data.dataset], device, channels_last=True)
+        self._normalize = Normalizer(normalization_of(recipe.data), device, channels_last=True)
         self._cropper = Cropper(cut, max_batch=batch, num_threads=threads, device=device)
         self._top_k, self._batch, self._device = top_k, batch, device
 

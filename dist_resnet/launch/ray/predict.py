@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from dist_resnet import logs
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.data.input import decoders
 from dist_resnet.data.shards import classes
 from dist_resnet.data.unlabeled.find import find_images
@@ -104,7 +104,7 @@ def predict(options: Options) -> Predicted:
 def prepare_model(trained: Trained, options: Options) -> Model:
     """A model as the options have it classify."""
     recipe = trained.recipe
-    outputs = recipe.model.num_classes
+    outputs = recipe.model.num_outputs
     return Model(
         recipe=recipe,
         names=classes.numbers(outputs) if trained.classes is None else classes.for_outputs(trained.classes, outputs),
@@ -145,7 +145,7 @@ def _job(images: Sequence[Images], model: Model, weights: Weights) -> dict[str, 
     recipe = model.recipe
     described = {
         "model": dataclasses.asdict(recipe.model),
-        "dataset": dataclasses.asdict(DATASETS[recipe.data.dataset]),
+        "dataset": dataclasses.asdict(normalization_of(recipe.data)),
     }
     known.update(json.dumps([described, model.names]).encode())
     for name, tensor in sorted(weights.items()):
