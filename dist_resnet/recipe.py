@@ -24,6 +24,8 @@ MatchClasses = Literal["names", "numbers"]
 Balance = Literal["none", "square_root", "classes"]
 Color = tuple[float, float, float]
 Decode = Literal["auto", "gpu", "cpu", "pillow"]
+Head = Literal["auto", "keep", "new"]
+Freeze = Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "all-but-head"]
 
 # Marks a field that says where data is stored, not what is computed: the fingerprint leaves it out.
 _LOCATION = {"location": True}
@@ -130,6 +132,32 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initial:
+    """The weights that training starts from: drawn from the seed, or trained ones (docs/initial-weights.md)."""
+
+    weights: str | None = field(default=None, metadata=_LOCATION)
+    """Trained weights to start from: models:/NAME/VERSION or models:/NAME@ALIAS, a run STORAGE/NAME, one of its
+    checkpoints, or a file .safetensors or .pth with the names of this project, torchvision or timm. Unset: weights are
+    drawn from the seed."""
+    sha256: str | None = None
+    """sha256 that these weights must have, such as a run's weights_sha256; others are refused. Unset: any weights; the
+    run records theirs."""
+    head: Head = "auto"
+    """The classifier that training starts from. keep: the one in the weights. new: drawn from the seed. auto: keep if
+    its classes have the names of the training images' classes, in any order, otherwise new."""
+    freeze: Freeze = "none"
+    """Layers that stay as they are, from the first one to the end of this part. all-but-head: everything but the
+    classifier. BN in these layers uses the running statistics of the weights."""
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        if self.weights == "":
+            raise ValueError("initial.weights is empty; give trained weights, or leave the option out")
+        if self.weights is None and (self.sha256 is not None or (self.head, self.freeze) != ("auto", "none")):
+            raise ValueError("initial.sha256, head and freeze are about trained weights; give --initial.weights too")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augment:
     """How training images are augmented: crop, flip and color."""
 
@@ -217,6 +245,8 @@ class Schedule:
     learning rate."""
     warmup_factor: float = 0.1
     """The reduced learning rate of the warm-up, as a fraction of the full one."""
+    head_factor: float = field(default=1.0, metadata=_ADDED)
+    """Factor on the learning rate of the classifier, such as 10 for a new one on trained weights."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -227,6 +257,8 @@ class Schedule:
         _in_range("schedule.drop_factor", self.drop_factor, 0.0, 1.0)
         _in_range("schedule.warmup", self.warmup, 0.0, 1.0, open_end=True)
         _in_range("schedule.warmup_factor", self.warmup_factor, 0.0, 1.0)
+        if not (self.head_factor > 0 and math.isfinite(self.head_factor)):
+            raise ValueError(f"schedule.head_factor must be positive, got {self.head_factor}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +293,7 @@ class Recipe:
     """Everything that decides a run's numbers."""
 
     data: Data
+    initial: Initial = field(default_factory=Initial, metadata=_ADDED)
     model: Model = field(metadata=_RARE)
     schedule: Schedule = field(default_factory=Schedule, metadata=_RARE)
     optimizer: Optimizer = field(default_factory=Optimizer, metadata=_RARE)

@@ -17,6 +17,7 @@ from dist_resnet.data.shards.measured import with_measured
 from dist_resnet.data.shards.spelling import describe_alike
 from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.data.shards.split_names import check_one_split
+from dist_resnet.launch.initial import InitialWeights, check_weights, of_known_run
 from dist_resnet.model import build_model
 from dist_resnet.recipe import Execution, Model, Recipe, check_pair
 from dist_resnet.storage.uri import absolute_uri, check_no_password
@@ -24,6 +25,8 @@ from dist_resnet.tracking import journal
 from dist_resnet.tracking.mlflow import address
 from dist_resnet.tracking.records import Session
 from dist_resnet.tracking.run_directory import RECIPE_FILE, SUMMARY_FILE, RunDirectory
+from dist_resnet.train import initial
+from dist_resnet.train.freeze import check_part
 from dist_resnet.train.schedule import num_steps
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,12 @@ class Plan:
     """Names of the model's classes; None if the training images have none."""
     notes: tuple[str, ...] = ()
     """Lines to log before the run starts."""
+    initial_weights: bytes | None = None
+    """The file of initial weights that a new run begins with, on the driver only."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers read it from the run's directory.
+        return self.__dict__ | {"initial_weights": None}
 
     @property
     def name(self) -> str:
@@ -55,8 +64,10 @@ class Plan:
         return num_steps(self.recipe.epochs, steps_per_epoch(self.train.num_images, self.recipe.global_batch))
 
     def claim(self) -> None:
-        """Writes `recipe.json`, which makes the directory this run's."""
+        """Writes the initial weights and then `recipe.json`, which makes the directory this run's."""
         if self.directory.read_json(RECIPE_FILE) is None:
+            if self.initial_weights is not None:
+                self.directory.write(initial.FILE, self.initial_weights)
             recipe, label_map = self.recipe, self.validation.label_map
             self.directory.write_json(
                 RECIPE_FILE,
@@ -90,6 +101,7 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
     decoders.check(execution.decode_on)
     with torch.device("meta"):
         build_model(dataclasses.replace(recipe.model, num_classes=recipe.model.num_classes or 2))
+    check_part(recipe.model, recipe.initial.freeze)
     _check_no_passwords(recipe, execution)
     data = dataclasses.replace(
         recipe.data, train=absolute_uri(recipe.data.train), validation=absolute_uri(recipe.data.validation)
@@ -106,13 +118,12 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         validation_digest=_digest("validation", data.validation_digest, validation),
     )
     recipe = dataclasses.replace(recipe, data=data, model=_with_classes(recipe.model, train))
-    execution = dataclasses.replace(
-        execution,
-        storage=absolute_uri(execution.storage),
-        name=execution.name or f"{job}-{recipe.fingerprint()[:8]}",
-    )
+    execution = dataclasses.replace(execution, storage=absolute_uri(execution.storage))
     storage = RunDirectory(execution.storage)
     storage.check_writable()
+    weights = _initial_weights(recipe, execution, storage, train)
+    recipe = dataclasses.replace(recipe, initial=weights.initial)
+    execution = dataclasses.replace(execution, name=execution.name or f"{job}-{recipe.fingerprint()[:8]}")
     directory = RunDirectory(storage.child(execution.name or ""))
     known = _check_unused(directory, recipe, execution)
     if known is None:  # a resumed run keeps the shards that it started with
@@ -128,7 +139,9 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         validation=matched.split,
         directory=directory,
         classes=names,
+        initial_weights=weights.content,
         notes=(
+            *weights.notes,
             *classes.describe_absent_classes(train, "training images"),
             *describe_alike(names or (), "training images"),
             *describe_balance(recipe, train),
@@ -158,11 +171,24 @@ def _with_classes(model: Model, train: Split) -> Model:
     return dataclasses.replace(model, num_classes=count)
 
 
+def _initial_weights(recipe: Recipe, execution: Execution, storage: RunDirectory, train: Split) -> InitialWeights:
+    """The recipe's initial weights, checked; those of a run that is there already are not read again."""
+    if recipe.initial.weights is None:
+        return InitialWeights(initial=recipe.initial, content=None)
+    if execution.name is not None:
+        known = of_known_run(recipe.initial, RunDirectory(storage.child(execution.name)))
+        if known is not None:
+            return known
+    names = train.class_names and train.class_names[: recipe.model.num_classes]
+    return check_weights(recipe, names, tracking_uri=address.store_beside(storage, execution.tracking.uri))
+
+
 def _check_no_passwords(recipe: Recipe, execution: Execution) -> None:
     """Raises ValueError if an address that will be recorded contains a password."""
     for name, uri in (
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
+        ("initial.weights", recipe.initial.weights or ""),
         ("execution.storage", execution.storage),
     ):
         check_no_password(name, uri)

@@ -20,7 +20,7 @@ _ALIGNMENT = 32
 
 
 def in_parts(layers: Sequence[nn.Module], worker: Worker, part_bytes: int | None = None) -> list[list[nn.Module]]:
-    """Layers, given in order, in parts of at least so many bytes of weights (25 MiB); the first may have less.
+    """Layers, given in order, in parts of at least so many bytes of trained weights (25 MiB); the first may have less.
 
     With one worker there is nothing to sum and one part.
 
@@ -33,7 +33,8 @@ def in_parts(layers: Sequence[nn.Module], worker: Worker, part_bytes: int | None
         return [list(layers)]
     parts: list[list[nn.Module]] = [[]]
     for layer in reversed(layers):
-        if _num_bytes(parts[0]) >= (part_bytes or _PART_BYTES):
+        # Frozen layers, which come first, have no gradients: their output has no backward pass of its own.
+        if _num_bytes(parts[0]) >= (part_bytes or _PART_BYTES) and _num_bytes([layer]):
             parts.insert(0, [])
         parts[0].insert(0, layer)
     return parts
@@ -94,7 +95,7 @@ class Gradients:
 
 
 def _parameters(part: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for layer in part for parameter in layer.parameters()]
+    return [parameter for layer in part for parameter in layer.parameters() if parameter.requires_grad]
 
 
 def _num_bytes(part: Sequence[nn.Module]) -> int:

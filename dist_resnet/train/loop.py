@@ -22,6 +22,7 @@ from dist_resnet.train.agreement import Agreement
 from dist_resnet.train.context import RunContext
 from dist_resnet.train.damage import DamageRecord, TooDamagedError
 from dist_resnet.train.evaluate import Evaluator
+from dist_resnet.train.freeze import freeze
 from dist_resnet.train.metrics import DivergedError, StepMeter, WatchedBatches
 from dist_resnet.train.optimizer import build_optimizer
 from dist_resnet.train.precision import configure_backend, loss_scaler
@@ -277,7 +278,8 @@ def create_state(recipe: Recipe, execution: Execution, worker: Worker) -> TrainS
     model = build_model(recipe.model).to(worker.device)
     if execution.performance.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(recipe.optimizer, model)
+    freeze(model, recipe.initial.freeze)
+    optimizer = build_optimizer(recipe.optimizer, model, head_factor=recipe.schedule.head_factor)
     if execution.performance.recompute:
         recompute_units(model)
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, worker.device))

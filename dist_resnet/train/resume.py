@@ -9,6 +9,7 @@ from dist_resnet.tracking.run_directory import RunDirectory
 from dist_resnet.train import checkpoint
 from dist_resnet.train.checkpoint import Checkpoint
 from dist_resnet.train.context import RunContext
+from dist_resnet.train.initial import load_initial
 from dist_resnet.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -18,13 +19,15 @@ _NONE, _UNKNOWN = -1, -2
 
 
 def resume(state: TrainState, context: RunContext, *, pause_seconds: float = 5.0) -> None:
-    """Loads the newest undamaged checkpoint of a run, if there is one, into the state; all workers call it together.
+    """Loads the newest undamaged checkpoint of a run, or its initial weights, into the state; all workers call it
+    together.
 
     Rank 0 chooses it and, while the storage fails, lets the others wait. Raises OSError once the storage has failed for
     too long, ValueError as `newest_checkpoint` does.
     """
     found, step = _agree(context, pause_seconds)
     if step == _NONE:
+        load_initial(state, context)
         return
     if found is None:
         found = context.patiently(lambda: _read_step(context.directory, step), "cannot be read")

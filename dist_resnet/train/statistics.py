@@ -13,10 +13,12 @@ from dist_resnet.worker import Worker
 
 
 class RunningStatistics:
-    """The running statistics of a network's BN layers, which become views of one tensor of each kind."""
+    """The running statistics of a network's trained BN layers, which become views of one tensor of each kind."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        # Frozen layers keep their statistics.
+        self._norms = [norm for norm in norms if norm.weight.requires_grad]
         self._means, self._variances, self._counts = (
             _joined(self._norms, name) for name in ("running_mean", "running_var", "num_batches_tracked")
         )
@@ -63,12 +65,15 @@ class RunningStatistics:
     def broadcast(self, worker: Worker) -> None:
         """Gives every worker rank 0's, which follow ghost batch 0."""
         for tensor in (self._means, self._variances, self._counts):
-            worker.broadcast(tensor)
+            if tensor.numel():
+                worker.broadcast(tensor)
 
 
 def _joined(norms: list[torch.nn.BatchNorm2d], name: str) -> torch.Tensor:
     """A buffer of all the layers as one tensor; the layers keep views of it."""
     buffers = [getattr(norm, name) for norm in norms]
+    if not buffers:
+        return torch.empty(0)
     joined = torch.cat([buffer.reshape(-1) for buffer in buffers])
     for norm, buffer, part in zip(norms, buffers, joined.split([one.numel() for one in buffers]), strict=True):
         setattr(norm, name, part.view(buffer.shape))

@@ -13,6 +13,7 @@ from dist_resnet.model.shortcuts import SHORTCUTS
 from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.train.compiled import compiled
 from dist_resnet.train.distributed import Gradients, in_parts
+from dist_resnet.train.freeze import train_mode
 from dist_resnet.train.ghost_norm import normalize_by_ghost_batch
 from dist_resnet.train.graphs import GraphedPass, is_graphed
 from dist_resnet.train.optimizer import set_learning_rate
@@ -57,7 +58,7 @@ class TrainStep:
         images, without images of weight 0. Raises ValueError if `batches` has other ghost batches.
         """
         state, batches = self._state, iter(batches)
-        state.model.train()
+        train_mode(state.model, self._recipe.initial.freeze)
         set_learning_rate(state.optimizer, learning_rate)
         totals = torch.zeros(3, dtype=torch.float64, device=self._worker.device)
         # A recording makes its own casts, as the weights are at every replay.

@@ -60,8 +60,13 @@ def store_of(directory: RunDirectory, tracking_uri: str | None, *, resolve: bool
 
     Raises ValueError as `check` does, also for MLFLOW_REGISTRY_URI.
     """
+    return store_beside(directory.parent, tracking_uri, resolve=resolve)
+
+
+def store_beside(storage: RunDirectory, tracking_uri: str | None, *, resolve: bool = True) -> str:
+    """As `store_of`, for runs in a storage."""
     check_registry(resolve=resolve)
-    uri = tracking_uri or os.environ.get(VARIABLE) or embedded_store(directory.parent)
+    uri = tracking_uri or os.environ.get(VARIABLE) or embedded_store(storage)
     is_from_environment = not tracking_uri and bool(os.environ.get(VARIABLE))
     _check_named(VARIABLE if is_from_environment else None, uri, resolve=resolve)
     return uri
