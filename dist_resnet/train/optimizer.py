@@ -25,11 +25,12 @@ def build_optimizer(optimizer: Optimizer, model: torch.nn.Module, *, head_factor
             decays = parameter.ndim >= 2 or (optimizer.decay_norm_and_bias and id(parameter) not in gates)
             factor = head_factor if name.startswith("head.classifier.") else 1.0
             groups.setdefault((decays, factor), []).append(parameter)
+    decayed = [
+        {"params": parameters, "weight_decay": optimizer.weight_decay if decays else 0.0, _FACTOR: factor}
+        for (decays, factor), parameters in groups.items()
+    ]
     return torch.optim.SGD(
-        [
-            {"params": parameters, "weight_decay": optimizer.weight_decay if decays else 0.0, _FACTOR: factor}
-            for (decays, factor), parameters in groups.items()
-        ],
+        decayed,
         lr=0.0,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
