@@ -165,7 +165,7 @@ def test_published_weights_of_torchvision_become_a_new_head_on_its_layers(
         (
             {"model": Model(depth=14, num_classes=4)},
             {},
-            "depth 8, not 14; they lack stages.0.units.1.preactivation.norm.weight, .* and 27 more; give --model.depth 8",
+            "depth 8, not 14; they lack stages.0.units.1.preactivation.norm.weight, .* and 27 more; give --model",
         ),
         (
             {"model": Model(depth=8, num_classes=4, shortcut="dropout")},

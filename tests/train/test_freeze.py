@@ -1,5 +1,11 @@
 """Frozen layers and initial weights in training. Oracle: torch's own SGD on the layers that are left, and equality."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +139,39 @@ def test_a_damaged_copy_in_the_runs_directory_stops_the_run(recipe: Recipe, exec
     copy.write_bytes(content)
     with pytest.raises(ValueError, match="initial.safetensors is damaged: it does not have the sha256 of the recipe's"):
         local.run(plan)
+
+
+_SCRIPT = """
+import json, sys
+from dist_resnet.launch import local
+from dist_resnet.recipe import *
+if __name__ == "__main__":
+    recipe, execution = json.loads(sys.argv[1])
+    local.run(local.prepare_run(Recipe.from_dict(recipe), eval(execution), job="test"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [0, 2, 21])
+def test_two_workers_that_are_killed_go_on_from_the_weights_to_the_same_bits(
+    recipe: Recipe, execution: Execution, weights: str, points: int, tmp_path: Path
+):
+    recipe = replace(recipe, epochs=12, initial=Initial(weights=weights, head="new", freeze="stage1"))
+    recipe = replace(recipe, schedule=Schedule(learning_rate=0.05, kind="cosine", head_factor=10.0))
+    execution = replace(execution, workers=2, checkpoints=Checkpoints(every=5))
+    whole = _run(recipe, execution, "whole")
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    broken = replace(execution, name="broken")
+    process = subprocess.Popen(
+        [sys.executable, str(script), json.dumps([recipe.to_dict(), repr(broken)])], start_new_session=True
+    )
+    journal = Path(execution.storage, "broken", "journal", "000001.jsonl")
+    while not journal.exists() or journal.read_text().count('"metrics"') < points:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not Path(execution.storage, "broken", "summary.json").exists()
+    Path(weights).unlink()
+    assert _run(recipe, execution, "broken")["weights_sha256"] == whole["weights_sha256"]
