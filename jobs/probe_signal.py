@@ -69,6 +69,8 @@ class Options:
     execution: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
+        if self.recipe.initial.weights is not None:
+            raise ValueError("--initial.weights is for training; give --run or --model to measure trained weights")
         if self.run is None and self.model is None:
             return
         cli.run_or_model(self.run, self.model)

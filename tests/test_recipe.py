@@ -12,6 +12,7 @@ from dist_resnet.recipe import (
     Data,
     Evaluation,
     Execution,
+    Initial,
     Model,
     Optimizer,
     Recipe,
@@ -39,6 +40,7 @@ def test_the_fingerprint_is_the_sha256_of_the_sorted_compact_json_without_locati
     del values["data"]["train"], values["data"]["validation"]
     for newer in ("label_column", "match_classes", "mean", "std", "balance"):
         del values["data"][newer]
+    del values["initial"], values["schedule"]["head_factor"]
     values["augment"]["color"] = False  # the first release's word for none
     expected = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     assert recipe.fingerprint() == expected
@@ -59,7 +61,17 @@ def test_a_file_of_the_first_release_is_read_and_its_newer_fields_are_at_their_d
     values = _recipe().to_dict()
     for newer in ("label_column", "match_classes", "mean", "std", "balance"):
         del values["data"][newer]
+    del values["initial"], values["schedule"]["head_factor"]
     assert Recipe.from_dict(values) == _recipe()
+
+
+def test_the_sha256_of_initial_weights_counts_and_their_address_does_not():
+    prints = [
+        _recipe(initial=Initial(weights=address, sha256=sha256)).fingerprint()
+        for address, sha256 in (("a", "1"), ("b", "1"), ("a", "2"))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+    assert _recipe().fingerprint() not in prints
 
 
 def test_a_newer_field_counts_once_it_is_set():

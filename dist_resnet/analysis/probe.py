@@ -29,7 +29,7 @@ from dist_resnet.data.shards.split import Split, open_split
 from dist_resnet.model import build_model
 from dist_resnet.model.resnet import ResNet
 from dist_resnet.model.shortcuts import SHORTCUTS
-from dist_resnet.recipe import Execution, Recipe
+from dist_resnet.recipe import Execution, Initial, Recipe
 from dist_resnet.storage.uri import absolute_uri, without_credentials
 from dist_resnet.tracking import provenance
 from dist_resnet.tracking.holding import keeping
@@ -193,7 +193,8 @@ def _measure(probe: Probe) -> list[Measured]:
     batches = _images(probe, worker)
     measured = []
     for subject in probe.subjects:
-        state = create_state(subject.recipe, probe.execution, worker)
+        # Frozen layers would have no gradients.
+        state = create_state(replace(subject.recipe, initial=Initial()), probe.execution, worker)
         if subject.weights is not None:
             state.load(subject.weights, {}, {"step": 0, "scaler": {}})
         assert isinstance(state.model, ResNet)

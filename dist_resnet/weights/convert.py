@@ -96,7 +96,7 @@ def _other_fields(fields: Mapping[str, Any], model: recipe.Model) -> dict[str, t
 def _check_same(weights: Mapping[str, torch.Tensor], wanted: Weights, others: dict[str, tuple[Any, Any]]) -> None:
     """Raises ValueError that names the tensors and the fields in which a network differs from the wanted one."""
     lacking = [n for n in wanted if n not in weights and _COUNTER not in n and not n.startswith(CLASSIFIER)]
-    extra = [name for name in weights if name not in wanted]
+    extra = sorted(weights.keys() - wanted.keys())
     shapes = [
         f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
         for name, tensor in weights.items()

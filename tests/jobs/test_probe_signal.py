@@ -86,3 +86,9 @@ def test_bad_input_exits_with_2_and_one_line(
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_initial_weights_are_refused_for_a_run_or_model():
+    ended = run_inside("probe_signal", "--initial.weights", "weights.pth")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert "--initial.weights is for training; give --run or --model to measure trained weights" in ended.stderr
