@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from dist_resnet.launch.trained import Trained, Weights, open_trained
 from dist_resnet.model import build_model
 from dist_resnet.storage import files
 from dist_resnet.storage.uri import absolute_uri, open_uri
-from dist_resnet.weights.convert import to_theirs
+from dist_resnet.weights.convert import describe_model, to_theirs
 from dist_resnet.weights.files import CLASSES, MODEL
 from dist_resnet.weights.formats import FORMATS
 
@@ -76,7 +76,7 @@ def _about(trained: Trained) -> dict[str, Any]:
 
 def _write_ours(staged: Path, path: str, trained: Trained, weights: Weights, about: dict[str, Any]) -> str:
     """A file that --initial.weights reads, with the network and its classes in its metadata."""
-    metadata = {MODEL: json.dumps(asdict(trained.recipe.model))}
+    metadata = {MODEL: json.dumps(describe_model(trained.recipe.model))}
     if about["classes"] is not None:
         metadata[CLASSES] = json.dumps(about["classes"])
     safetensors.torch.save_file(weights, staged, metadata=metadata)

@@ -112,7 +112,7 @@ def _converted(shown: str, state: Weights, model: Model, known: dict[str, Any]) 
         found = recognize(state)
         weights = from_theirs(state, found, model, known)
         found.check(weights)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a file may describe its network in any words
         raise ValueError(f"the initial weights at {shown} cannot be used: {error}") from error
     return weights
 

@@ -71,10 +71,10 @@ def _read_safetensors(content: bytes) -> StateDict:
         about = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         return StateDict(
             tensors=tensors,
-            model=json.loads(about.get(MODEL, "{}")),
+            model=dict(json.loads(about.get(MODEL, "{}"))),
             classes=tuple(json.loads(about[CLASSES])) if CLASSES in about else None,
         )
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"is damaged or not a safetensors file ({one_line(error)}); download it again") from error
 
 

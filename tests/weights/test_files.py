@@ -55,6 +55,13 @@ def test_a_safetensors_file_is_read_with_what_it_says_about_itself(tmp_path: Pat
     assert (found.model, found.classes) == ({"depth": 20}, ("cat", "dog"))
 
 
+@pytest.mark.parametrize("about", [{MODEL: "3"}, {MODEL: "{"}, {CLASSES: "3"}, {CLASSES: "cat"}])
+def test_a_description_of_something_else_is_refused(tmp_path: Path, about: dict):
+    safetensors.torch.save_file(STATE, tmp_path / "a.safetensors", metadata=about)
+    with pytest.raises(ValueError, match="a.safetensors is damaged or not a safetensors file"):
+        read(str(tmp_path / "a.safetensors"))
+
+
 class _Code:
     """Unpickled by pickle, creates a file."""
 
