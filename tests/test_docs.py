@@ -12,7 +12,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "cluster/README.md")]
 
 
-@pytest.mark.parametrize("page", ["operations.md", "reproduce.md", "signal-propagation.md"])
+@pytest.mark.parametrize("page", ["initial-weights.md", "operations.md", "reproduce.md", "signal-propagation.md"])
 def test_every_command_of_a_job_is_one_that_the_job_takes(page):
     # Those that prepare images have command lines of their own; tests/test_readme.py reads them.
     commands = [words for words in commands_in((ROOT / "docs" / page).read_text()) if "jobs/prepare_" not in words[0]]
