@@ -37,7 +37,8 @@ def main() -> None:
     print(f"top-1 error {tags.get('top1_error', 'unknown')} at {tags.get('evaluated_at', 'an unknown crop')}")
     print(f"weights sha256 {tags.get('weights_sha256')}")
     folder = str(pulled.folder)
-    print(USE.format(text=repr(folder), mlflow=commands.mlflow(), word=shlex.quote(folder)))
+    weights = shlex.quote(f"models:/{pulled.version.name}/{pulled.version.version}")
+    print(USE.format(text=repr(folder), mlflow=commands.mlflow(), word=shlex.quote(folder), weights=weights))
 
 
 USE = """
@@ -46,7 +47,9 @@ To classify images (needs mlflow, torch, safetensors, pillow):
     model.predict({{"image": [open("image.jpg", "rb").read()]}}, params={{"top_k": 3}})
 To serve it over HTTP, on this machine only:
     {mlflow} models serve --model-uri {word} --env-manager local --host 127.0.0.1 --port 5001
-To train it further:
+To train it further, a training job with
+    --initial.weights {weights}
+To use the network in Python:
     model = dist_resnet.registry.read({text})"""
 
 
