@@ -4,12 +4,13 @@ What is listed here is for programs and notebooks; `run_training` is what every 
 what is computed, an execution where and how fast:
 
 >>> from dist_resnet import (
-...     Augment, Cache, Checkpoints, Data, Evaluation, Execution, Model, Optimizer, Performance, Recipe, Recovery,
-...     Schedule, Tracking, build_model,
+...     Augment, Cache, Checkpoints, Data, Evaluation, Execution, Initial, Model, Optimizer, Performance, Recipe,
+...     Recovery, Schedule, Tracking, build_model,
 ... )
 >>> recipe = Recipe(
 ...     model=Model(depth=164, num_classes=10, shortcut="identity", placement="full_preactivation"),
 ...     data=Data(train="cifar10/train-*.parquet", validation="cifar10/test-*.parquet", dataset="cifar10"),
+...     initial=Initial(weights="trained.safetensors", freeze="stem"),
 ...     augment=Augment(kind="pad", size=32),
 ...     optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
 ...     schedule=Schedule(learning_rate=0.1, drops=(0.5, 0.75)),
