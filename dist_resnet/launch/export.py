@@ -9,7 +9,7 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 
-from dist_resnet.data.datasets import DATASETS
+from dist_resnet.data.datasets import normalization_of
 from dist_resnet.data.shards import classes
 from dist_resnet.launch.onnx import write_onnx
 from dist_resnet.launch.trained import Trained, Weights, open_trained
@@ -63,10 +63,10 @@ def _check_ending(path: str, kind: Kind) -> None:
 
 def _about(trained: Trained) -> dict[str, Any]:
     recipe = trained.recipe
-    constants = DATASETS[recipe.data.dataset]
+    constants = normalization_of(recipe.data)
     names = trained.classes_beside(None)
     return {
-        "classes": None if names is None else classes.for_outputs(names, recipe.model.num_classes),
+        "classes": None if names is None else classes.for_outputs(names, recipe.model.num_outputs),
         "crop": recipe.evaluation.crops[0],
         "shorter_side": recipe.evaluation.shorter_sides[0],
         "mean": constants.mean,

@@ -155,7 +155,7 @@ def _why_not(model: Model, ours: Sequence[str] | None, source: _Source) -> tuple
         )
     if len({*mine}) < len(mine) or len(mine) != len(yours):
         return "class names that several classes have cannot be matched", None
-    return None, [*(yours.index(name) for name in mine), *range(len(mine), model.num_classes)]
+    return None, [*(yours.index(name) for name in mine), *range(len(mine), model.num_outputs)]
 
 
 def _with_rows(weights: Weights, rows: list[int]) -> Weights:
