@@ -76,15 +76,22 @@ class _Options:
 
 
 def run_job(
-    recipe: Recipe, execution: Execution, *, doc: str | None, arguments: Sequence[str] | None = None
+    recipe: Recipe,
+    execution: Execution,
+    *,
+    doc: str | None,
+    follows_weights: bool = False,
+    arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """The main of a training job: reads the command line, trains on Ray Train, exits.
+
+    With `follows_weights`, initial weights must be given, and the recipe takes their network, crops and normalization.
 
     Exits with 0 if the run has finished, now or earlier; 1 if it failed or diverged; 2 on bad input, explained in one
     line on standard error before any worker starts; 130 if it was stopped and can resume.
     """
     run(
-        lambda: _train(recipe, execution, doc, arguments),
+        lambda: _train(recipe, execution, doc, follows_weights, sys.argv[1:] if arguments is None else arguments),
         advice="the same command resumes from the newest checkpoint",
     )
 
@@ -108,7 +115,12 @@ def run(main: Callable[[], None], *, advice: str = "") -> NoReturn:
     sys.exit(0)
 
 
-def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Sequence[str] | None) -> NoReturn:
+def _train(
+    recipe: Recipe, execution: Execution, doc: str | None, follows_weights: bool, arguments: Sequence[str]
+) -> NoReturn:
+    if follows_weights and not {"--help", "-h"} & {*arguments}:
+        with bad_input_exits():
+            recipe = _follow_weights(recipe, execution, arguments)
     recipe, execution, demo = parse(recipe, execution, doc=doc, arguments=arguments)
     logs.configure()
     # Imported late, so that --help and a mistyped option need not wait for torch and Ray.
@@ -124,6 +136,25 @@ def _train(recipe: Recipe, execution: Execution, doc: str | None, arguments: Seq
     with failures_exit():
         summary = training.train(plan)
     sys.exit({Finished.kind: 0, Stopped.kind: _STOPPED}.get(summary["status"], 1))
+
+
+def _follow_weights(recipe: Recipe, execution: Execution, arguments: Sequence[str]) -> Recipe:
+    """The recipe for the initial weights on a command line. Raises ValueError if it names none."""
+    from dist_resnet.launch.finetune import follow_weights, value_of
+
+    weights = value_of(arguments, "--initial.weights")
+    if not weights:
+        raise ValueError(
+            "fine-tuning starts from trained weights: give --initial.weights models:/NAME@ALIAS, a run STORAGE/NAME or "
+            "a file .safetensors or .pth"
+        )
+    return follow_weights(
+        recipe,
+        weights,
+        storage=value_of(arguments, "--execution.storage") or execution.storage,
+        name=value_of(arguments, "--execution.name"),
+        tracking_uri=value_of(arguments, "--execution.tracking.uri"),
+    )
 
 
 def run_or_model(run: str | None, model: str | None) -> str:

@@ -90,16 +90,17 @@ def of_known_run(initial: Initial, directory: RunDirectory) -> InitialWeights | 
 
 
 def _absolute(address: str) -> str:
-    return address if _is_registered(address) else absolute_uri(address)
+    return address if is_registered(address) else absolute_uri(address)
 
 
-def _is_registered(address: str) -> bool:
+def is_registered(address: str) -> bool:
+    """Whether an address is that of a registered model."""
     return address.startswith("models:/")
 
 
 def _read(address: str, model: Model, class_names: Sequence[str] | None, tracking_uri: str | None) -> _Source:
     shown = without_credentials(address)
-    if not _is_registered(address) and files.is_file(address):
+    if not is_registered(address) and files.is_file(address):
         found = files.read(address)
         return _Source(weights=_converted(shown, found.tensors, model, found.model), classes=found.classes)
     with open_trained(address, tracking_uri=tracking_uri) as trained:

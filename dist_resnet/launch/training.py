@@ -42,9 +42,9 @@ def run_training(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     """
     logs.configure_unless_done()
     # Imported late, because it imports MLflow.
-    from dist_resnet.registry.publish import default_name
+    from dist_resnet.registry.publish import default_name, name_of_images
 
-    return train(prepare(recipe, execution, job=default_name(recipe.model, recipe.data.dataset)))
+    return train(prepare(recipe, execution, job=default_name(recipe.model, name_of_images(recipe))))
 
 
 def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:

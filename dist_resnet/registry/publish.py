@@ -1,6 +1,7 @@
 """Publishes models to MLflow's registry, with tags that say how good they are and where they come from."""
 
 import logging
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from dist_resnet.data.shards import classes
+from dist_resnet.data.shards.split_names import split_of
 from dist_resnet.recipe import Evaluation, Model, Recipe
 from dist_resnet.registry import package
 from dist_resnet.registry.mlmodel import write_mlmodel
@@ -82,7 +84,7 @@ def publish_run(
         try:
             client = mlflow_client.open_client(uri)
             run_id = _mlflow_run(client, directory)
-            name = name or default_name(recipe.model, recipe.data.dataset)
+            name = name or default_name(recipe.model, name_of_images(recipe))
             version, is_champion = register(client, made, name, run_id, tags, promote)
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             reason = refusal_of(error, uri, has_answered=True) or first_line(error)
@@ -107,6 +109,21 @@ def default_name(model: Model, dataset: str) -> str:
         return f"preact-resnet{model.depth}"
     kind = model.placement if model.shortcut == "identity" else f"{model.placement}-{model.shortcut}"
     return f"{kind}-resnet{model.depth}-{dataset}"
+
+
+def name_of_images(recipe: Recipe) -> str:
+    """The name of a recipe's data set: its own if it is known, otherwise that of the images' folder.
+
+    >>> from dist_resnet.recipe import Augment, Data
+    >>> data = Data(train="s3://bucket/red flowers/train-*.parquet", validation="x", dataset="own")
+    >>> name_of_images(Recipe(model=Model(depth=20), data=data, augment=Augment(kind="pad", size=32)))
+    'red-flowers'
+    """
+    if recipe.initial.weights is None and recipe.data.dataset != "own":
+        return recipe.data.dataset
+    folders = [part for part in recipe.data.train.split("/") if part and not re.search(r"[*?\[]|\.parquet$", part)]
+    named = [part for part in folders if split_of(part) is None] or ["images"]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", named[-1]).strip("-") or "images"
 
 
 def publish_once(run: str, *, tracking_uri: str | None = None, name: str | None = None) -> str:

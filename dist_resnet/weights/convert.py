@@ -10,7 +10,7 @@ from dist_resnet import recipe
 from dist_resnet.model import build_model
 from dist_resnet.model.depths import layout_of
 from dist_resnet.model.shortcuts import widens_by_projection
-from dist_resnet.weights.formats import CLASSIFIER, Format, Weights
+from dist_resnet.weights.formats import CLASSIFIER, Format, Weights, recognize
 from dist_resnet.wording import some
 
 _CLASSIFIER_WEIGHT = f"{CLASSIFIER}weight"
@@ -42,6 +42,15 @@ def from_theirs(
     return {
         name: _as_stored(name, weights, like) for name, like in wanted.items() if name in weights or _COUNTER in name
     }
+
+
+def model_of(state: Mapping[str, torch.Tensor], like: recipe.Model, known: Mapping[str, Any]) -> recipe.Model:
+    """The model that a state dict is of; what neither its names nor `known` tell is as in `like`.
+
+    Raises ValueError if no network here has such tensors.
+    """
+    fields = {**_depth_of(state), **recognize(state).model, **known}
+    return dataclasses.replace(like, **fields)
 
 
 def to_theirs(weights: Weights, target: Format, model: recipe.Model) -> Weights:
