@@ -18,6 +18,8 @@ from registry.conftest import WORKER, trained
 from dist_resnet.launch import local
 from dist_resnet.launch.measure import _random_batch
 from dist_resnet.recipe import Checkpoints, Execution, Freeze, Initial, Performance, Recipe, Schedule
+from dist_resnet.train import step
+from dist_resnet.train.distributed import in_parts
 from dist_resnet.train.loop import create_state
 from dist_resnet.train.step import TrainStep
 
@@ -50,9 +52,9 @@ def test_a_step_changes_all_but_the_frozen_layers_and_their_statistics(
     state = create_state(recipe, execution, WORKER)
     state.load(trained(replace(recipe, initial=Initial()), execution, seed=3).weights(), {}, {"step": 0, "scaler": {}})
     before = state.weights()
-    step = TrainStep(recipe, execution, WORKER, state)
+    take = TrainStep(recipe, execution, WORKER, state)
     for number in range(2):
-        step([_random_batch(8, recipe, ghost, WORKER.device) for ghost in range(4)], 0.1 * (number + 1))
+        take([_random_batch(8, recipe, ghost, WORKER.device) for ghost in range(4)], 0.1 * (number + 1))
     for name, tensor in state.weights().items():
         assert torch.equal(tensor, before[name]) == name.startswith(_PARTS[part] or ("-",)), name
     assert not [name for name in state.slots() if name.partition(".")[2].startswith(_PARTS[part] or ("-",))]
@@ -86,6 +88,23 @@ def test_a_step_with_frozen_layers_is_torchs_sgd_with_bn_in_evaluation_there(
     expected = model.state_dict()
     for name, tensor in state.weights().items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+@pytest.mark.parametrize(("part", "number"), [("none", 5), ("stem", 4), ("stage2", 2), ("all-but-head", 1)])
+def test_frozen_layers_share_the_part_of_the_first_trained_one_and_parts_give_the_bits_of_one(
+    recipe: Recipe, execution: Execution, part: Freeze, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = replace(recipe, initial=Initial(weights="a", freeze=part))
+    two, found = replace(WORKER, world_size=2), []
+    for worker in (WORKER, two):
+        state = create_state(recipe, execution, WORKER)
+        monkeypatch.setattr(step, "in_parts", lambda layers, _, worker=worker: in_parts(layers, worker, part_bytes=1))
+        assert len(step.in_parts(state.model.layers, WORKER)) == (number if worker is two else 1)
+        TrainStep(recipe, execution, WORKER, state)(
+            [_random_batch(8, recipe, ghost, WORKER.device) for ghost in range(4)], 0.1
+        )
+        found.append(state.weights())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def _run(recipe: Recipe, execution: Execution, name: str, **fields) -> dict:
