@@ -222,6 +222,7 @@ class _Watched:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos  # it compares times, so nothing else may run
 def test_of_three_workers_the_one_stopped_by_signals_and_the_one_with_late_images_are_named(
     recipe: Recipe, execution: Execution, tmp_path: Path
 ):

@@ -52,6 +52,7 @@ def test_a_killed_worker_restarts_and_the_result_is_bit_identical(ray_cluster, r
 
 
 @pytest.mark.slow
+@pytest.mark.chaos  # it compares times, so nothing else may run
 def test_one_of_three_workers_that_is_slowed_by_signals_is_named_and_no_longer_afterwards(
     ray_cluster, recipe: Recipe, execution: Execution, capsys
 ):
