@@ -171,7 +171,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("points", [0, 2, 21])
+@pytest.mark.parametrize(
+    "points", [pytest.param(0, marks=pytest.mark.chaos), 2, pytest.param(21, marks=pytest.mark.chaos)]
+)
 def test_two_workers_that_are_killed_go_on_from_the_weights_to_the_same_bits(
     recipe: Recipe, execution: Execution, weights: str, points: int, tmp_path: Path
 ):
