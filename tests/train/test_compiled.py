@@ -130,11 +130,11 @@ print(json.dumps([worst, hashlib.sha256(own.numpy().tobytes()).hexdigest()]))
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler (g++) on the CPU")
 def test_inductor_gives_the_eager_gradients_and_the_same_bits_in_two_processes(two: Recipe, tmp_path: Path):
     """Each process compiles anew. Tolerance: 1e-5 of the largest gradient, about a hundred roundings of fp32."""
-    found = []
+    small, found = dataclasses.replace(two, model=Model(depth=8, num_classes=4)), []
     for number in range(2):
         done = subprocess.run(
             [sys.executable, "-c", _SCRIPT],
-            input=json.dumps(two.to_dict()),
+            input=json.dumps(small.to_dict()),
             env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / str(number))},
             capture_output=True,
             text=True,
