@@ -392,7 +392,7 @@ class Performance:
     """Record a ghost batch's work on the GPU once and replay it: 1.6 to 3 times as fast in small ghost batches, with
     1 to 7 % more memory. No effect with recompute and on the CPU."""
     recompute: bool = False
-    """Recompute residual units in the backward pass: less memory, more time."""
+    """Recompute residual units in the backward pass: less memory, more time. Excludes compile."""
     deterministic: bool = True
     """Use only deterministic algorithms on GPUs, so that runs are bit-identical. The CPU always does."""
     channels_last: bool = True
@@ -416,6 +416,8 @@ class Performance:
             value = getattr(self, name)
             if isinstance(value, int):
                 _at_least(f"execution.performance.{name}", value, 1)
+        if self.compile and self.recompute:
+            raise ValueError("execution.performance.compile excludes recompute; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)

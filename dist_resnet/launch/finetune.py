@@ -26,8 +26,9 @@ def follow_weights(recipe: Recipe, weights: str, *, storage: str, name: str | No
         return _like(recipe, Recipe.from_dict(known["recipe"]))
     if not is_registered(weights) and files.is_file(weights):
         return dataclasses.replace(recipe, model=_model_in(weights, recipe))
-    registry = address.store_beside(RunDirectory(absolute_uri(storage)), tracking_uri)
-    with open_trained(weights, tracking_uri=registry) as trained:
+    if is_registered(weights):
+        tracking_uri = address.store_beside(RunDirectory(absolute_uri(storage)), tracking_uri)
+    with open_trained(weights, tracking_uri=tracking_uri) as trained:
         return _like(recipe, trained.recipe)
 
 

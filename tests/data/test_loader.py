@@ -150,11 +150,11 @@ def test_resident_images_are_the_same_however_many_are_cropped_at_once(
     squares: Split, color: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(PAD, augment=replace(PAD.augment, color=color))
-    together = list(training(settings, squares).epoch(2))
+    together = list(steps(training(settings, squares), 2))
     for crops in (1, 12):
         monkeypatch.setattr("dist_resnet.data.input.resident._CROPS", crops)
         for start in (0, 3):
-            found = list(training(settings, squares).epoch(2, start))
+            found = list(steps(training(settings, squares), 2, start))
             for ours, theirs in zip(found, together[start:], strict=True):
                 for one, other in zip(ours, theirs, strict=True):
                     assert_equal(one, other)

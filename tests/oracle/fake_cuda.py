@@ -258,7 +258,7 @@ def _state(recipe: Any, execution: Any, device: Any) -> Any:
     return TrainState(model=model, optimizer=optimizer, scaler=loss_scaler(execution, device))
 
 
-def _batches(recipe: Any) -> list[Any]:
+def _batches(recipe: Any, worker: Any = None) -> list[Any]:
     import numpy as np
     import torch
 
@@ -273,7 +273,7 @@ def _batches(recipe: Any) -> list[Any]:
             ghost=ghost,
             weights=torch.ones(num),
         )
-        for ghost in range(recipe.num_ghost_batches)
+        for ghost in (range(recipe.num_ghost_batches) if worker is None else worker.share(recipe.num_ghost_batches))
     ]
 
 
@@ -291,8 +291,8 @@ def _steps(precision: str, workers: int = 1, ghosts_per_pass: int = 1) -> list[s
         worker = Worker(rank=0, world_size=workers, device=device)
         step = TrainStep(recipe, execution, worker, _state(recipe, execution, device))
         for _ in range(2):
-            step(_batches(recipe), 0.1)
-        steps = iter([_batches(recipe), _batches(recipe)])
+            step(_batches(recipe, worker), 0.1)
+        steps = iter([_batches(recipe, worker), _batches(recipe, worker)])
         with waits.watching():
             for batches in step.clock.waiting(steps):
                 totals = step(batches, 0.1)

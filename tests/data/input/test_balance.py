@@ -140,9 +140,12 @@ def epoch_of(recipe: Recipe, split: Split, rank: int = 0, world_size: int = 1, s
     images = TrainingImages(recipe, split, worker, OPTIONS)
     try:
         return {
-            (start + step, batch.ghost): (batch.indices, batch.labels.numpy(), batch.images.numpy())
-            for step, batches in enumerate(images.epoch(1, start))
-            for batch in batches
+            (start + number // images.ghosts_per_step, batch.ghost): (
+                batch.indices,
+                batch.labels.numpy(),
+                batch.images.numpy(),
+            )
+            for number, batch in enumerate(images.epoch(1, start))
         }
     finally:
         images.close()
