@@ -28,6 +28,7 @@ from dist_resnet.data.shards.reader import ShardReader
 from dist_resnet.data.shards.split import open_split
 from dist_resnet.data.unlabeled.find import find_images
 from dist_resnet.data.unlabeled.images import cut
+from dist_resnet.launch.prediction import options as prediction
 from dist_resnet.launch.progress import ImageProgress
 from dist_resnet.launch.ray import predict
 from dist_resnet.launch.trained import Trained
@@ -85,7 +86,7 @@ def recipe_of(options: Options) -> Recipe:
 def ours(options: Options, recipe: Recipe, folder: Path) -> dict[str, Callable[[], Round]]:
     """What jobs/predict.py does, once its workers have started."""
     state = create_state(recipe, Execution(), subject.worker(subject.CPU))
-    asked = predict.Options(
+    asked = prediction.Options(
         images=(str(folder),), model="", output="", device="cpu", workers=options.threads, batch=options.batch
     )
     model = predict.prepare_model(Trained(recipe=recipe, read_weights=state.weights), asked)

@@ -142,16 +142,23 @@ def prepare(recipe: Recipe, execution: Execution, *, job: str) -> Plan:
         initial_weights=weights.content,
         notes=(
             *weights.notes,
-            *classes.describe_absent_classes(train, "training images"),
-            *describe_alike(names or (), "training images"),
-            *describe_balance(recipe, train),
-            *duplicates.describe_copies(train, "training images"),
-            *duplicates.describe_copies(validation, "validation images"),
-            *duplicates.describe_shared(train, validation),
+            *_notes(recipe, train, validation, names),
             *matched.notes,
             *_said_of_precision(directory, execution),
         ),
     )
+
+
+def _notes(recipe: Recipe, train: Split, validation: Split, names: tuple[str, ...] | None) -> list[str]:
+    """What the images have that a user may not have meant."""
+    return [
+        *classes.describe_absent_classes(train, "training images"),
+        *describe_alike(names or (), "training images"),
+        *describe_balance(recipe, train),
+        *duplicates.describe_copies(train, "training images"),
+        *duplicates.describe_copies(validation, "validation images"),
+        *duplicates.describe_shared(train, validation),
+    ]
 
 
 def _with_classes(model: Model, train: Split) -> Model:

@@ -101,7 +101,7 @@ class TrainStep:
         if self._gradients:
             self.clock.gradients_done()
             self._gradients.wait()
-            self.clock.backward_done()
+            self.clock.gradients_summed()
         # Each worker finds an overflow of fp16 in the sums, so that all of them skip the same step.
         state.scaler.step(state.optimizer)
         state.scaler.update()

@@ -30,7 +30,7 @@ class StepClock:
         self._device = device
         self._now = now if device.type == "cpu" else self._recorded_event
         self._marks: list[tuple[int | None, Any]] = []
-        self._in_step = self._is_reducing = False
+        self._in_step = False
         self._steps = 0
         self._spare_events: list[torch.cuda.Event] = []
 
@@ -49,13 +49,10 @@ class StepClock:
     def gradients_done(self) -> None:
         """This worker has computed all its gradients of the step, and waits for the other workers' from now on."""
         self._mark(_COMPUTE)
-        self._is_reducing = True
 
-    def backward_done(self) -> None:
-        """A backward pass is over; if it reduced gradients, those of all workers have arrived."""
-        if self._is_reducing:
-            self._mark(_REDUCE)
-        self._is_reducing = False
+    def gradients_summed(self) -> None:
+        """The gradients of all workers have arrived."""
+        self._mark(_REDUCE)
 
     def step_done(self) -> None:
         """The step is over."""

@@ -27,9 +27,8 @@ def test_a_step_is_split_into_images_computing_and_gradients_and_the_time_betwee
     clock = StepClock(CPU, now=lambda: next(times))
     for _ in clock.waiting(iter("ab")):
         if clock._steps == 0:
-            clock.backward_done()  # of a pass that reduces nothing
             clock.gradients_done()
-            clock.backward_done()
+            clock.gradients_summed()
         clock.step_done()
     steps, seconds = clock.take()
     assert steps == 2
@@ -50,7 +49,7 @@ def test_a_step_may_take_several_batches_one_after_another():
 def test_what_happens_before_the_first_wait_for_images_does_not_count():
     clock = StepClock(CPU, now=itertools.count(0.0).__next__)
     clock.gradients_done()
-    clock.backward_done()
+    clock.gradients_summed()
     for _ in clock.waiting(iter("a")):
         clock.step_done()
     assert clock.take() == (1, [1.0, 1.0, 0.0])
@@ -100,7 +99,6 @@ def test_one_worker_never_waits_for_gradients(tmp_path: Path):
     times = WorkerTimes(worker, recorder, clock, ghost_batches=1, seconds_compared=1.0)
     times.share(0)
     for _ in clock.waiting(iter(range(30))):
-        clock.backward_done()
         clock.step_done()
     times.share(30)
     recorder.close()
@@ -130,7 +128,7 @@ def _act(folder: Path, worker: Worker) -> None:
         gradients.reduce(0)
         clock.gradients_done()
         gradients.wait()
-        clock.backward_done()
+        clock.gradients_summed()
         clock.step_done()
     times.share(8)
     recorder.close()

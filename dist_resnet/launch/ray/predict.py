@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dist_resnet.launch.ray.cluster import connect, own_cluster, resources  # first: it sets what Ray reads on import
 
@@ -27,11 +27,12 @@ from dist_resnet.launch import gpu
 from dist_resnet.launch.failures import RayFailedError
 from dist_resnet.launch.prediction.classifier import Answers, Classifier
 from dist_resnet.launch.prediction.crops import Cut
+from dist_resnet.launch.prediction.options import Options
 from dist_resnet.launch.prediction.results import Predicted, Results, check_output, table_of
 from dist_resnet.launch.progress import ImageProgress
 from dist_resnet.launch.resources import settle_workers
 from dist_resnet.launch.trained import Trained, Weights, open_trained
-from dist_resnet.recipe import Decode, Execution, Recipe
+from dist_resnet.recipe import Execution, Recipe
 from dist_resnet.registry import predictor
 from dist_resnet.storage.uri import absolute_uri, check_no_password
 from dist_resnet.wording import one_line
@@ -42,27 +43,6 @@ logger = logging.getLogger(__name__)
 _UNIT, _MOST_UNITS, _BLOCKS = 64, 16, 256
 _RESTARTS = 3
 _CORES_PER_WORKER = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is predicted, with what, and where."""
-
-    images: tuple[str, ...]
-    """Folders, globs or files of images, or of Parquet files with images."""
-    model: str
-    """What `open_trained` opens."""
-    output: str
-    """The file to write: .parquet or .csv."""
-    top_k: int = 5
-    exif_rotation: bool = True
-    """Whether images are turned upright by their EXIF data, as a served model does and evaluation does not."""
-    workers: int | None = None
-    """By default one for each GPU of the cluster, or without GPUs for each core."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    batch: int = 64
-    decode_on: Decode = "auto"
-    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
