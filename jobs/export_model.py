@@ -2,7 +2,7 @@
 
     python jobs/export_model.py --run ~/dist_resnet/NAME --format onnx --target model.onnx
     python jobs/export_model.py --model models:/preact-resnet152@champion --format timm --target resnetv2.safetensors
-    python jobs/export_model.py --run s3://bucket/runs/NAME --format torchvision --target s3://bucket/resnet50.pth
+    python jobs/export_model.py --run s3://bucket/runs/NAME --format torchvision --target s3://bucket/resnet50.safetensors
 
 The file is checked before it gets its name: weights are read back, ONNX is run by onnxruntime (`uv sync --extra onnx`)
 and compared with the network's logits. torchvision has the original placement at depth 50, 101 and 152, timm full
